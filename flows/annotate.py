@@ -1,0 +1,256 @@
+"""The flow: check the server → plan → annotate chunks → merge → report. The story of a run; the work is elsewhere."""
+
+import asyncio
+import logging
+import math
+import sys
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.cache_policies import NO_CACHE, CachePolicy
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.states import Completed, Failed
+from prefect.tasks import Task
+from pydantic import Field
+
+from blocks import AnnotationRecipe, VLLMServer
+from flows.annotator import PREPARED_AHEAD
+from flows.errors import AnnotateError, ImageFailure, ServerFault, ServerUnavailable, UsageError
+from flows.plan import Chunk, Plan, remove_plan
+from flows.progress import showing_progress
+from flows.report import markdown, sentence, summarise
+from flows.run import Run, current_plan, open_run
+from flows.store import Merged, Part, merge, pending_rows
+from flows.workspace import write_json
+
+CHUNK_RETRY_SECONDS = [10.0, 60.0]
+
+# Clients and semaphores belong to the flow's event loop: they reach the tasks by context, not as parameters.
+RUN: ContextVar[Run] = ContextVar("run")
+
+
+class ExpectedErrorsWithoutTraceback(logging.Filter):
+    """Prefect logs a failed task with its traceback; an error of ours is told by its message alone."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keeps every record, some of them shortened."""
+        if record.exc_info and isinstance(record.exc_info[1], AnnotateError):
+            record.exc_info = None
+        return True
+
+
+logging.getLogger("prefect.task_runs").addFilter(ExpectedErrorsWithoutTraceback())
+
+
+@dataclass
+class ByImagesAndRecipe(CachePolicy):
+    """A chunk's cache key: the digest of its image paths, and the recipe's fingerprint."""
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,  # noqa: ARG002
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],  # noqa: ARG002
+        **_: Any,
+    ) -> str:
+        """Prefixed, because tasks with equal keys would share entries."""
+        return f"annotate-chunk-{inputs['recipe_fingerprint']}-{inputs['chunk'].digest}"
+
+
+def flow_run_name() -> str:
+    """Tells in a list of runs what each writes."""
+    return f"annotate {Path(str(runtime.flow_run.parameters['output'])).name}"
+
+
+@flow(name="annotate-images", flow_run_name=flow_run_name, persist_result=False)
+async def annotate_images(
+    input: Path,  # noqa: A002 - the command line's --input
+    image_root: Path,
+    output: Path,
+    server: VLLMServer | None = None,
+    recipe: AnnotationRecipe | None = None,
+    max_concurrency: Annotated[int, Field(ge=1, le=10_000)] = 64,
+    chunk_size: Annotated[int, Field(ge=1, le=100_000)] = 500,
+    image_column: Annotated[str, Field(min_length=1)] = "image_path",
+    caption_column: str = "caption",
+    error_budget: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    server_wait_seconds: Annotated[float, Field(ge=0)] = 300,
+    request_timeout_seconds: Annotated[float, Field(gt=0)] = 600,
+    chunk_retries: Annotated[int, Field(ge=0, le=10)] = 1,
+) -> State[Any]:
+    """Annotates every image of a JSONL or Parquet file with a rationale and named boxes; goes on where it stopped.
+
+    Args:
+        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption a row.
+        image_root: The folder that image paths are relative to; nothing outside it is read.
+        output: The result, a .jsonl file; images it already holds are not asked again.
+        server: Where vLLM answers; empty takes http://localhost:8000/v1 and the model it serves.
+        recipe: Prompts, sampling, schema and image budget; empty takes the built-in one.
+        max_concurrency: Most requests in flight.
+        chunk_size: Images a chunk; a chunk is one task run.
+        image_column: The input column that holds the image path.
+        caption_column: The input column that holds the caption; empty when there are none.
+        error_budget: Share of a chunk's images that may fail before the chunk is stopped.
+        server_wait_seconds: How long requests wait for a server that went away.
+        request_timeout_seconds: How long one request may take.
+        chunk_retries: How often a chunk that lost its server is tried again.
+
+    """
+    logger = get_run_logger()
+    started = time.monotonic()
+    opening = open_run(
+        input=input,
+        image_root=image_root,
+        output=output,
+        server=server,
+        recipe=recipe,
+        max_concurrency=max_concurrency,
+        image_column=image_column,
+        caption_column=caption_column,
+        error_budget=error_budget,
+        server_wait_seconds=server_wait_seconds,
+        request_timeout_seconds=request_timeout_seconds,
+    )
+    try:
+        async with opening as run:
+            RUN.set(run)
+            logger.info("Model %s at %s, recipe %s", run.model, ", ".join(run.versions), run.recipe_fingerprint)
+            plan = await plan_chunks(chunk_size)
+            async with showing_progress(run.annotator, plan.rows, logger):
+                stopped = await annotate_chunks(plan, max_concurrency, chunk_retries)
+            merged = await merge_parts(plan, stopped)
+            summary = await publish_report(plan, merged, sorted(stopped), time.monotonic() - started)
+    except (UsageError, ServerFault) as error:
+        logger.error("%s", error)  # noqa: TRY400 - the message says it all
+        return Failed(message=str(error), data=error)
+    if stopped:
+        return Failed(message=sentence(summary))
+    return Completed(message=sentence(summary), data=summary)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="plan")
+async def plan_chunks(chunk_size: int) -> Plan:
+    """Rows without an answer, cut into chunks."""
+    run = RUN.get()
+    plan = await asyncio.to_thread(current_plan, run, chunk_size)
+    logger = get_run_logger()
+    counts = plan.counts
+    begun = "Going on with a plan that was not finished" if plan.resumed else "New plan"
+    logger.info(
+        "%s: %d images in %d chunks; the output had %d of the input's %d distinct images when it was made",
+        begun, plan.rows, len(plan.chunks), counts.already_done, counts.distinct,
+    )  # fmt: skip
+    if counts.malformed or counts.without_path or counts.duplicates:
+        logger.warning(
+            "Skipped lines of the input: %d malformed, %d without an image path, %d duplicates; see %s",
+            counts.malformed, counts.without_path, counts.duplicates, run.workspace.skipped,
+        )  # fmt: skip
+    return plan
+
+
+async def annotate_chunks(plan: Plan, max_concurrency: int, retries: int) -> dict[int, ImageFailure]:
+    """Runs the chunks, a few at once so that requests never run dry at a chunk's end.
+
+    Returns the chunks (by number) that did not come to their end, with what their open images fail with. Once the
+    server is gone or refuses, no further chunk starts.
+    """
+    stopped: dict[int, ImageFailure] = {}
+    chunk_size = max((chunk.length for chunk in plan.chunks), default=1)
+    live = asyncio.Semaphore(2 + math.ceil((max_concurrency + PREPARED_AHEAD) / chunk_size))
+    server_fault: ServerFault | None = None
+
+    async def annotate(chunk: Chunk) -> None:
+        nonlocal server_fault
+        async with live:
+            error = server_fault or await run_chunk(chunk, len(plan.chunks), retries)
+        if isinstance(error, ServerFault):
+            server_fault = error
+        if error is not None:
+            kind = "server" if isinstance(error, ServerFault) else "unasked"
+            stopped[chunk.number] = ImageFailure(kind, str(error) or repr(error))
+
+    async with asyncio.TaskGroup() as group:
+        for chunk in plan.chunks:
+            group.create_task(annotate(chunk))
+    return stopped
+
+
+async def run_chunk(chunk: Chunk, chunks: int, retries: int) -> BaseException | None:
+    """Runs or recalls one chunk; returns what stopped it, if anything did."""
+    run = RUN.get()
+    # A cached result speaks of a part file or output rows that may be gone by now: then it does not count.
+    whole = not await asyncio.to_thread(pending_rows, run.workspace, chunk, run.source.caption_column)
+    configured = annotate_chunk.with_options(
+        task_run_name=f"chunk {chunk.number} of {chunks}",
+        refresh_cache=not whole,
+        result_storage=run.workspace.cache,
+        retries=retries,
+        retry_delay_seconds=CHUNK_RETRY_SECONDS,
+    )
+    state: State[Any] = await configured(chunk, run.recipe_fingerprint, return_state=True)  # type: ignore[misc]
+    if state.is_completed():
+        return None
+    error = await state.aresult(raise_on_failure=False)
+    return error if isinstance(error, BaseException) else AnnotateError(state.message or str(state))
+
+
+async def may_heal(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether another try of a chunk can do better: only a server may come back."""
+    return isinstance(await state.aresult(raise_on_failure=False), ServerUnavailable)
+
+
+@task(
+    cache_policy=ByImagesAndRecipe(),
+    persist_result=True,
+    result_serializer="json",
+    retry_condition_fn=may_heal,
+    retry_jitter_factor=0.5,
+)
+async def annotate_chunk(chunk: Chunk, recipe_fingerprint: str) -> dict[str, Any]:  # noqa: ARG001 - in the cache key
+    """Annotates what is open of a chunk into its part files; the result names them."""
+    run = RUN.get()
+    rows = await asyncio.to_thread(pending_rows, run.workspace, chunk, run.source.caption_column)
+    part = Part(run.workspace, chunk)
+    try:
+        await run.annotator.annotate(rows, part)
+    finally:
+        await asyncio.to_thread(part.close)
+    get_run_logger().info("%d images asked, %d of the chunk failed", len(rows), part.failed)
+    return {"part": chunk.name, "images": chunk.length, "failed": part.failed}
+
+
+@task(cache_policy=NO_CACHE, task_run_name="merge")
+async def merge_parts(plan: Plan, stopped: dict[int, ImageFailure]) -> Merged:
+    """Moves answers into the output and writes the failures file; a plan whose chunks are all complete is done with."""
+    workspace = RUN.get().workspace
+    merged = await asyncio.to_thread(merge, workspace, plan, stopped)
+    if not stopped:
+        remove_plan(workspace)
+    return merged
+
+
+@task(cache_policy=NO_CACHE, task_run_name="report")
+async def publish_report(plan: Plan, merged: Merged, stopped: list[int], seconds: float) -> dict[str, Any]:
+    """Writes report.json and the summary artifact; returns the report."""
+    run = RUN.get()
+    failed_chunks = [f"chunk {number} of {len(plan.chunks)}" for number in stopped]
+    summary = summarise(run, plan, merged, seconds=seconds, failed_chunks=failed_chunks)
+    write_json(run.workspace.report, summary)
+    await acreate_markdown_artifact(
+        markdown(summary, str(run.workspace.output)), key="annotate-summary", description=sentence(summary)
+    )
+    get_run_logger().info("%s", sentence(summary))
+    return summary
+
+
+if __name__ == "__main__":
+    # The module that runs is __main__; the flow belongs to flows.annotate, where deployments and pickles look for it.
+    from flows.command_line import main
+
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""`python -m flows.annotate`: the flow for people at a terminal.
+
+Exit codes: 0 every image answered; 1 finished, with failures or failed chunks; 2 bad usage, input or server, nothing
+written; 130 interrupted.
+"""
+
+import argparse
+import asyncio
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.prefect_server import TemporaryPrefectServer, answers
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
+
+FINISHED, FINISHED_WITH_FAILURES, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; all but the first six are the flow's parameters."""
+    options = argparse.ArgumentParser(
+        prog="python -m flows.annotate",
+        description="Annotate the images of a JSONL or Parquet file with rationales and named boxes, through vLLM. "
+        "Run it again to go on where it stopped.",
+    )
+    add = options.add_argument
+    add("--input", required=True, type=Path, help=".jsonl (also .gz, .zst) or .parquet: an image path, a caption a row")
+    add("--image-root", required=True, type=Path, help="folder that image paths are relative to")
+    add("--output", required=True, type=Path, help="the result, a .jsonl file; what it holds is not asked again")
+    add("--api-base", action="append", metavar="URL", help="vLLM's base URL; several times for several servers "
+        "(default: http://localhost:8000/v1; a key is read from VLLM_API_KEY)")  # fmt: skip
+    add("--model-name", help="name of the served model (default: the one that is served)")
+    add("--recipe", type=Path, metavar="FILE", help="YAML file with fields of the recipe (default: the built-in one)")
+    add("--max-concurrency", type=int, help="most requests in flight (default: 64)")
+    add("--chunk-size", type=int, help="images a chunk (default: 500)")
+    add("--image-column", help="input column with the image path (default: image_path)")
+    add("--caption-column", help='input column with the caption, "" for none (default: caption)')
+    add("--error-budget", type=float, help="share of a chunk's images that may fail (default: 0.5)")
+    add("--server-wait-seconds", type=float, help="patience with a server that went away (default: 300)")
+    add("--request-timeout-seconds", type=float, help="how long a request may take (default: 600)")
+    add("--chunk-retries", type=int, help="tries more for a chunk that lost its server (default: 1)")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    options = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite stop is Ctrl-C's, whoever asks
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(options: argparse.Namespace) -> int:
+    # No usage statistics and no look for news: a run talks to its servers and to nobody else. Read at import.
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    # The UI has every state change of every chunk; on a terminal the flow's own lines are enough.
+    os.environ.setdefault("PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL", "WARNING")
+    os.environ.setdefault("PREFECT_LOGGING_LOGGERS_PREFECT_ENGINE_LEVEL", "WARNING")
+    from prefect.settings import get_current_settings
+
+    api_url = get_current_settings().api.url
+    if api_url is None:
+        return _run_with_own_prefect_server(options)
+    if not answers(api_url):
+        return _refuse(
+            f"no Prefect server answers at PREFECT_API_URL {api_url}: start it (prefect server start), "
+            "or unset the variable (prefect config unset PREFECT_API_URL) to run without one"
+        )
+    return asyncio.run(_annotate(options, None))
+
+
+def _run_with_own_prefect_server(options: argparse.Namespace) -> int:
+    from prefect.context import refresh_global_settings_context
+
+    prefect_server = TemporaryPrefectServer()  # comes up while the rest is imported and checked
+    os.environ["PREFECT_API_URL"] = prefect_server.api_url
+    refresh_global_settings_context()
+    return asyncio.run(_annotate(options, prefect_server))
+
+
+async def _annotate(options: argparse.Namespace, prefect_server: TemporaryPrefectServer | None) -> int:
+    from prefect.exceptions import ParameterTypeError
+    from pydantic import ValidationError
+
+    from flows.annotate import annotate_images
+    from flows.errors import ServerFault, UsageError
+
+    try:
+        parameters = annotate_images.validate_parameters(_parameters(options))
+        await _preflight(parameters)
+    except (UsageError, ServerFault, ParameterTypeError) as error:
+        return _refuse(str(error))
+    except ValidationError as error:
+        return _refuse("; ".join(problem["msg"] for problem in error.errors()))
+    if prefect_server is not None:
+        await asyncio.to_thread(prefect_server.wait_until_ready)
+        print(f"Prefect UI while this runs: {prefect_server.url}; afterwards: prefect server start", file=sys.stderr)
+    state = await annotate_images(**parameters, return_state=True)
+    return await _exit_code(state)
+
+
+def _parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """The flow's parameters, as far as they were given."""
+    from blocks import AnnotationRecipe, VLLMServer
+    from flows.recipe import read_recipe_file
+
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    endpoints, model, recipe = given.pop("api_base", None), given.pop("model_name", None), given.pop("recipe", None)
+    server = {"endpoints": endpoints, "model": model}
+    given["server"] = VLLMServer(**{name: value for name, value in server.items() if value is not None})
+    given["recipe"] = AnnotationRecipe(**(read_recipe_file(recipe) if recipe else {}))
+    return given
+
+
+async def _preflight(parameters: dict[str, Any]) -> None:
+    """Opens the run and closes it: what can be refused is refused before a Prefect server is waited for."""
+    from flows.run import open_run
+
+    needed = inspect.signature(open_run).parameters
+    async with open_run(**{name: value for name, value in parameters.items() if name in needed}):
+        pass
+
+
+async def _exit_code(state: "State[Any]") -> int:
+    from flows.errors import ServerFault, UsageError
+
+    result = await state.aresult(raise_on_failure=False)
+    if isinstance(result, UsageError | ServerFault):
+        return _refuse(str(result))
+    print(state.message or state.name, file=sys.stderr)
+    if state.is_completed() and isinstance(result, dict) and not result["images"]["failed"]:
+        return FINISHED
+    return FINISHED_WITH_FAILURES
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return REFUSED

@@ -1,0 +1,263 @@
+"""Input → pending rows → chunks, with polars: memory stays flat in the number of rows already done."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+
+from flows.errors import UsageError
+from flows.workspace import Workspace, read_json, write_json
+
+PROBED_ROWS = 1000  # enough to tell a mistyped column name from a column that is often empty
+ROW_GROUP = 8192  # of plan.parquet: reading a chunk decodes one or two of these
+
+
+@dataclass(frozen=True)
+class Source:
+    """The input and what its columns are called. `caption_column` "" means that there are no captions."""
+
+    path: Path
+    image_column: str = "image_path"
+    caption_column: str = "caption"
+
+    @property
+    def is_parquet(self) -> bool:
+        """Parquet by its name; anything else is JSON lines, plain or compressed."""
+        return self.path.suffix == ".parquet"
+
+    def identity(self) -> dict[str, Any]:
+        """Changes when the file or the meaning of its columns does."""
+        status = self.path.stat()
+        return {
+            "path": str(self.path.resolve()),
+            "bytes": status.st_size,
+            "modified_ns": status.st_mtime_ns,
+            "image_column": self.image_column,
+        }
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`length` consecutive rows of the plan; `digest` names its image paths."""
+
+    number: int  # from 1
+    offset: int
+    length: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """Names its part files and its task run."""
+        return f"{self.number:06d}"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the input held. `already_done` counts distinct images that the output has had before the plan."""
+
+    input: int = 0  # lines that are not blank
+    distinct: int = 0
+    already_done: int = 0
+    malformed: int = 0
+    without_path: int = 0
+    duplicates: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows without an answer, cut into chunks in input order; stays the same until all its chunks are complete."""
+
+    counts: Counts
+    chunks: list[Chunk]
+    resumed: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of all chunks."""
+        return sum(chunk.length for chunk in self.chunks)
+
+
+def check_source(source: Source) -> None:
+    """Raises UsageError unless the first rows hold the columns that were named."""
+    path = source.path
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise UsageError(f"input {str(path)!r} {what}: give a .jsonl (also .gz, .zst) or .parquet file")
+    try:
+        head = _scan(source).head(PROBED_ROWS).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        kind = "Parquet" if source.is_parquet else "JSON lines"
+        raise UsageError(f"input {str(path)!r} cannot be read as {kind}: {error!s:.300}") from None
+    rows = [row for row in map(parse_row, head["row"]) if row]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if not rows:
+        raise UsageError(f"input {str(path)!r} has no JSON object in its first {PROBED_ROWS} lines: one a line, please")
+    for option, column in (("image", source.image_column), ("caption", source.caption_column)):
+        if column and column not in columns:
+            none = ', or "" for none' if option == "caption" else ""
+            raise UsageError(
+                f"input {str(path)!r} has no column {column!r}; it has {', '.join(map(repr, columns[:20]))}: "
+                f"name the right one with --{option}-column{none}"
+            )
+
+
+def parse_row(line: str | None) -> dict[str, Any] | None:
+    """The JSON object on a line, or None."""
+    try:
+        row = orjson.loads(line or "")
+    except orjson.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
+    """Plans every distinct image that the output does not hold, and writes plan.parquet and plan.json."""
+    lines = _scan(source).filter(pl.col("row").str.strip_chars() != "")
+    keys = lines.select("line", "image_path")
+    named = keys.filter(pl.col("image_path") != "")
+    # Keys only: the rows themselves stay on disk until the second pass picks the pending ones by line number.
+    first = named.unique("image_path", keep="first", maintain_order=True)
+    pending = first.join(done_paths(workspace.output), on="image_path", how="anti", maintain_order="left")
+    total, with_path, distinct, pending_keys = pl.collect_all(
+        [keys.select(pl.len()), named.select(pl.len()), first.select(pl.len()), pending], engine="streaming"
+    )
+    counts = Counts(
+        input=total.item(),
+        distinct=distinct.item(),
+        already_done=distinct.item() - len(pending_keys),
+        duplicates=with_path.item() - distinct.item(),
+        **_write_skipped(lines, workspace.skipped),
+    )
+    if not counts.distinct:
+        raise UsageError(f"no row of {source.path} has an image path in column {source.image_column!r}")
+    _write_rows(lines, pending_keys, workspace.plan_rows)
+    chunks = list(_cut(workspace.plan_rows, chunk_size))
+    plan = {"source": source.identity(), "counts": asdict(counts), "chunks": [asdict(chunk) for chunk in chunks]}
+    write_json(workspace.plan_file, plan)
+    return Plan(counts, chunks)
+
+
+def open_plan(workspace: Workspace) -> Plan | None:
+    """The plan in progress, its `merged` column brought up to date with the output; None when there is none."""
+    written = read_json(workspace.plan_file)
+    if written is None or not workspace.plan_rows.exists():
+        return None
+    rows = pl.scan_parquet(workspace.plan_rows).drop("merged")
+    done = done_paths(workspace.output).with_columns(merged=pl.lit(value=True))
+    refreshed = workspace.plan_rows.with_suffix(".refreshed")
+    rows.join(done, on="image_path", how="left", maintain_order="left").with_columns(
+        pl.col("merged").fill_null(value=False)
+    ).sink_parquet(refreshed, row_group_size=ROW_GROUP, engine="streaming")
+    refreshed.replace(workspace.plan_rows)
+    return Plan(Counts(**written["counts"]), [Chunk(**chunk) for chunk in written["chunks"]], resumed=True)
+
+
+def plan_is_for(workspace: Workspace, source: Source) -> bool:
+    """Whether the plan in progress was made from this very input."""
+    written = read_json(workspace.plan_file)
+    return written is not None and written["source"] == source.identity()
+
+
+def remove_plan(workspace: Workspace) -> None:
+    """Forgets the plan; plan.json goes first, for a plan without it does not count."""
+    workspace.plan_file.unlink(missing_ok=True)
+    workspace.plan_rows.unlink(missing_ok=True)
+
+
+def read_chunk(workspace: Workspace, chunk: Chunk) -> pl.DataFrame:
+    """The chunk's rows in input order.
+
+    Columns: line (UInt32, from 1), image_path (String), row (String, the input's JSON object), merged (Boolean,
+    the output had it when the plan was opened).
+    """
+    return pl.scan_parquet(workspace.plan_rows).slice(chunk.offset, chunk.length).collect()
+
+
+def done_paths(output: Path) -> pl.LazyFrame:
+    """The distinct image paths of an output, column image_path; a torn or malformed line holds none."""
+    if not output.exists() or output.stat().st_size == 0:
+        return pl.LazyFrame(schema={"image_path": pl.String})
+    paths = _scan_lines(output).select(image_path=_member("row", "image_path"))
+    return paths.filter(pl.col("image_path").is_not_null()).unique()
+
+
+def _scan(source: Source) -> pl.LazyFrame:
+    """Columns line, row (the JSON text) and image_path (null where there is none)."""
+    if source.is_parquet:
+        columns = pl.scan_parquet(source.path)
+        schema = columns.collect_schema()
+        writable = [name for name, dtype in schema.items() if dtype != pl.Binary]
+        path = pl.col(source.image_column).cast(pl.String) if source.image_column in writable else pl.lit(None)
+        return columns.select(
+            row=pl.struct(writable).struct.json_encode(), image_path=path.cast(pl.String)
+        ).with_row_index("line", offset=1)
+    return _scan_lines(source.path).with_columns(image_path=_member("row", source.image_column))
+
+
+def _scan_lines(path: Path) -> pl.LazyFrame:
+    """Columns line and row: a text file, plain, .gz or .zst, read as CSV of one column.
+
+    Not scan_ndjson, which infers a schema and fails on the first line that breaks it; not scan_lines, which fails
+    on the first byte that is not UTF-8. JSON holds no raw control character, so U+0001 separates nothing.
+    """
+    return pl.scan_csv(
+        path,
+        has_header=False,
+        separator="\x01",
+        quote_char=None,
+        encoding="utf8-lossy",
+        infer_schema=False,
+        truncate_ragged_lines=True,
+        new_columns=["row"],
+        raise_if_empty=False,
+        row_index_name="line",
+        row_index_offset=1,
+    )
+
+
+def _member(column: str, key: str) -> pl.Expr:
+    """The value of a JSON object's key as text; null where the text is no JSON or has no such key."""
+    return pl.col(column).str.json_path_match(f"$[{orjson.dumps(key).decode()}]")
+
+
+def _write_skipped(lines: pl.LazyFrame, path: Path) -> dict[str, int]:
+    """Writes line number and reason of every line that is no new image; counts malformed and without_path."""
+    path_missing = pl.col("image_path").is_null() | (pl.col("image_path") == "")
+    without_path = lines.filter(path_missing).select(
+        "line",
+        reason=pl.when(pl.col("row").str.json_path_match("$").is_null())
+        .then(pl.lit("malformed"))
+        .otherwise(pl.lit("without_path")),
+    )
+    named = lines.filter(~path_missing)
+    first_line = named.group_by("image_path").agg(first=pl.col("line").min(), copies=pl.len())
+    repeated = first_line.filter(pl.col("copies") > 1).select("image_path", "first")
+    duplicates = (
+        named.join(repeated, on="image_path")
+        .filter(pl.col("line") != pl.col("first"))
+        .select("line", reason=pl.format("duplicate of line {}", "first"))
+    )
+    skipped = pl.concat([without_path, duplicates]).collect(engine="streaming").sort("line")
+    if skipped.is_empty():
+        path.unlink(missing_ok=True)
+    else:
+        skipped.write_ndjson(path)
+    return {reason: len(skipped.filter(pl.col("reason") == reason)) for reason in ("malformed", "without_path")}
+
+
+def _write_rows(lines: pl.LazyFrame, pending_keys: pl.DataFrame, path: Path) -> None:
+    lines.select("line", "row").join(pending_keys.lazy(), on="line", maintain_order="left").select(
+        "line", "image_path", "row", merged=pl.lit(value=False)
+    ).sink_parquet(path, row_group_size=ROW_GROUP, engine="streaming")
+
+
+def _cut(rows: Path, chunk_size: int) -> Iterator[Chunk]:
+    paths = pl.scan_parquet(rows).select("image_path").collect()["image_path"]
+    for number, offset in enumerate(range(0, len(paths), chunk_size), start=1):
+        chunk = paths.slice(offset, chunk_size).to_list()
+        digest = hashlib.blake2b("\0".join(chunk).encode(), digest_size=16).hexdigest()
+        yield Chunk(number, offset, len(chunk), digest)

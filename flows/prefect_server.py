@@ -1,0 +1,129 @@
+"""A Prefect server for the length of one command, for people who run none.
+
+Prefect would start one by itself (its ephemeral mode), but late, noisily, without its UI, and it stops it before the
+last task runs are recorded. This one starts while the run's own checks go on and stops when everything is recorded.
+"""
+
+import atexit
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+START_SECONDS = 120  # the first start of all creates the database, which takes 10 s on two cores
+RECORD_SECONDS = 60
+POLL_SECONDS = 0.05
+
+# The server is told to end with its parent, however that ends; `prefect server start` follows in the same process.
+LAUNCHER = """
+import ctypes, runpy, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+sys.argv = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", sys.argv[1]]
+runpy.run_module("prefect", run_name="__main__")
+"""
+
+
+class TemporaryPrefectServer:
+    """`prefect server start` on a free loopback port, with the user's own Prefect database."""
+
+    def __init__(self) -> None:
+        self._port = free_port()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
+        environment = os.environ | {
+            # Without host and port in the environment the UI asks 4200, whatever --port says.
+            "PREFECT_SERVER_API_HOST": "127.0.0.1",
+            "PREFECT_SERVER_API_PORT": str(self._port),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER, str(self._port)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the run; the server must live to record how it ended
+        )
+        # Prefect sends its last events when threading shuts down, which is before atexit.
+        atexit.register(self.stop)
+
+    @property
+    def url(self) -> str:
+        """Base URL of the UI."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def api_url(self) -> str:
+        """What PREFECT_API_URL must be."""
+        return f"{self.url}/api"
+
+    def wait_until_ready(self) -> None:
+        """Raises RuntimeError with the server's last words when it does not come up."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            if self._get("/health") is True:
+                return
+            time.sleep(POLL_SECONDS)
+        self._log.seek(0)
+        last_words = self._log.read().decode(errors="replace").strip()[-2000:]
+        raise RuntimeError(f"the temporary Prefect server did not start: {last_words}")
+
+    def stop(self) -> None:
+        """Waits until no task run is left unrecorded, then ends the server. Does nothing the second time."""
+        atexit.unregister(self.stop)
+        if self._process.poll() is None:
+            self._wait_until_recorded()
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._log.close()
+
+    def _wait_until_recorded(self) -> None:
+        """Task states travel as events: the server is behind by up to 20 s a thousand tasks. Waits while it gains."""
+        deadline = time.monotonic() + RECORD_SECONDS
+        recorded, still = -1, 0
+        while time.monotonic() < deadline and still < 4:
+            time.sleep(0.25)
+            now = self._get("/task_runs/count", {"task_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED"]}}}})
+            still = still + 1 if now == recorded else 0
+            recorded = now
+
+    def _get(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(  # noqa: S310 - always http on loopback
+            self.api_url + path, data=data, headers={"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310
+                return json.load(response)
+        except (OSError, ValueError):
+            return None
+
+
+def free_port() -> int:
+    """A TCP port that was free on loopback a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(api_url: str) -> bool:
+    """Whether a Prefect API answers at `api_url`."""
+    try:
+        with urllib.request.urlopen(f"{api_url.rstrip('/')}/health", timeout=5) as response:  # noqa: S310
+            return bool(response.status == 200)
+    except urllib.error.HTTPError:
+        return True  # it wants to be authenticated: Prefect's own client will
+    except (OSError, ValueError):
+        return False

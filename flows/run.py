@@ -1,0 +1,88 @@
+"""What one run shares, opened in the order in which it can go wrong: paths, server, lock, recipe."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blocks import AnnotationRecipe, VLLMServer
+from flows.annotator import Annotator
+from flows.errors import UsageError
+from flows.inference import Inference
+from flows.plan import Plan, Source, check_source, make_plan, open_plan, plan_is_for, remove_plan
+from flows.recipe import fingerprint, recipe_settings
+from flows.store import settle
+from flows.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run whose server answers, whose paths are good, and which alone writes its output."""
+
+    workspace: Workspace
+    source: Source
+    model: str
+    recipe_fingerprint: str
+    versions: dict[str, dict[str, Any]]  # endpoint → what its /version says
+    annotator: Annotator
+
+
+@asynccontextmanager
+async def open_run(
+    *,
+    input: Path,  # noqa: A002 - these are the flow's parameters, by name
+    image_root: Path,
+    output: Path,
+    server: VLLMServer | None,
+    recipe: AnnotationRecipe | None,
+    max_concurrency: int,
+    image_column: str,
+    caption_column: str,
+    error_budget: float,
+    server_wait_seconds: float,
+    request_timeout_seconds: float,
+) -> AsyncIterator[Run]:
+    """A run, for as long as the context lasts. Raises UsageError or ServerFault before anything is written."""
+    server, recipe = server or VLLMServer(), recipe or AnnotationRecipe()
+    source = Source(input.expanduser(), image_column, caption_column)
+    image_root = image_root.expanduser()
+    workspace = Workspace.at(output)
+    check_paths(source, image_root, workspace)
+    await asyncio.to_thread(check_source, source)
+    async with Inference(
+        server.endpoints,
+        server.resolved_api_key(),
+        max_concurrency=max_concurrency,
+        request_timeout_seconds=request_timeout_seconds,
+        server_wait_seconds=server_wait_seconds,
+    ) as inference:
+        model = await inference.check(server.model)
+        versions = await inference.versions()
+        identity = fingerprint(recipe, model)
+        with workspace.locked():
+            workspace.guard_recipe(recipe_settings(recipe, model), identity)
+            async with Annotator(inference, recipe, model, image_root, error_budget) as annotator:
+                yield Run(workspace, source, model, identity, versions, annotator)
+
+
+def check_paths(source: Source, image_root: Path, workspace: Workspace) -> None:
+    """Raises UsageError where the image root is no folder, or the output would overwrite the input."""
+    if not image_root.is_dir():
+        raise UsageError(f"image root {str(image_root)!r} is not a folder: set --image-root to where the images lie")
+    if not os.access(image_root, os.R_OK | os.X_OK):
+        raise UsageError(f"image root {str(image_root)!r} cannot be read by this user")
+    if source.path.resolve() == workspace.output:
+        raise UsageError(f"input and output are both {workspace.output}: choose another --output")
+
+
+def current_plan(run: Run, chunk_size: int) -> Plan:
+    """The plan in progress if it was made from this input; else a new one, once the old one's answers are settled."""
+    plan = open_plan(run.workspace)
+    if plan is not None and plan_is_for(run.workspace, run.source):
+        return plan
+    settle(run.workspace, plan)
+    remove_plan(run.workspace)
+    return make_plan(run.source, run.workspace, chunk_size)

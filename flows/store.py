@@ -1,0 +1,272 @@
+"""Answers on disk: append-only parts a chunk, healed after any kill, merged into the output and the failures file."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+import polars as pl
+
+from flows.errors import ImageFailure
+from flows.images import PreparedImage
+from flows.plan import Chunk, Plan, done_paths, parse_row, read_chunk
+from flows.workspace import Workspace, replacing, sync_folder
+
+COPY_BUFFER_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image to annotate: its path, its caption and the input row they came from."""
+
+    image_path: str
+    caption: str
+    columns: dict[str, Any]
+
+
+def answer_line(row: Row, image: PreparedImage, vlm_output: str, parsed: Mapping[str, Any]) -> bytes:
+    """The output line of an answered image: image_path, caption, the input's other columns, then ours.
+
+    `parsed` holds annotations and objects, and where there is something to say annotations_error and flags.
+    """
+    identity = {"image_path": row.image_path, "caption": row.caption}
+    ours = {"vlm_output": vlm_output, **parsed, "width": image.width, "height": image.height}
+    return orjson.dumps(identity | row.columns | {"image_path": row.image_path} | ours) + b"\n"
+
+
+def failure_line(row: Mapping[str, Any], failure: ImageFailure) -> bytes:
+    """The failures line of an image: the input row and why it has no answer."""
+    details = {"kind": failure.kind, "message": failure.message, "attempts": failure.attempts}
+    return orjson.dumps({**row, "failure": details}) + b"\n"
+
+
+class PartFile:
+    """An append-only file of JSON lines, one `image_path` each; what a kill tore off is cut away on opening."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.paths = set(heal(path))
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def append(self, image_path: str, line: bytes) -> None:
+        """Hands the line to the kernel in one write: from here on it survives a SIGKILL."""
+        view = memoryview(line)
+        while view:  # a full disk or a signal can cut a write short
+            view = view[os.write(self._descriptor, view) :]
+        self.paths.add(image_path)
+
+    def close(self) -> None:
+        """Syncs, so that it survives a power loss too."""
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+
+
+def heal(path: Path) -> list[str]:
+    """Mends the end of a part and returns the image path of each of its whole lines; no file, no paths.
+
+    A last line without its newline is completed when it is a whole JSON object, else cut away. (No proper prefix of an
+    object is one, so nothing torn is taken for whole.)
+    """
+    try:
+        with path.open("rb+") as file:
+            content = file.read()
+            end = content.rfind(b"\n") + 1
+            if _path_of(content[end:]) is not None:
+                file.write(b"\n")
+            else:
+                file.truncate(end)
+    except FileNotFoundError:
+        return []
+    return [image_path for line in content.splitlines() if (image_path := _path_of(line)) is not None]
+
+
+def _path_of(line: bytes) -> str | None:
+    row = parse_row(line.decode(errors="replace"))
+    image_path = row.get("image_path") if row else None
+    return image_path if isinstance(image_path, str) else None
+
+
+class Part:
+    """What one chunk has so far: answers in `<chunk>.jsonl`, failures in `<chunk>.failures.jsonl`."""
+
+    def __init__(self, workspace: Workspace, chunk: Chunk) -> None:
+        self._answers = PartFile(answers_path(workspace, chunk))
+        self._failures = PartFile(failures_path(workspace, chunk))
+
+    def close(self) -> None:
+        """Syncs and closes both files."""
+        self._answers.close()
+        self._failures.close()
+
+    @property
+    def failed(self) -> int:
+        """Images with a failure."""
+        return len(self._failures.paths)
+
+    def answer(self, row: Row, line: bytes) -> None:
+        """Keeps an answered image."""
+        self._answers.append(row.image_path, line)
+
+    def fail(self, row: Row, failure: ImageFailure) -> None:
+        """Keeps a failed image."""
+        identity = {"image_path": row.image_path}
+        self._failures.append(row.image_path, failure_line(row.columns | identity, failure))
+
+
+def answers_path(workspace: Workspace, chunk: Chunk) -> Path:
+    """Where a chunk's answers are kept until they are merged."""
+    return workspace.parts / f"{chunk.name}.jsonl"
+
+
+def failures_path(workspace: Workspace, chunk: Chunk) -> Path:
+    """Where a chunk's failures are kept until they are merged."""
+    return workspace.parts / f"{chunk.name}.failures.jsonl"
+
+
+def pending_rows(workspace: Workspace, chunk: Chunk, caption_column: str) -> list[Row]:
+    """The chunk's rows that neither the output nor its part files settle, in input order."""
+    settled = set(heal(answers_path(workspace, chunk))) | set(heal(failures_path(workspace, chunk)))
+    rows = read_chunk(workspace, chunk).filter(~pl.col("merged"))
+    return [
+        _row(image_path, line, caption_column)
+        for image_path, line in rows.select("image_path", "row").iter_rows()
+        if image_path not in settled
+    ]
+
+
+def _row(image_path: str, line: str, caption_column: str) -> Row:
+    columns = parse_row(line) or {}
+    if isinstance(columns.get("failure"), dict):  # the input is a failures file: its reasons are of an earlier run
+        del columns["failure"]
+    caption = columns.get(caption_column)
+    return Row(image_path, "" if caption is None else str(caption), columns)
+
+
+@dataclass
+class Merged:
+    """What a merge moved: rows that went into the output, and rows without an answer by failure kind."""
+
+    answered: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+
+def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure]) -> Merged:
+    """Moves the parts' answers behind the output's rows, in input order, and rewrites the failures file.
+
+    `stopped` has a failure for each chunk (by number) that did not come to its end: its open rows get that one.
+    Both files are replaced atomically, failures first: between the two an image can be in neither file (its answer is
+    still in its part), but never in both. Parts go last; a merge cut short is done again by the next run.
+    """
+    merged = Merged()
+    if not plan.chunks:  # the output has every image already, and can be left alone
+        workspace.failures.unlink(missing_ok=True)
+        return merged
+    with replacing(workspace.output) as output, replacing(workspace.failures) as failures:
+        _copy_whole_lines(workspace.output, output)
+        for chunk in plan.chunks:
+            _merge_chunk(workspace, chunk, stopped.get(chunk.number), output, failures, merged)
+    if not merged.failures:
+        workspace.failures.unlink()
+    _remove_parts(workspace)
+    return merged
+
+
+def settle(workspace: Workspace, plan: Plan | None) -> int:
+    """Moves what an abandoned plan left in its parts into the output; returns how many rows.
+
+    In the input order of that plan, or, where the plan itself is gone, in the order of the parts.
+    """
+    if not any(workspace.parts.iterdir()):
+        return 0
+    merged = Merged()
+    with replacing(workspace.output) as output, Path(os.devnull).open("wb") as nowhere:
+        _copy_whole_lines(workspace.output, output)
+        if plan is not None:
+            for chunk in plan.chunks:
+                _merge_chunk(workspace, chunk, None, output, nowhere, merged)
+        else:
+            merged.answered = _append_unplanned(workspace, output)
+    _remove_parts(workspace)
+    return merged.answered
+
+
+def _merge_chunk(
+    workspace: Workspace,
+    chunk: Chunk,
+    stopped: ImageFailure | None,
+    output: BinaryIO,
+    failures: BinaryIO,
+    merged: Merged,
+) -> None:
+    answers = _lines_by_path(answers_path(workspace, chunk))
+    failed = _lines_by_path(failures_path(workspace, chunk))
+    open_rows = read_chunk(workspace, chunk).filter(~pl.col("merged")).select("image_path", "row")
+    for image_path, row in open_rows.iter_rows():
+        if image_path in answers:
+            output.write(answers[image_path])
+            merged.answered += 1
+            continue
+        if image_path not in failed:
+            why = stopped or ImageFailure("unasked", "its chunk did not come to its turn")
+            failed[image_path] = failure_line({**(parse_row(row) or {}), "image_path": image_path}, why)
+        failures.write(failed[image_path])
+        merged.failures[orjson.loads(failed[image_path])["failure"]["kind"]] += 1
+
+
+def _lines_by_path(path: Path) -> dict[str, bytes]:
+    heal(path)
+    if not path.exists():
+        return {}
+    lines = path.read_bytes().splitlines(keepends=True)
+    return {image_path: line for line in lines if (image_path := _path_of(line)) is not None}
+
+
+def _append_unplanned(workspace: Workspace, output: BinaryIO) -> int:
+    done = set(done_paths(workspace.output).collect()["image_path"])
+    answered = 0
+    for path in sorted(workspace.parts.glob("*.jsonl")):
+        if path.name.endswith(".failures.jsonl"):
+            continue
+        for image_path, line in _lines_by_path(path).items():
+            if image_path not in done:
+                output.write(line)
+                done.add(image_path)
+                answered += 1
+    return answered
+
+
+def _copy_whole_lines(existing: Path, output: BinaryIO) -> None:
+    """Copies the output byte for byte, but for a torn last line: that is cut away, or completed if it is whole."""
+    if not existing.exists():
+        return
+    with existing.open("rb") as file:
+        shutil.copyfileobj(file, output, COPY_BUFFER_BYTES)
+        tail = _unfinished_line(file)
+    if not tail:
+        return
+    if parse_row(tail.decode(errors="replace")) is not None:
+        output.write(b"\n")
+    else:
+        output.seek(-len(tail), os.SEEK_END)
+        output.truncate()
+
+
+def _unfinished_line(file: BinaryIO) -> bytes:
+    """What follows the last newline of a file."""
+    size = file.seek(0, os.SEEK_END)
+    tail = b""
+    while len(tail) < size and b"\n" not in tail:
+        start = max(0, size - len(tail) - COPY_BUFFER_BYTES)
+        file.seek(start)
+        tail = file.read(size - len(tail) - start) + tail
+    return tail[tail.rfind(b"\n") + 1 :]
+
+
+def _remove_parts(workspace: Workspace) -> None:
+    for path in workspace.parts.iterdir():
+        path.unlink()
+    sync_folder(workspace.parts)

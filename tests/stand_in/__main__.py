@@ -1,0 +1,44 @@
+"""`python -m tests.stand_in --port 8000`: the stand-in as a process."""
+
+import argparse
+import time
+from pathlib import Path
+
+import uvicorn
+
+from tests.stand_in.batching import Timing
+from tests.stand_in.server import Settings, create_app
+
+
+def main() -> None:
+    """Serves on loopback until it is stopped."""
+    options = argparse.ArgumentParser(description="A stand-in for vLLM: coloured shapes, no model.")
+    options.add_argument("--port", type=int, default=8000)
+    options.add_argument("--model", default="stand-in")
+    options.add_argument("--api-key")
+    options.add_argument("--slots", type=int, default=64)
+    options.add_argument("--prefill-seconds", type=float, default=0.01)
+    options.add_argument("--decode-seconds-per-token", type=float, default=0.0002)
+    options.add_argument("--start-seconds", type=float, default=0.0, help="a model that takes its time to load")
+    options.add_argument("--allowed-local-media-path", type=Path)
+    options.add_argument("--canned", action="store_true", help="answer without looking, for measuring clients")
+    given = options.parse_args()
+    print("This is a stand-in for vLLM. It is no model: it finds coloured shapes by their pixels.", flush=True)
+    time.sleep(given.start_seconds)
+    timing = Timing(
+        slots=given.slots,
+        prefill_seconds=given.prefill_seconds,
+        decode_seconds_per_token=given.decode_seconds_per_token,
+    )
+    settings = Settings(
+        model=given.model,
+        api_key=given.api_key,
+        allowed_local_media_path=given.allowed_local_media_path,
+        timing=timing,
+        canned=given.canned,
+    )
+    uvicorn.run(create_app(settings), host="127.0.0.1", port=given.port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Coloured shapes in an image, found by their pixels."""
+
+from dataclasses import dataclass
+
+from PIL import Image, ImageChops
+
+COLOURS = {
+    "red": (215, 35, 40),
+    "green": (35, 160, 60),
+    "blue": (40, 80, 215),
+    "yellow": (245, 220, 40),
+    "purple": (135, 45, 170),
+    "orange": (250, 135, 20),
+}
+TOLERANCE = 40  # of each channel: JPEG and resizing shift colours, no two of ours are this close
+SMALLEST_PIXELS = 60
+BLOCK = 4  # pixels
+MARGIN = 8  # pixels: the tip of a triangle beyond its first whole block
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A shape of one colour; `box` is (x1, y1, x2, y2) in pixels, x2 and y2 exclusive."""
+
+    colour: str
+    form: str
+    box: tuple[int, int, int, int]
+
+
+def find_shapes(image: Image.Image) -> list[Shape]:
+    """The largest area of each known colour, left to right."""
+    rgb = image.convert("RGB")
+    shapes = [shape for colour in COLOURS if (shape := _shape_of(rgb, colour)) is not None]
+    return sorted(shapes, key=lambda shape: shape.box)
+
+
+def _shape_of(rgb: Image.Image, colour: str) -> Shape | None:
+    difference = ImageChops.difference(rgb, Image.new("RGB", rgb.size, COLOURS[colour]))
+    red, green, blue = difference.split()
+    distance = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    mask = distance.point(lambda value: 255 if value <= TOLERANCE else 0)
+    # Blends along the edges of two other colours can fall within the tolerance: thin lines, never whole blocks.
+    blocks = mask.reduce(BLOCK).point(lambda value: 255 if value == 255 else 0)
+    core = blocks.getbbox()
+    if core is None:
+        return None
+    # Corners and tips hold no whole block; the mask around the core has them.
+    left, top = max(0, core[0] * BLOCK - MARGIN), max(0, core[1] * BLOCK - MARGIN)
+    right, bottom = min(rgb.width, core[2] * BLOCK + MARGIN), min(rgb.height, core[3] * BLOCK + MARGIN)
+    inner = mask.crop((left, top, right, bottom)).getbbox() or (0, 0, 0, 0)
+    box = (left + inner[0], top + inner[1], left + inner[2], top + inner[3])
+    filled = mask.crop(box).histogram()[255]
+    if filled < SMALLEST_PIXELS:
+        return None
+    return Shape(colour, _form(filled / ((box[2] - box[0]) * (box[3] - box[1]))), box)
+
+
+def _form(share: float) -> str:
+    """What fills that share of its box: a square all of it, a circle π/4, a triangle half."""
+    if share > 0.9:
+        return "square"
+    return "circle" if share > 0.65 else "triangle"
