@@ -114,11 +114,10 @@ def open_inside(image_root: Path, image_path: str) -> BinaryIO:
         raise ImageFailure(kind, f"{error.strerror}: {image_path!r:.300} under {image_root}") from None
     except ValueError as error:  # an embedded null byte, or a surrogate that no file name can hold
         raise ImageFailure("missing", f"{image_path!r:.300} is no file name: {error}") from None
-    file = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         raise ImageFailure("unreadable", f"{image_path!r:.300} is not a regular file")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def read_bounded(file: BinaryIO) -> bytes:

@@ -1,0 +1,128 @@
+"""A real Prefect server for the session, a stand-in vLLM a test, and small inputs to annotate."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.prefect_server import TemporaryPrefectServer, free_port
+from tests.client import StandIn
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server with a database of its own; flows of this process and of subprocesses report to it."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    home = tmp_path_factory.mktemp("prefect")
+    os.environ["PREFECT_HOME"] = str(home)
+    server = TemporaryPrefectServer()
+    server.wait_until_ready()
+    os.environ["PREFECT_API_URL"] = server.api_url
+    with temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: home}):
+        yield server.api_url
+    del os.environ["PREFECT_API_URL"]
+    server.stop()
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    """A stand-in vLLM with default settings."""
+    with StandIn.started() as server:
+        yield server
+
+
+@dataclass
+class Job:
+    """A folder with images and an input, and the command line that annotates it."""
+
+    folder: Path
+    names: list[str]
+
+    @property
+    def input(self) -> Path:
+        return self.folder / "input.jsonl"
+
+    @property
+    def images(self) -> Path:
+        return self.folder / "images"
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "labeled.jsonl"
+
+    @property
+    def failures(self) -> Path:
+        return self.folder / "labeled.failures.jsonl"
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "labeled.work"
+
+    def write_input(self, rows: list[dict[str, Any]]) -> None:
+        """Replaces the input."""
+        self.input.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The input's rows, one an image, each with a caption of its own."""
+        return [{"image_path": name, "caption": f"caption of {name}"} for name in self.names]
+
+    def arguments(self, server: str, *more: str) -> list[str]:
+        """The command line's arguments."""
+        paths = ["--input", self.input, "--image-root", self.images, "--output", self.output]
+        return [*map(str, paths), "--api-base", f"{server}/v1", *more]
+
+    def start(self, server: str, *more: str, **environment: str) -> "subprocess.Popen[str]":
+        """The command, as a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.annotate", *self.arguments(server, *more)],
+            cwd=ROOT,
+            env=os.environ | environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def run(self, server: str, *more: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """Runs the command to its end."""
+        process = self.start(server, *more, **environment)
+        out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; none where there is no file."""
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> Callable[..., Job]:
+    """Makes a job of small one-shape images; the same seed draws the same images."""
+    from demo.scenes import draw_scene
+
+    def make(count: int, folder: Path | None = None) -> Job:
+        where = folder or tmp_path / "job"
+        job = Job(where, [f"{number:04d}.jpg" for number in range(count)])
+        job.images.mkdir(parents=True, exist_ok=True)
+        rng = random.Random(count)
+        for name in job.names:
+            draw_scene(rng, 196, 168, 1).image.save(job.images / name, quality=90)
+        job.write_input(job.rows())
+        return job
+
+    return make
+
+
+@pytest.fixture
+def nobody() -> str:
+    """The URL of a port where nobody listens."""
+    return f"http://127.0.0.1:{free_port()}"

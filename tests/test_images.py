@@ -1,0 +1,194 @@
+"""File → checked, upright JPEG."""
+
+import io
+import os
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from demo.scenes import draw_scene, save_turned, save_with_alpha
+from flows.errors import ImageFailure
+from flows.images import ImageBudget, PreparedImage, prepare, smart_resize, to_rgb
+
+BUDGET = ImageBudget(min_pixels=128 * 784, max_pixels=1280 * 784)
+
+
+def pixels(prepared: PreparedImage) -> Image.Image:
+    return Image.open(io.BytesIO(prepared.jpeg))
+
+
+def failure(root: Path, image_path: str) -> ImageFailure:
+    with pytest.raises(ImageFailure) as caught:
+        prepare(root, image_path, BUDGET)
+    return caught.value
+
+
+@given(st.integers(28, 6000), st.integers(28, 6000))
+def test_the_resized_size_is_a_multiple_of_the_factor_within_the_budget(width: int, height: int) -> None:
+    try:
+        new_width, new_height = smart_resize(width, height, BUDGET)
+    except ImageFailure:
+        assert max(width, height) > 200 * min(width, height)
+        return
+    assert new_width % 28 == 0
+    assert new_height % 28 == 0
+    assert BUDGET.min_pixels <= new_width * new_height <= BUDGET.max_pixels or max(width, height) > 20 * min(width, height)
+
+
+@given(st.integers(28, 6000), st.integers(28, 6000))
+def test_resizing_a_second_time_on_the_server_changes_nothing(width: int, height: int) -> None:
+    server = ImageBudget(min_pixels=56 * 56, max_pixels=12_845_056)
+    try:
+        once = smart_resize(width, height, BUDGET)
+    except ImageFailure:
+        return
+    assert smart_resize(*once, server) == once
+
+
+@pytest.mark.parametrize(
+    ("size", "budget", "expected"),
+    [  # what transformers 5.19 says, for factor 28
+        ((640, 480), (3136, 1_003_520), (644, 476)),
+        ((4000, 3000), (3136, 1_003_520), (1148, 840)),
+        ((100, 50), (100_352, 1_003_520), (448, 224)),
+        ((42, 70), (3136, 1_003_520), (56, 56)),  # round(1.5) and round(2.5) are both 2: banker's rounding
+        ((5000, 30), (3136, 1_003_520), (5012, 28)),
+        ((1275, 1650), (3136, 501_760), (616, 784)),
+        ((28, 28), (100_352, 1_003_520), (336, 336)),
+        ((6000, 31), (38_416, 63_504), (3500, 28)),
+    ],
+)
+def test_smart_resize_agrees_with_transformers(
+    size: tuple[int, int], budget: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert smart_resize(*size, ImageBudget(*budget)) == expected
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_turned_upright(tmp_path: Path, orientation: int) -> None:
+    upright = draw_scene(random.Random(7), 640, 420, 3).image
+    save_turned(upright, tmp_path / "a.jpg", orientation)
+    prepared = prepare(tmp_path, "a.jpg", BUDGET)
+    assert (prepared.width, prepared.height) == (640, 420)
+    shown = pixels(prepared)
+    assert shown.size == (prepared.sent_width, prepared.sent_height)
+    assert shown.getexif().get(274) is None
+    expected = upright.resize(shown.size)
+    worst = max(
+        abs(a - b)
+        for x in range(5, shown.width, 37)
+        for y in range(5, shown.height, 37)
+        for a, b in zip(shown.getpixel((x, y)), expected.getpixel((x, y)), strict=True)  # type: ignore[arg-type]
+        if expected.resize((1, 1), box=(x - 4, y - 4, x + 4, y + 4)).getpixel((0, 0)) == expected.getpixel((x, y))
+    )
+    assert worst < 30
+
+
+def test_an_upright_jpeg_of_the_right_size_is_sent_as_it_is(tmp_path: Path) -> None:
+    Image.new("RGB", (644, 476), "red").save(tmp_path / "a.jpg")
+    assert prepare(tmp_path, "a.jpg", BUDGET).jpeg == (tmp_path / "a.jpg").read_bytes()
+
+
+def test_a_jpeg_that_draft_mode_reduces_to_the_target_is_not_sent_in_full(tmp_path: Path) -> None:
+    Image.new("RGB", (644 * 4, 476 * 4), "red").save(tmp_path / "a.jpg")
+    prepared = prepare(tmp_path, "a.jpg", ImageBudget(min_pixels=3136, max_pixels=644 * 476))
+    assert pixels(prepared).size == (644, 476)
+    assert (prepared.width, prepared.height) == (2576, 1904)
+
+
+def test_what_alpha_hides_is_shown_as_white(tmp_path: Path) -> None:
+    save_with_alpha(Image.new("RGB", (644, 476), "red"), tmp_path / "a.png")
+    shown = pixels(prepare(tmp_path, "a.png", BUDGET))
+    assert min(shown.getpixel((640, 100))) > 245  # type: ignore[type-var]
+
+
+def test_16_bit_grey_keeps_its_shades() -> None:
+    grey = Image.new("I;16", (10, 10), 128 * 256)
+    assert to_rgb(grey).getpixel((5, 5)) == (128, 128, 128)
+
+
+def test_32_bit_and_float_images_are_stretched_from_their_extremes() -> None:
+    ramp = Image.new("F", (2, 1))
+    ramp.putpixel((0, 0), -3.5)
+    ramp.putpixel((1, 0), 8.25)
+    assert [to_rgb(ramp).getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (255, 255, 255)]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "PA", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I;16", "I", "F"])
+def test_every_mode_becomes_8_bit_rgb(mode: str) -> None:
+    assert to_rgb(Image.new(mode, (8, 8))).mode == "RGB"
+
+
+def test_a_missing_file_is_missing(tmp_path: Path) -> None:
+    assert failure(tmp_path, "nothing.jpg").kind == "missing"
+    assert failure(tmp_path, "a" * 5000).kind == "missing"
+    assert failure(tmp_path, "nul\0.jpg").kind == "missing"
+    assert failure(tmp_path, "\ud800.jpg").kind == "missing"
+
+
+def test_nothing_outside_the_root_is_opened(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    secret = tmp_path / "root-twin" / "secret.jpg"  # a prefix of the root's name is not the root
+    secret.parent.mkdir()
+    Image.new("RGB", (100, 100)).save(secret)
+    (root / "link.jpg").symlink_to(secret)
+    (root / "folder").symlink_to(secret.parent)
+    for path in ("../root-twin/secret.jpg", str(secret), "link.jpg", "folder/secret.jpg", "..", "/etc/passwd"):
+        assert failure(root, path).kind == "outside_root", path
+
+
+def test_an_absolute_path_inside_the_root_is_fine(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 100)).save(tmp_path / "a.jpg")
+    assert prepare(tmp_path, str(tmp_path / "a.jpg"), BUDGET).width == 100
+
+
+def test_a_root_that_is_itself_a_link_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    Image.new("RGB", (100, 100)).save(tmp_path / "real" / "a.jpg")
+    (tmp_path / "root").symlink_to(tmp_path / "real")
+    assert prepare(tmp_path / "root", "a.jpg", BUDGET).width == 100
+
+
+def test_broken_files_are_unreadable(tmp_path: Path) -> None:
+    Image.new("RGB", (300, 300), "blue").save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("no image at all")
+    (tmp_path / "torn.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "fifo.jpg")
+    for name in ("empty.jpg", "text.jpg", "torn.jpg", "folder.jpg", "fifo.jpg"):
+        assert failure(tmp_path, name).kind == "unreadable", name
+
+
+def test_a_decompression_bomb_is_too_large_and_is_not_decoded(tmp_path: Path) -> None:
+    Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
+    Image.new("1", (12_000, 9_000)).save(tmp_path / "large.png")
+    assert failure(tmp_path, "bomb.png").kind == "too_large"
+    assert failure(tmp_path, "large.png").kind == "too_large"
+
+
+def test_a_sliver_is_refused_with_its_size(tmp_path: Path) -> None:
+    Image.new("RGB", (3000, 10)).save(tmp_path / "sliver.png")
+    assert "3000×10" in failure(tmp_path, "sliver.png").message
+
+
+@given(data=st.binary(max_size=2000), cut=st.integers(0, 3000), at=st.integers(0, 3000))
+def test_no_bytes_raise_anything_but_a_failure(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, cut: int, at: int
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    buffer = io.BytesIO()
+    draw_scene(random.Random(3), 80, 60, 1).image.save(buffer, random.Random(at).choice(["PNG", "JPEG", "GIF", "TIFF", "WEBP"]))
+    whole = buffer.getvalue()
+    (folder / "fuzzed").write_bytes(whole[:at] + data + whole[at + cut :])
+    try:
+        prepared = prepare(folder, "fuzzed", BUDGET)
+    except ImageFailure:
+        return
+    assert pixels(prepared).mode in ("RGB", "L")

@@ -1,0 +1,171 @@
+"""Requests over real HTTP against the stand-in: answers, failures of the image, faults of the server."""
+
+import asyncio
+import io
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from PIL import Image
+
+from flows.errors import ImageFailure, ServerRefused, ServerUnavailable
+from flows.images import PreparedImage
+from flows.inference import Completion, Inference, Trouble, read_completion
+from flows.recipe import Recipe, request_body
+from tests.client import StandIn
+
+
+def body(caption: str = "a", model: str = "stand-in", **changes: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (56, 56), "white").save(buffer, "JPEG")
+    whole = request_body(Recipe(), model, caption, PreparedImage(buffer.getvalue(), 56, 56, 56, 56))
+    return json.dumps(json.loads(whole) | changes).encode()
+
+
+@asynccontextmanager
+async def inference(*servers: str, max_concurrency: int = 8, **options: float) -> AsyncIterator[Inference]:
+    async with Inference(
+        [f"{server}/v1" for server in servers], "none", max_concurrency=max_concurrency, **options
+    ) as client:
+        yield client
+
+
+async def test_an_answer_comes_with_its_tokens(stand_in: StandIn) -> None:
+    async with inference(stand_in.url) as client:
+        completion = await client.ask(body())
+    assert json.loads(completion.text)["objects"] == []
+    assert completion.completion_tokens > 0
+    assert completion.attempts == 1
+
+
+@pytest.mark.parametrize("kind", ["500", "503", "reset", "abort"])
+async def test_a_passing_fault_is_retried(stand_in: StandIn, kind: str) -> None:
+    stand_in.set_faults({"kind": kind, "count": 2})
+    async with inference(stand_in.url) as client:
+        completion = await client.ask(body())
+    assert completion.text.startswith("{")
+    assert stand_in.asked() == {"a": 3}
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "asked"),
+    [
+        ({"kind": "400"}, "rejected", 1),
+        ({"kind": "length"}, "truncated", 1),
+        ({"kind": "500"}, "server", 4),
+        ({"kind": "reset"}, "server", 4),
+        ({"kind": "stall"}, "timeout", 4),
+    ],
+)
+async def test_what_stays_wrong_with_a_healthy_server_is_the_images_failure(
+    stand_in: StandIn, fault: dict[str, object], kind: str, asked: int
+) -> None:
+    stand_in.set_faults(fault | {"count": None})
+    async with inference(stand_in.url, request_timeout_seconds=0.5) as client:
+        with pytest.raises(ImageFailure) as caught:
+            await client.ask(body())
+    assert (caught.value.kind, caught.value.attempts) == (kind, asked)
+    assert stand_in.asked() == {"a": asked}
+
+
+async def test_the_servers_own_words_are_in_the_failure(stand_in: StandIn) -> None:
+    async with inference(stand_in.url) as client:
+        with pytest.raises(ImageFailure, match="response_format json_schema needs a schema"):
+            await client.ask(body(response_format={"type": "json_schema"}))
+
+
+async def test_a_server_that_only_declines_is_given_up_with_a_remedy(stand_in: StandIn) -> None:
+    stand_in.set_faults({"kind": "503", "count": None})
+    async with inference(stand_in.url, server_wait_seconds=1) as client:
+        with pytest.raises(ServerUnavailable, match="declined for 1 s.*max-concurrency"):
+            await client.ask(body())
+
+
+@pytest.mark.parametrize("kind", ["401", "404"])
+async def test_a_key_or_model_refused_in_mid_run_stops_at_once(stand_in: StandIn, kind: str) -> None:
+    stand_in.set_faults({"kind": kind, "count": None})
+    async with inference(stand_in.url) as client:
+        with pytest.raises(ServerRefused, match="check the API key and the model name"):
+            await client.ask(body())
+    assert stand_in.asked() == {"a": 1}
+
+
+async def test_requests_wait_for_a_server_that_comes_back(stand_in: StandIn) -> None:
+    async with inference(stand_in.url, server_wait_seconds=60) as client:
+        await client.ask(body("before"))
+        stand_in.kill()
+        waiting = [asyncio.create_task(client.ask(body(f"{n}"))) for n in range(20)]
+        await asyncio.sleep(1)
+        assert not any(task.done() for task in waiting)
+        await asyncio.to_thread(stand_in.start)
+        answers = await asyncio.gather(*waiting)
+    assert len(answers) == 20
+    assert set(stand_in.asked()) == {f"{n}" for n in range(20)}
+
+
+async def test_a_server_that_stays_away_is_given_up_after_the_wait(stand_in: StandIn) -> None:
+    async with inference(stand_in.url, server_wait_seconds=1) as client:
+        stand_in.kill()
+        started = time.monotonic()
+        with pytest.raises(ServerUnavailable, match=r"no answer from http.*what was answered is kept"):
+            await client.ask(body())
+        assert time.monotonic() - started < 10
+        with pytest.raises(ServerUnavailable):  # and the next one does not wait again
+            await asyncio.wait_for(client.ask(body()), 0.5)
+
+
+async def test_no_more_requests_are_in_flight_than_allowed(stand_in: StandIn) -> None:
+    async with inference(stand_in.url, max_concurrency=5) as client:
+        await asyncio.gather(*(client.ask(body(f"{n}")) for n in range(60)))
+    assert stand_in.most_at_once() == 5
+
+
+async def test_several_endpoints_share_the_requests_and_stand_in_for_each_other(stand_in: StandIn) -> None:
+    with StandIn.started() as other:
+        async with inference(stand_in.url, other.url, server_wait_seconds=5) as client:
+            await asyncio.gather(*(client.ask(body(f"{n}")) for n in range(40)))
+            shares = [sum(server.asked().values()) for server in (stand_in, other)]
+            assert min(shares) >= 10
+            other.kill()
+            await asyncio.gather(*(client.ask(body(f"more {n}")) for n in range(40)))
+    assert sum(text.startswith("more") for text in stand_in.asked()) == 40
+
+
+async def test_the_model_is_found_or_refused_by_name(stand_in: StandIn, nobody: str) -> None:
+    async with inference(stand_in.url) as client:
+        assert await client.check(None) == "stand-in"
+        assert await client.check("stand-in") == "stand-in"
+        with pytest.raises(ServerRefused, match="does not serve model 'qwen' but 'stand-in'"):
+            await client.check("qwen")
+    async with inference(nobody) as client:
+        with pytest.raises(ServerUnavailable, match=r"no vLLM answers at http.*vllm serve MODEL"):
+            await client.check(None)
+
+
+async def test_a_wrong_key_is_told_with_the_variable_to_set() -> None:
+    with StandIn.started("--api-key", "secret") as server:
+        async with inference(server.url) as client:
+            with pytest.raises(ServerRefused, match="set VLLM_API_KEY"):
+                await client.check(None)
+        async with Inference([f"{server.url}/v1"], "secret", max_concurrency=1) as client:
+            assert (await client.ask(body())).text
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"", b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": null, "finish_reason": "stop"}]}',
+        b'{"choices": [{"message": {"content": null}, "finish_reason": "stop"}]}',
+        b'{"choices": [{"message": {"content": "half"}, "finish_reason": "abort"}]}',
+    ],
+)  # fmt: skip
+def test_a_200_that_is_no_whole_completion_is_the_servers_trouble(response: bytes) -> None:
+    assert isinstance(read_completion(response, 1), Trouble)
+
+
+def test_a_completion_with_a_lone_surrogate_can_be_written_down() -> None:
+    answer = read_completion(b'{"choices": [{"message": {"content": "\\ud83d!"}, "finish_reason": "stop"}]}', 1)
+    assert isinstance(answer, Completion)
+    assert answer.text.encode().endswith(b"!")

@@ -1,0 +1,96 @@
+"""Fingerprint, prompts and request bodies."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from blocks import AnnotationRecipe
+from flows.errors import UsageError
+from flows.images import PreparedImage
+from flows.recipe import Recipe, fingerprint, read_recipe_file, request_body
+
+IMAGE = PreparedImage(b"\xff\xd8jpeg", 640, 480, 644, 476)
+
+
+def body(recipe: Recipe, caption: str = "a cat") -> dict[str, Any]:
+    return dict(json.loads(request_body(recipe, "m", caption, IMAGE)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"language": "zh"}, {"system_prompt": "Look."}, {"user_prompt": "{caption}!"}, {"structured_output": False},
+        {"temperature": 0.5}, {"top_p": 0.9}, {"max_tokens": 100}, {"max_objects": 7}, {"min_visual_tokens": 4},
+        {"max_visual_tokens": 400}, {"jpeg_quality": 95},
+    ],
+)  # fmt: skip
+def test_every_setting_and_the_model_change_the_fingerprint(change: dict[str, Any]) -> None:
+    assert fingerprint(Recipe(**change), "m") != fingerprint(Recipe(), "m") != fingerprint(Recipe(), "other")
+
+
+def test_the_fingerprint_does_not_depend_on_field_order_or_on_being_a_block() -> None:
+    one = Recipe(temperature=0.5, language="zh")
+    other = AnnotationRecipe(language="zh", temperature=0.5)
+    assert fingerprint(one, "m") == fingerprint(other, "m")
+
+
+def test_the_fingerprint_of_a_recipe_stays_what_it_was() -> None:
+    fixed = Recipe(system_prompt="Look.", user_prompt="{caption}")
+    assert fingerprint(fixed, "model") == "f2c50e52b65a"  # a change here orphans people's outputs: say so in the changelog
+
+
+def test_the_static_prompt_comes_first_and_the_caption_last() -> None:
+    system, user = body(Recipe())["messages"]
+    assert system["role"] == "system"
+    assert "cat" not in system["content"]
+    assert [part["type"] for part in user["content"]] == ["image_url", "text"]
+    assert user["content"][1]["text"] == "Caption: a cat"
+
+
+def test_a_caption_full_of_braces_is_sent_as_it_is() -> None:
+    assert body(Recipe(), "{x} {caption} {{")["messages"][1]["content"][1]["text"] == "Caption: {x} {caption} {{"
+
+
+def test_the_image_is_sent_as_a_data_uri_without_a_cache_key() -> None:
+    part = body(Recipe())["messages"][1]["content"][0]
+    assert base64.b64decode(part["image_url"]["url"].removeprefix("data:image/jpeg;base64,")) == IMAGE.jpeg
+    assert "uuid" not in part
+
+
+def test_structured_output_bounds_every_string_and_array() -> None:
+    schema = json.dumps(body(Recipe(max_objects=9))["response_format"]["json_schema"]["schema"])
+    assert schema.count('"string"') == schema.count("maxLength")
+    assert schema.count('"array"') == schema.count("maxItems")
+    assert '"maxItems": 9' in schema
+    assert "response_format" not in body(Recipe(structured_output=False))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"temperature": 3}, {"max_visual_tokens": 8, "min_visual_tokens": 9}, {"user_prompt": "no placeholder"}, {"language": "fr"}],
+)
+def test_a_bad_setting_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Recipe(**bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("temprature: 0.5", "temprature"), ("- a", "mapping"), ("a: [", "not YAML"), (None, "cannot be read")],
+)
+def test_a_bad_recipe_file_is_named_with_its_fault(tmp_path: Path, text: str | None, complaint: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=complaint):
+        read_recipe_file(path)
+
+
+def test_a_recipe_file_gives_its_fields(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("language: zh\nmax_visual_tokens: 200\n")
+    assert AnnotationRecipe(**read_recipe_file(path)).max_visual_tokens == 200
