@@ -1,9 +1,17 @@
 """The flow: check the server → plan → annotate chunks → merge → report. The story of a run; the work is elsewhere."""
 
+import sys
+
+if __name__ == "__main__":
+    # Ahead of the imports below: the command line settles Prefect's environment first, and imports this module under
+    # its own name, where deployments and pickles look for the flow.
+    from flows.command_line import main
+
+    sys.exit(main())
+
 import asyncio
 import logging
 import math
-import sys
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -247,10 +255,3 @@ async def publish_report(plan: Plan, merged: Merged, stopped: list[int], seconds
     )
     get_run_logger().info("%s", sentence(summary))
     return summary
-
-
-if __name__ == "__main__":
-    # The module that runs is __main__; the flow belongs to flows.annotate, where deployments and pickles look for it.
-    from flows.command_line import main
-
-    sys.exit(main())

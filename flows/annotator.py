@@ -68,6 +68,7 @@ class Annotator:
         self._error_budget = error_budget
         # Bounds the images in memory; without it every row of a live chunk would hold its JPEG while it waits.
         self._held = asyncio.Semaphore(inference.max_concurrency + PREPARED_AHEAD)
+        self._feeding = asyncio.Lock()  # chunks hand out their rows one after the other, in input order
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="prepare")
 
     async def __aenter__(self) -> Self:
@@ -107,25 +108,23 @@ class Annotator:
                     ) from None
 
         try:
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as group, self._feeding:
                 for row in rows:
-                    group.create_task(settle(row))
+                    await self._held.acquire()
+                    # A callback, not a finally in the task: a task cancelled before its first step runs no finally.
+                    group.create_task(settle(row)).add_done_callback(lambda _: self._held.release())
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
     async def _answer(self, row: Row, part: Part) -> None:
-        async with self._held:
-            image, body = await self._in_thread(row)
-            completion = await self._inference.ask(body)
+        image, body = await asyncio.get_running_loop().run_in_executor(self._threads, self._prepare, row)
+        completion = await self._inference.ask(body)
         parsed = self._read(completion, image)
         part.answer(row, answer_line(row, image, completion.text, parsed))
         self.tally.answered += 1
         self.tally.objects += len(parsed["objects"])
         self.tally.prompt_tokens += completion.prompt_tokens
         self.tally.completion_tokens += completion.completion_tokens
-
-    async def _in_thread(self, row: Row) -> tuple[PreparedImage, bytes]:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._prepare, row)
 
     def _prepare(self, row: Row) -> tuple[PreparedImage, bytes]:
         image = prepare(self._image_root, row.image_path, self._recipe.image_budget)

@@ -7,6 +7,7 @@ written; 130 interrupted.
 import argparse
 import asyncio
 import inspect
+import logging
 import os
 import signal
 import sys
@@ -51,10 +52,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     options = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite stop is Ctrl-C's, whoever asks
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _run(options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # also SIGTERM
         print("interrupted: run the same command again to go on", file=sys.stderr)
         return INTERRUPTED
 
@@ -65,8 +66,10 @@ def _run(options: argparse.Namespace) -> int:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     # The UI has every state change of every chunk; on a terminal the flow's own lines are enough.
     os.environ.setdefault("PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL", "WARNING")
-    os.environ.setdefault("PREFECT_LOGGING_LOGGERS_PREFECT_ENGINE_LEVEL", "WARNING")
     from prefect.settings import get_current_settings
+
+    for chatty in ("prefect.engine", "prefect.flows", "EventsWorker", "APILogWorker"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
     api_url = get_current_settings().api.url
     if api_url is None:
@@ -76,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
             f"no Prefect server answers at PREFECT_API_URL {api_url}: start it (prefect server start), "
             "or unset the variable (prefect config unset PREFECT_API_URL) to run without one"
         )
-    return asyncio.run(_annotate(options, None))
+    return _run_loop(options, None)
 
 
 def _run_with_own_prefect_server(options: argparse.Namespace) -> int:
@@ -85,7 +88,16 @@ def _run_with_own_prefect_server(options: argparse.Namespace) -> int:
     prefect_server = TemporaryPrefectServer()  # comes up while the rest is imported and checked
     os.environ["PREFECT_API_URL"] = prefect_server.api_url
     refresh_global_settings_context()
-    return asyncio.run(_annotate(options, prefect_server))
+    return _run_loop(options, prefect_server)
+
+
+def _run_loop(options: argparse.Namespace, prefect_server: TemporaryPrefectServer | None) -> int:
+    from prefect.exceptions import TerminationSignal
+
+    try:
+        return asyncio.run(_annotate(options, prefect_server))
+    except TerminationSignal:  # Prefect's own answer to SIGTERM while a flow runs
+        raise KeyboardInterrupt from None
 
 
 async def _annotate(options: argparse.Namespace, prefect_server: TemporaryPrefectServer | None) -> int:
@@ -144,5 +156,5 @@ async def _exit_code(state: "State[Any]") -> int:
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return REFUSED

@@ -103,6 +103,8 @@ def check_source(source: Source) -> None:
                 f"input {str(path)!r} has no column {column!r}; it has {', '.join(map(repr, columns[:20]))}: "
                 f"name the right one with --{option}-column{none}"
             )
+    if head["image_path"].drop_nulls().replace("", None).is_null().all():
+        raise UsageError(f"no row among the first {len(head)} of {path} has an image path in {source.image_column!r}")
 
 
 def parse_row(line: str | None) -> dict[str, Any] | None:

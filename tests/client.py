@@ -41,7 +41,8 @@ class StandIn:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self, *, wait: bool = True) -> None:
-        """Starts the process."""
+        """Starts the process, also after it has crashed."""
+        self.kill()
         command = [sys.executable, "-m", "tests.stand_in", "--port", str(self.port), *self.options]
         self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,15 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.api_url
     del os.environ["PREFECT_API_URL"]
     server.stop()
+
+
+def ask_prefect(api: str, path: str, **body: Any) -> Any:
+    """POSTs to the Prefect API, as its UI does."""
+    request = urllib.request.Request(
+        api + path, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.load(response)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_a_clean_answer_keeps_its_words_and_gets_boxes_of_1000() -> None:
         json.dumps(CLEAN["objects"]),
         json.dumps(CLEAN)[:-2],
         json.dumps(CLEAN).replace("bbox_2d", "bbox").replace("label", "name"),
-        json.dumps(CLEAN, ensure_ascii=False).replace("。", "。\n\t"),  # raw control characters, as xgrammar lets through
+        json.dumps(CLEAN, ensure_ascii=False).replace("。", "。\n\t"),  # raw controls, as xgrammar lets through
     ],
 )  # fmt: skip
 def test_common_blemishes_are_mended(text: str) -> None:
@@ -73,7 +73,9 @@ def test_an_odd_box_is_mended_or_dropped_and_flagged(box: object, expected: list
 
 
 def test_a_lone_surrogate_does_not_reach_the_output() -> None:
-    annotation = parse_answer('{"rationale": "\\ud83d", "objects": [{"bbox_2d": [1, 1, 99, 99], "label": "\\udc00"}]}', 280, 560)
+    annotation = parse_answer(
+        '{"rationale": "\\ud83d", "objects": [{"bbox_2d": [1, 1, 99, 99], "label": "\\udc00"}]}', 280, 560
+    )
     json.dumps([annotation.rationale, annotation.objects], ensure_ascii=False).encode()
 
 
@@ -89,7 +91,9 @@ def test_every_coordinate_is_within_one_thousandth(width: int, height: int, data
 
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["objects", "bbox_2d", "label", "rationale", "x"]), inner),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.sampled_from(["objects", "bbox_2d", "label", "rationale", "x"]), inner)
+    ),
 )
 
 

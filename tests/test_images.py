@@ -36,7 +36,9 @@ def test_the_resized_size_is_a_multiple_of_the_factor_within_the_budget(width: i
         return
     assert new_width % 28 == 0
     assert new_height % 28 == 0
-    assert BUDGET.min_pixels <= new_width * new_height <= BUDGET.max_pixels or max(width, height) > 20 * min(width, height)
+    assert BUDGET.min_pixels <= new_width * new_height <= BUDGET.max_pixels or max(width, height) > 20 * min(
+        width, height
+    )
 
 
 @given(st.integers(28, 6000), st.integers(28, 6000))
@@ -103,7 +105,7 @@ def test_a_jpeg_that_draft_mode_reduces_to_the_target_is_not_sent_in_full(tmp_pa
 def test_what_alpha_hides_is_shown_as_white(tmp_path: Path) -> None:
     save_with_alpha(Image.new("RGB", (644, 476), "red"), tmp_path / "a.png")
     shown = pixels(prepare(tmp_path, "a.png", BUDGET))
-    assert min(shown.getpixel((640, 100))) > 245  # type: ignore[type-var]
+    assert min(shown.getpixel((640, 100))) > 245  # type: ignore[arg-type]
 
 
 def test_16_bit_grey_keeps_its_shades() -> None:
@@ -184,7 +186,9 @@ def test_no_bytes_raise_anything_but_a_failure(
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
     buffer = io.BytesIO()
-    draw_scene(random.Random(3), 80, 60, 1).image.save(buffer, random.Random(at).choice(["PNG", "JPEG", "GIF", "TIFF", "WEBP"]))
+    draw_scene(random.Random(3), 80, 60, 1).image.save(
+        buffer, random.Random(at).choice(["PNG", "JPEG", "GIF", "TIFF", "WEBP"])
+    )
     whole = buffer.getvalue()
     (folder / "fuzzed").write_bytes(whole[:at] + data + whole[at + cut :])
     try:

@@ -79,7 +79,7 @@ async def test_the_servers_own_words_are_in_the_failure(stand_in: StandIn) -> No
 async def test_a_server_that_only_declines_is_given_up_with_a_remedy(stand_in: StandIn) -> None:
     stand_in.set_faults({"kind": "503", "count": None})
     async with inference(stand_in.url, server_wait_seconds=1) as client:
-        with pytest.raises(ServerUnavailable, match="declined for 1 s.*max-concurrency"):
+        with pytest.raises(ServerUnavailable, match=r"declined for 1 s.*max-concurrency"):
             await client.ask(body())
 
 

@@ -44,7 +44,9 @@ UGLY = (
 )
 
 
-def test_malformed_pathless_and_duplicate_lines_are_reported_with_their_numbers(tmp_path: Path, workspace: Workspace) -> None:
+def test_malformed_pathless_and_duplicate_lines_are_reported_with_their_numbers(
+    tmp_path: Path, workspace: Workspace
+) -> None:
     plan = make_plan(source(tmp_path, UGLY), workspace, 2)
     assert planned(workspace, plan) == ["a.jpg", 'bé "q".jpg', "last.jpg"]
     assert [chunk.length for chunk in plan.chunks] == [2, 1]
@@ -136,7 +138,11 @@ def test_the_digest_of_a_chunk_is_of_its_image_paths_alone(tmp_path: Path, works
     [
         (b"", {}, "no JSON object"),
         (b"a,b\n1,2\n", {}, "no JSON object"),
-        (b'{"image": "a.jpg", "caption": ""}\n', {}, r"no column 'image_path'; it has 'image', 'caption'.*--image-column"),
+        (
+            b'{"image": "a.jpg", "caption": ""}\n',
+            {},
+            r"no column 'image_path'; it has 'image', 'caption'.*--image-column",
+        ),
         (b'{"image_path": "a.jpg", "text": ""}\n', {}, "no column 'caption'.*--caption-column"),
         (b"PAR1 but not really", {"name": "input.parquet"}, "cannot be read as Parquet"),
         (b"\x1f\x8b broken", {"name": "input.jsonl.gz"}, "cannot be read as JSON lines|no JSON object"),

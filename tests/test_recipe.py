@@ -40,7 +40,9 @@ def test_the_fingerprint_does_not_depend_on_field_order_or_on_being_a_block() ->
 
 def test_the_fingerprint_of_a_recipe_stays_what_it_was() -> None:
     fixed = Recipe(system_prompt="Look.", user_prompt="{caption}")
-    assert fingerprint(fixed, "model") == "f2c50e52b65a"  # a change here orphans people's outputs: say so in the changelog
+    assert (
+        fingerprint(fixed, "model") == "f2c50e52b65a"
+    )  # a change here orphans people's outputs: say so in the changelog
 
 
 def test_the_static_prompt_comes_first_and_the_caption_last() -> None:
@@ -71,7 +73,12 @@ def test_structured_output_bounds_every_string_and_array() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"temperature": 3}, {"max_visual_tokens": 8, "min_visual_tokens": 9}, {"user_prompt": "no placeholder"}, {"language": "fr"}],
+    [
+        {"temperature": 3},
+        {"max_visual_tokens": 8, "min_visual_tokens": 9},
+        {"user_prompt": "no placeholder"},
+        {"language": "fr"},
+    ],
 )
 def test_a_bad_setting_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

@@ -228,8 +228,8 @@ def test_a_failures_file_as_input_leaves_its_old_reasons_behind(make_store: Call
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), replacing(path) as file:
+    with pytest.raises(OSError, match="full"), replacing(path) as file:  # noqa: PT012
         file.write(b"half")
-        raise ZeroDivisionError
+        raise OSError("disk full")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "old"
