@@ -3,22 +3,18 @@
 import argparse
 import json
 import shutil
-import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from demo.processes import stand_in
 from demo.scenes import write_folder
 from demo.scoring import score
 from flows.command_line import main as annotate
-from flows.prefect_server import free_port
 
 IMAGES = 60
 
@@ -34,41 +30,16 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     input_path, truth_path = write_folder(folder, IMAGES)
     output = folder / "labeled.jsonl"
-    console = Console()
     with stand_in() as base_url:
         code = annotate(
             ["--input", str(input_path), "--image-root", str(folder / "images"), "--output", str(output),
              "--api-base", f"{base_url}/v1", "--chunk-size", "20"]
         )  # fmt: skip
         asked = read(f"{base_url}/stand_in/asked")
-    show(console, output, truth_path, requests=sum(asked["texts"].values()))
+    show(Console(), output, truth_path, "by a stand-in that sees coloured shapes, not by a model")
+    print(f"Requests sent by this run: {sum(asked['texts'].values())}.", end=" ")
+    print("Run `make demo` again to see it resume: nothing that has an answer is asked again.")
     return 0 if code == 1 else 1  # one broken file is part of the demo
-
-
-@contextmanager
-def stand_in() -> Iterator[str]:
-    """The stand-in as a process of its own; yields its base URL."""
-    port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "tests.stand_in", "--port", str(port)])
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            if answers_at(url):
-                break
-            time.sleep(0.05)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def answers_at(url: str) -> bool:
-    """Whether the server is up."""
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=1):  # noqa: S310 - http on loopback
-            return True
-    except OSError:
-        return False
 
 
 def read(url: str) -> dict[str, Any]:
@@ -82,11 +53,11 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def show(console: Console, output: Path, truth_path: Path, requests: int) -> None:
+def show(console: Console, output: Path, truth_path: Path, by: str) -> None:
     """Prints the table of results, the score, the failures and where the files lie."""
     truths = {row["image_path"]: row["objects"] for row in lines_of(truth_path)}
     rows = lines_of(output)
-    table = Table(title="The first answers (by a stand-in that sees coloured shapes, not by a model)")
+    table = Table(title=f"The first answers ({by})")
     for column in ("image", "caption", "objects: name and box (0–1000)", "IoU"):
         table.add_column(column, overflow="fold")
     for row in rows[:8]:
@@ -95,17 +66,14 @@ def show(console: Console, output: Path, truth_path: Path, requests: int) -> Non
         table.add_row(row["image_path"], row["caption"], found, f"{one.mean_iou:.3f}")
     console.print(table)
     total = score([(truths[row["image_path"]], row["objects"]) for row in rows])
-    console.print(
-        f"{len(rows)} images in the output, {total.objects} true objects: mean IoU {total.mean_iou:.4f}, ", end=""
+    print(
+        f"{len(rows)} images in the output, {total.objects} true objects: mean IoU {total.mean_iou:.4f}, "
+        f"recall at IoU 0.5 {total.recall:.4f}."
     )
-    console.print(f"recall at IoU 0.5 {total.recall:.4f}. Requests sent by this run: {requests}.")
     failures = output.with_name("labeled.failures.jsonl")
     for row in lines_of(failures):
-        console.print(
-            f"failed: {row['image_path']}: {row['failure']['kind']}: {row['failure']['message']}", markup=False
-        )
-    console.print(f"Files: {output}, {failures}, {output.with_name('labeled.report.json')}", markup=False)
-    console.print("Run `make demo` again to see it resume: nothing that has an answer is asked again.")
+        print(f"failed: {row['image_path']}: {row['failure']['kind']}: {row['failure']['message']}")
+    print("Files:", *(path for path in sorted(output.parent.glob("labeled*")) if path.is_file()))
 
 
 if __name__ == "__main__":

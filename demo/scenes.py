@@ -115,7 +115,8 @@ def write_folder(folder: Path, count: int, seed: int = 0) -> tuple[Path, Path]:
     rng = random.Random(seed)
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
-    rows, truths = [], []
+    rows: list[dict[str, object]] = []
+    truths: list[dict[str, object]] = []
     for number in range(count):
         width, height = rng.randint(240, 1600), rng.randint(240, 1200)
         scene = draw_scene(rng, width, height, rng.randint(1, 4))
@@ -127,12 +128,30 @@ def write_folder(folder: Path, count: int, seed: int = 0) -> tuple[Path, Path]:
             save_turned(scene.image, images / name, number % 8 + 1)
         rows.append({"image_path": name, "caption": caption(scene, chinese=number % 2 == 0), "source": "demo"})
         truths.append({"image_path": name, "objects": truth(scene)})
-    broken = images / rows[-1]["image_path"]
+    broken = images / name
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 3])
-    input_path, truth_path = folder / "input.jsonl", folder / "truth.jsonl"
-    for path, lines in ((input_path, rows), (truth_path, truths[:-1])):
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    return input_path, truth_path
+    return _write_lines(folder / "input.jsonl", rows), _write_lines(folder / "truth.jsonl", truths[:-1])
+
+
+def write_small_folder(folder: Path, count: int, shapes: int, seed: int = 1) -> tuple[Path, Path]:
+    """Like `write_folder`, for the tiny grounder: PNGs of 224 × 224 with `shapes` shapes each, none broken."""
+    rng = random.Random(seed)
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, object]] = []
+    truths: list[dict[str, object]] = []
+    for number in range(count):
+        scene = draw_scene(rng, 224, 224, shapes)
+        name = f"{number:04d}.png"
+        scene.image.save(images / name)
+        rows.append({"image_path": name, "caption": caption(scene, chinese=number % 2 == 0)})
+        truths.append({"image_path": name, "objects": truth(scene)})
+    return _write_lines(folder / "input.jsonl", rows), _write_lines(folder / "truth.jsonl", truths)
+
+
+def _write_lines(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 def _clear_right_edge(rng: random.Random, width: int, height: int) -> Scene:

@@ -68,11 +68,8 @@ def _run(options: argparse.Namespace) -> int:
     os.environ.setdefault("PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL", "WARNING")
     from prefect.settings import get_current_settings
 
-    for chatty in ("prefect.engine", "prefect.flows", "EventsWorker", "APILogWorker"):
-        logging.getLogger(chatty).setLevel(logging.CRITICAL)
-
     api_url = get_current_settings().api.url
-    if api_url is None:
+    if not api_url:
         return _run_with_own_prefect_server(options)
     if not answers(api_url):
         return _refuse(
@@ -107,6 +104,9 @@ async def _annotate(options: argparse.Namespace, prefect_server: TemporaryPrefec
     from flows.annotate import annotate_images
     from flows.errors import ServerFault, UsageError
 
+    # Set up by that import: loggers that would say a second time, or to the wrong reader, what is said here.
+    for chatty in ("prefect.engine", "prefect.flows", "EventsWorker", "APILogWorker"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
     try:
         parameters = annotate_images.validate_parameters(_parameters(options))
         await _preflight(parameters)

@@ -1,0 +1,81 @@
+"""The whole path through a real vLLM on CPU and a real, tiny model: prompt, JSON, boxes."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from demo.processes import TINY_GROUNDER_RECIPE, vllm_on_cpu
+from demo.scenes import write_small_folder
+from demo.scoring import Score, score
+from tests.conftest import ROOT, Job, lines_of
+
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real `vllm serve` of the tiny grounder."""
+    with vllm_on_cpu(ROOT / ".venv-vllm", tmp_path_factory.mktemp("vllm") / "vllm.log") as url:
+        yield url
+
+
+def annotated(folder: Path, vllm: str, shapes: int, count: int = 60) -> tuple[Job, Score]:
+    """Scenes of so many shapes, annotated by the command, and how well."""
+    job = Job(folder, [])
+    _, truth_path = write_small_folder(folder, count, shapes, seed=100 + shapes)
+    result = job.run(vllm, "--recipe", str(TINY_GROUNDER_RECIPE), "--max-concurrency", "8")
+    assert result.returncode == 0, result.stderr
+    truths = {row["image_path"]: row["objects"] for row in lines_of(truth_path)}
+    rows = lines_of(job.output)
+    assert len(rows) == count
+    total = score([(truths[row["image_path"]], row["objects"]) for row in rows])
+    print(f"{shapes} shapes a scene: recall {total.recall:.3f}, mean IoU {total.mean_iou:.3f}")
+    return job, total
+
+
+def test_one_shape_is_grounded(tmp_path: Path, vllm: str) -> None:
+    job, total = annotated(tmp_path, vllm, shapes=1)
+    assert total.recall >= 0.98
+    assert total.mean_iou >= 0.95
+    report = json.loads(job.output.with_name("labeled.report.json").read_text())
+    assert report["model"] == "tiny-grounder"
+    assert report["servers"][f"{vllm}/v1"]["version"].startswith("0.32")
+    assert report["tokens"]["completion"] > 60 * 20
+    assert (
+        job.run(vllm, "--recipe", str(TINY_GROUNDER_RECIPE))
+        .stderr.strip()
+        .endswith("60 images: 0 answered, 60 had answers before, 0 failed")
+    )
+
+
+def test_two_shapes_are_grounded_and_every_answer_is_strict_json(tmp_path: Path, vllm: str) -> None:
+    job, total = annotated(tmp_path, vllm, shapes=2)
+    assert total.recall >= 0.9
+    assert total.mean_iou >= 0.9
+    for row in lines_of(job.output):
+        answer = orjson.loads(row["vlm_output"])
+        assert set(answer) == {"rationale", "objects"}
+        assert all(set(item) == {"bbox_2d", "label"} for item in answer["objects"])
+
+
+def test_a_wrong_model_name_is_refused_with_the_served_one(tmp_path: Path, vllm: str) -> None:
+    write_small_folder(tmp_path, 1, 1)
+    result = Job(tmp_path, []).run(vllm, "--model-name", "qwen")
+    assert result.returncode == 2
+    assert "does not serve model 'qwen' but 'tiny-grounder'" in result.stderr
+
+
+def test_a_prompt_that_is_too_long_fails_its_image_in_the_servers_words(tmp_path: Path, vllm: str) -> None:
+    write_small_folder(tmp_path, 2, 1)
+    job = Job(tmp_path, [])
+    rows = lines_of(job.input)
+    job.write_input([rows[0], rows[1] | {"caption": "very long " * 4000}])
+    result = job.run(vllm, "--recipe", str(TINY_GROUNDER_RECIPE))
+    assert result.returncode == 1, result.stderr
+    failure = lines_of(job.failures)[0]["failure"]
+    assert failure["kind"] == "rejected"
+    assert "maximum context length" in failure["message"]
+    assert len(lines_of(job.output)) == 1
