@@ -25,6 +25,11 @@ check: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The figures of the README.
+bench: .venv/.installed
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.plan_rows 5
+
 clean:
 	rm -rf .venv .venv-vllm demo-output
 

@@ -66,6 +66,7 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
     engine = Engine(settings.timing, settings.model)
     faults: deque[Fault] = deque()
     asked: Counter[str] = Counter()
+    first: list[float] = []  # Unix time of the first request since the last DELETE
     images: Counter[str] = Counter()
 
     @app.exception_handler(Refused)
@@ -109,12 +110,14 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
 
     @app.get("/stand_in/asked")
     async def get_asked() -> dict[str, Any]:
-        return {"texts": asked, "images": images, "most_at_once": engine.most_at_once}
+        seconds = first[0] if first else None
+        return {"texts": asked, "images": images, "most_at_once": engine.most_at_once, "first_at": seconds}
 
     @app.delete("/stand_in/asked")
     async def forget_asked() -> None:
         asked.clear()
         images.clear()
+        first.clear()
         engine.most_at_once = 0
 
     @app.post("/v1/chat/completions")
@@ -122,6 +125,8 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
         body = _body(await request.body(), settings)
         text, url = _user_content(body)
         asked[text] += 1
+        if not first:
+            first.append(time.time())
         fault = _next_fault(faults, text)
         if fault is not None and (response := await _fault_response(fault, body)) is not None:
             return response
