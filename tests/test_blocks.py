@@ -1,0 +1,51 @@
+"""The blocks: defaults for every field, checks, and secrets."""
+
+import pytest
+from prefect.blocks.core import Block
+from pydantic import ValidationError
+
+from blocks import AnnotationRecipe, VLLMServer
+
+
+@pytest.mark.parametrize("block", [AnnotationRecipe, VLLMServer])
+def test_every_field_has_a_default_so_that_saved_blocks_stay_loadable(block: type[Block]) -> None:
+    assert not [name for name, field in block.model_fields.items() if field.is_required()]
+    block()
+
+
+@pytest.mark.parametrize("block", [AnnotationRecipe, VLLMServer])
+def test_every_field_explains_itself_in_the_form_of_the_ui(block: type[Block]) -> None:
+    assert not [name for name, field in block.model_fields.items() if not (field.title and field.description)]
+
+
+def test_endpoints_are_urls_without_a_trailing_slash_each_once() -> None:
+    assert VLLMServer(endpoints=["http://a:1/v1/", " http://a:1/v1", "https://b/v1"]).endpoints == [
+        "http://a:1/v1",
+        "https://b/v1",
+    ]
+    with pytest.raises(ValidationError, match="must start with http"):
+        VLLMServer(endpoints=["gpu-1:8000"])
+    with pytest.raises(ValidationError):
+        VLLMServer(endpoints=[])
+
+
+def test_the_key_comes_from_the_block_or_else_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    assert VLLMServer().resolved_api_key() == "none"
+    monkeypatch.setenv("VLLM_API_KEY", "from the environment")
+    assert VLLMServer().resolved_api_key() == "from the environment"
+    assert VLLMServer(api_key="its own").resolved_api_key() == "its own"
+
+
+def test_a_key_is_not_shown() -> None:
+    assert "sesame" not in repr(VLLMServer(api_key="sesame"))
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_blocks_are_saved_and_loaded_by_name() -> None:
+    await AnnotationRecipe(language="zh", max_tokens=777).save("chinese", overwrite=True)
+    await VLLMServer(endpoints=["http://gpu:1/v1"], api_key="sesame").save("gpu", overwrite=True)
+    recipe = await AnnotationRecipe.load("chinese")
+    server = await VLLMServer.load("gpu")
+    assert (recipe.language, recipe.max_tokens) == ("zh", 777)
+    assert server.resolved_api_key() == "sesame"

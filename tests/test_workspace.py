@@ -1,0 +1,80 @@
+"""Files of a run: names, lock, recipe guard, atomic writes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.errors import UsageError
+from flows.workspace import Workspace, read_json, write_json
+from tests.conftest import ROOT
+
+SETTINGS = {"model": "m", "temperature": 0.0}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.at(tmp_path / "labeled.jsonl")
+
+
+def test_the_promised_names(workspace: Workspace, tmp_path: Path) -> None:
+    assert workspace.failures == tmp_path / "labeled.failures.jsonl"
+    assert workspace.report == tmp_path / "labeled.report.json"
+    assert workspace.work == tmp_path / "labeled.work"
+
+
+def test_two_spellings_of_one_output_are_one_workspace(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert Workspace.at(tmp_path / "link" / "a.jsonl") == Workspace.at(tmp_path / "real" / ".." / "real" / "a.jsonl")
+
+
+def test_a_second_process_is_refused_while_the_first_holds_the_lock(workspace: Workspace) -> None:
+    program = "import sys; from flows.workspace import Workspace\nwith Workspace.at(sys.argv[1]).locked(): print('in')"
+    command = [sys.executable, "-c", program, str(workspace.output)]
+    with workspace.locked():
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert f"another run (process {os.getpid()} on " in second.stderr
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "in\n"
+
+
+def test_a_workspace_that_was_only_opened_leaves_no_trace(workspace: Workspace, tmp_path: Path) -> None:
+    with workspace.locked():
+        assert workspace.work.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_recipe_may_go_on_and_another_may_not(workspace: Workspace) -> None:
+    with workspace.locked():
+        workspace.guard_recipe(SETTINGS, "one")
+        workspace.output.write_text('{"image_path": "a"}\n')
+        workspace.guard_recipe(SETTINGS, "one")
+        with pytest.raises(UsageError, match=r"another recipe \(temperature: 0.0 → 0.5\).*delete .*recipe.json"):
+            workspace.guard_recipe(SETTINGS | {"temperature": 0.5}, "two")
+        assert (read_json(workspace.recipe) or {})["fingerprint"] == "one"
+
+
+def test_a_recipe_that_has_written_nothing_yet_may_change(workspace: Workspace) -> None:
+    with workspace.locked():
+        workspace.guard_recipe(SETTINGS, "one")
+        workspace.guard_recipe(SETTINGS, "two")
+
+
+def test_an_output_of_an_older_script_is_taken_as_it_is(workspace: Workspace) -> None:
+    workspace.output.write_text('{"image_path": "a"}\n')
+    with workspace.locked():
+        workspace.guard_recipe(SETTINGS, "one")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])
+def test_a_torn_json_file_counts_as_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    assert read_json(tmp_path / "a.json") is None
+
+
+def test_json_is_written_whole_and_readable(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"名": "猫"})
+    assert read_json(tmp_path / "a.json") == {"名": "猫"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
