@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from flows.prefect_server import TemporaryPrefectServer, free_port
 from tests.client import StandIn
 
 ROOT = Path(__file__).parent.parent
+
+hypothesis.settings.register_profile("no deadline", deadline=None)  # these machines stall now and then
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
