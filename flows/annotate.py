@@ -13,7 +13,6 @@ import asyncio
 import logging
 import math
 import time
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,14 +32,11 @@ from flows.errors import AnnotateError, ImageFailure, ServerFault, ServerUnavail
 from flows.plan import Chunk, Plan, remove_plan
 from flows.progress import showing_progress
 from flows.report import markdown, sentence, summarise
-from flows.run import Run, current_plan, open_run
+from flows.run import current_plan, current_run, open_run, set_current_run
 from flows.store import Merged, Part, merge, pending_rows
 from flows.workspace import write_json
 
 CHUNK_RETRY_SECONDS = [10.0, 60.0]
-
-# Clients and semaphores belong to the flow's event loop: they reach the tasks by context, not as parameters.
-RUN: ContextVar[Run] = ContextVar("run")
 
 
 class ExpectedErrorsWithoutTraceback(logging.Filter):
@@ -127,7 +123,7 @@ async def annotate_images(
     )
     try:
         async with opening as run:
-            RUN.set(run)
+            set_current_run(run)
             logger.info("Model %s at %s, recipe %s", run.model, ", ".join(run.versions), run.recipe_fingerprint)
             plan = await plan_chunks(chunk_size)
             async with showing_progress(run.annotator, plan.rows, logger):
@@ -145,7 +141,7 @@ async def annotate_images(
 @task(cache_policy=NO_CACHE, task_run_name="plan")
 async def plan_chunks(chunk_size: int) -> Plan:
     """Rows without an answer, cut into chunks."""
-    run = RUN.get()
+    run = current_run()
     plan = await asyncio.to_thread(current_plan, run, chunk_size)
     logger = get_run_logger()
     counts = plan.counts
@@ -191,7 +187,7 @@ async def annotate_chunks(plan: Plan, max_concurrency: int, retries: int) -> dic
 
 async def run_chunk(chunk: Chunk, chunks: int, retries: int) -> BaseException | None:
     """Runs or recalls one chunk; returns what stopped it, if anything did."""
-    run = RUN.get()
+    run = current_run()
     # A cached result speaks of a part file or output rows that may be gone by now: then it does not count.
     whole = not await asyncio.to_thread(pending_rows, run.workspace, chunk, run.source.caption_column)
     configured = annotate_chunk.with_options(
@@ -222,7 +218,7 @@ async def may_heal(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
 )
 async def annotate_chunk(chunk: Chunk, recipe_fingerprint: str) -> dict[str, Any]:  # noqa: ARG001 - in the cache key
     """Annotates what is open of a chunk into its part files; the result names them."""
-    run = RUN.get()
+    run = current_run()
     rows = await asyncio.to_thread(pending_rows, run.workspace, chunk, run.source.caption_column)
     part = Part(run.workspace, chunk)
     try:
@@ -236,7 +232,7 @@ async def annotate_chunk(chunk: Chunk, recipe_fingerprint: str) -> dict[str, Any
 @task(cache_policy=NO_CACHE, task_run_name="merge")
 async def merge_parts(plan: Plan, stopped: dict[int, ImageFailure]) -> Merged:
     """Moves answers into the output and writes the failures file; a plan whose chunks are all complete is done with."""
-    workspace = RUN.get().workspace
+    workspace = current_run().workspace
     merged = await asyncio.to_thread(merge, workspace, plan, stopped)
     if not stopped:
         remove_plan(workspace)
@@ -246,7 +242,7 @@ async def merge_parts(plan: Plan, stopped: dict[int, ImageFailure]) -> Merged:
 @task(cache_policy=NO_CACHE, task_run_name="report")
 async def publish_report(plan: Plan, merged: Merged, stopped: list[int], seconds: float) -> dict[str, Any]:
     """Writes report.json and the summary artifact; returns the report."""
-    run = RUN.get()
+    run = current_run()
     failed_chunks = [f"chunk {number} of {len(plan.chunks)}" for number in stopped]
     summary = summarise(run, plan, merged, seconds=seconds, failed_chunks=failed_chunks)
     write_json(run.workspace.report, summary)

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,21 @@ class Run:
     recipe_fingerprint: str
     versions: dict[str, dict[str, Any]]  # endpoint → what its /version says
     annotator: Annotator
+
+
+# Clients and semaphores belong to the flow's event loop: they reach its tasks by context, not as task parameters. Here
+# and not beside the flow, because Prefect's `serve` pickles the flow with the globals it names, and this one can't be.
+_RUN: ContextVar[Run] = ContextVar("run")
+
+
+def set_current_run(run: Run) -> None:
+    """Makes `run` the one that `current_run` returns, in this context and in tasks started from it."""
+    _RUN.set(run)
+
+
+def current_run() -> Run:
+    """The run of the flow that is running."""
+    return _RUN.get()
 
 
 @asynccontextmanager

@@ -5,6 +5,8 @@ import os
 import random
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,8 +46,16 @@ def ask_prefect(api: str, path: str, **body: Any) -> Any:
     request = urllib.request.Request(
         api + path, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return json.load(response)
+    for _ in range(50):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            if error.code != 503:  # SQLite is busy, says the server; its clients try again
+                raise
+            error.close()
+        time.sleep(0.2)
+    raise RuntimeError("the Prefect server stays busy")
 
 
 @pytest.fixture
