@@ -1,9 +1,12 @@
 """Where vLLM answers."""
 
 import os
+from urllib.parse import urlsplit
 
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr, field_validator
+
+from flows.errors import UsageError
 
 DEFAULT_ENDPOINT = "http://localhost:8000/v1"
 API_KEY_VARIABLE = "VLLM_API_KEY"  # the name that `vllm serve` itself reads its key from
@@ -36,14 +39,35 @@ class VLLMServer(Block):
     @field_validator("endpoints")
     @classmethod
     def _http_urls_once(cls, endpoints: list[str]) -> list[str]:
-        urls = [endpoint.strip().rstrip("/") for endpoint in endpoints]
-        for url in urls:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(f"endpoint {url!r} must start with http:// or https://, as in {DEFAULT_ENDPOINT}")
-        return list(dict.fromkeys(urls))
+        return list(dict.fromkeys(_base_url(endpoint.strip()) for endpoint in endpoints))
 
     def resolved_api_key(self) -> str:
         """The key to send; where none is set a made-up one, for the client insists and such a server ignores it."""
-        if self.api_key is not None and self.api_key.get_secret_value():
-            return self.api_key.get_secret_value()
-        return os.environ.get(API_KEY_VARIABLE) or "none"
+        own = self.api_key.get_secret_value() if self.api_key is not None else ""
+        key = (own or os.environ.get(API_KEY_VARIABLE, "")).strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UsageError(
+                f"the API key in the block or in {API_KEY_VARIABLE} has characters no HTTP header can hold"
+            )
+        return key or "none"
+
+
+def _base_url(url: str) -> str:
+    """The URL without a trailing slash. Raises ValueError where it is none, or holds what would end in logs."""
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"endpoint {url!r} must start with http:// or https://, as in {DEFAULT_ENDPOINT}")
+    split = urlsplit(url)
+    try:
+        complete = bool(split.hostname) and split.port != 0
+    except ValueError:
+        complete = False
+    if not complete:
+        raise ValueError(
+            f"endpoint {split.scheme}://… is no URL with a host and a valid port, as in {DEFAULT_ENDPOINT}"
+        )
+    if split.username or split.password or split.query or split.fragment:
+        raise ValueError(
+            f"endpoint {split.scheme}://{split.hostname}… must hold no user, password or query, which logs would show: "
+            f"give the key as api_key or in {API_KEY_VARIABLE}"
+        )
+    return url.rstrip("/")

@@ -29,7 +29,7 @@ from pydantic import Field
 from blocks import AnnotationRecipe, VLLMServer
 from flows.annotator import PREPARED_AHEAD
 from flows.errors import AnnotateError, ImageFailure, ServerFault, ServerUnavailable, UsageError
-from flows.plan import Chunk, Plan, remove_plan
+from flows.plan import Chunk, Plan, keep_plan, remove_plan
 from flows.progress import showing_progress
 from flows.report import markdown, sentence, summarise
 from flows.run import current_plan, current_run, open_run, set_current_run
@@ -133,6 +133,10 @@ async def annotate_images(
     except (UsageError, ServerFault) as error:
         logger.error("%s", error)  # noqa: TRY400 - the message says it all
         return Failed(message=str(error), data=error)
+    except OSError as error:
+        message = f"{error.strerror or error} ({error.filename or output}): mend it and run again, all answers are kept"
+        logger.error("%s", message)  # noqa: TRY400
+        return Failed(message=message, data=error)
     if stopped:
         return Failed(message=sentence(summary))
     return Completed(message=sentence(summary), data=summary)
@@ -188,11 +192,11 @@ async def annotate_chunks(plan: Plan, max_concurrency: int, retries: int) -> dic
 async def run_chunk(chunk: Chunk, chunks: int, retries: int) -> BaseException | None:
     """Runs or recalls one chunk; returns what stopped it, if anything did."""
     run = current_run()
-    # A cached result speaks of a part file or output rows that may be gone by now: then it does not count.
-    whole = not await asyncio.to_thread(pending_rows, run.workspace, chunk, run.source.caption_column)
+    pending = await asyncio.to_thread(pending_rows, run.workspace, chunk, run.source.caption_column)
+    run.annotator.tally.settled_before += chunk.length - len(pending)
     configured = annotate_chunk.with_options(
         task_run_name=f"chunk {chunk.number} of {chunks}",
-        refresh_cache=not whole,
+        refresh_cache=bool(pending),  # a cached result speaks of part files or output rows that may be gone by now
         result_storage=run.workspace.cache,
         retries=retries,
         retry_delay_seconds=CHUNK_RETRY_SECONDS,
@@ -232,9 +236,12 @@ async def annotate_chunk(chunk: Chunk, recipe_fingerprint: str) -> dict[str, Any
 @task(cache_policy=NO_CACHE, task_run_name="merge")
 async def merge_parts(plan: Plan, stopped: dict[int, ImageFailure]) -> Merged:
     """Moves answers into the output and writes the failures file; a plan whose chunks are all complete is done with."""
-    workspace = current_run().workspace
+    run = current_run()
+    workspace = run.workspace
     merged = await asyncio.to_thread(merge, workspace, plan, stopped)
-    if not stopped:
+    if stopped:
+        keep_plan(workspace, run.source, plan)
+    else:
         remove_plan(workspace)
     return merged
 

@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from flows.errors import ErrorBudgetExceeded, ImageFailure, UnparsableAnswer
-from flows.grounding import parse_answer
+from flows.grounding import is_clean, parse_answer
 from flows.images import PreparedImage, prepare
-from flows.inference import Completion, Inference
+from flows.inference import Inference
 from flows.recipe import Recipe, request_body
 from flows.store import Part, Row, answer_line
 
@@ -27,6 +27,7 @@ RATE_WINDOW_SECONDS = 30
 class Tally:
     """What a run has done so far, over all its chunks."""
 
+    settled_before: int = 0  # images of the plan that an interrupted run had brought to an answer or a failure
     answered: int = 0
     annotations_error: int = 0
     objects: int = 0
@@ -43,17 +44,17 @@ class Tally:
 
     @property
     def done(self) -> int:
-        """Images with an answer or a failure."""
-        return self.answered + self.failed
+        """Images with an answer or a failure, of this run or an interrupted one."""
+        return self.settled_before + self.answered + self.failed
 
     def images_per_second(self) -> float:
         """The rate of the last half minute, by the calls of this method."""
-        now = time.monotonic()
-        self._recent.append((now, self.done))
+        now, done = time.monotonic(), self.answered + self.failed
+        self._recent.append((now, done))
         while now - self._recent[0][0] > RATE_WINDOW_SECONDS:
             self._recent.popleft()
-        since, done = self._recent[0]
-        return (self.done - done) / (now - since) if now > since else 0.0
+        since, done_then = self._recent[0]
+        return (done - done_then) / (now - since) if now > since else 0.0
 
 
 class Annotator:
@@ -90,7 +91,8 @@ class Annotator:
         Raises ServerFault when the server is gone or refuses, ErrorBudgetExceeded when too many of the rows fail; what
         was answered until then is in the part.
         """
-        failures_allowed = max(BUDGET_FREE_FAILURES, self._error_budget * len(rows))
+        # A budget of nothing is meant so.
+        failures_allowed = self._error_budget and max(BUDGET_FREE_FAILURES, self._error_budget * len(rows))
         failed: Counter[str] = Counter()
 
         async def settle(row: Row) -> None:
@@ -119,7 +121,7 @@ class Annotator:
     async def _answer(self, row: Row, part: Part) -> None:
         image, body = await asyncio.get_running_loop().run_in_executor(self._threads, self._prepare, row)
         completion = await self._inference.ask(body)
-        parsed = self._read(completion, image)
+        parsed = await self._read(completion.text, image)
         part.answer(row, answer_line(row, image, completion.text, parsed))
         self.tally.answered += 1
         self.tally.objects += len(parsed["objects"])
@@ -130,10 +132,14 @@ class Annotator:
         image = prepare(self._image_root, row.image_path, self._recipe.image_budget)
         return image, request_body(self._recipe, self._model, row.caption, image)
 
-    def _read(self, completion: Completion, image: PreparedImage) -> dict[str, Any]:
+    async def _read(self, text: str, image: PreparedImage) -> dict[str, Any]:
         """The fields that an answer adds to its row; a text without an annotation is kept as it is."""
         try:
-            annotation = parse_answer(completion.text, image.sent_width, image.sent_height)
+            # Mending can take seconds, which no other request should wait for; clean answers take microseconds.
+            if is_clean(text):
+                annotation = parse_answer(text, image.sent_width, image.sent_height)
+            else:
+                annotation = await asyncio.to_thread(parse_answer, text, image.sent_width, image.sent_height)
         except UnparsableAnswer:
             self.tally.annotations_error += 1
             return {"annotations": None, "objects": [], "annotations_error": True}

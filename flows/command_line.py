@@ -113,9 +113,13 @@ async def _annotate(options: argparse.Namespace, prefect_server: TemporaryPrefec
     except (UsageError, ServerFault, ParameterTypeError) as error:
         return _refuse(str(error))
     except ValidationError as error:
-        return _refuse("; ".join(problem["msg"] for problem in error.errors()))
+        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        return _refuse("; ".join(problems))
     if prefect_server is not None:
-        await asyncio.to_thread(prefect_server.wait_until_ready)
+        try:
+            await asyncio.to_thread(prefect_server.wait_until_ready)
+        except RuntimeError as error:
+            return _refuse(str(error))
         print(f"Prefect UI while this runs: {prefect_server.url}; afterwards: prefect server start", file=sys.stderr)
     state = await annotate_images(**parameters, return_state=True)
     return await _exit_code(state)

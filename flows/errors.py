@@ -23,7 +23,7 @@ class ImageFailure(AnnotateError):
     """One image that gets no answer in this run.
 
     `kind` is one of missing, outside_root, unreadable, too_large (the file), rejected, timeout, server, truncated
-    (the request) and unasked (its chunk stopped before its turn).
+    (the request); server also stands for a chunk whose server went away, unasked for one that was stopped otherwise.
     """
 
     def __init__(self, kind: str, message: str, attempts: int = 0) -> None:

@@ -10,12 +10,13 @@ import orjson
 from flows.errors import UnparsableAnswer
 
 # A brace inside reasoning must not be taken for the answer.
-THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+THINKING = re.compile(r".*</think>|<think>.*", re.DOTALL)
 BOX_KEYS = ("bbox_2d", "bbox", "box")
 NAME_KEYS = ("label", "name")
 EDGE_TOLERANCE = 1.05  # a coordinate up to 5 % beyond the edge is rounding; further out it is an error
 DEGENERATE = 0  # ‰: a box that rounds to no width or height holds nothing
-MAX_ANSWER_CHARS = 200_000  # json-repair is quadratic on some inputs; no honest answer is this long
+MAX_ANSWER_CHARS = 12_000  # json-repair is worse than quadratic on some texts; no honest answer is this long
+NUMBER = re.compile(r"\s*-?\d{1,9}(\.\d{1,9})?\s*")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Annotation:
 def parse_answer(text: str, sent_width: int, sent_height: int) -> Annotation:
     """The annotation in a Qwen2.5-VL answer, whose boxes are pixels of the `sent_width` × `sent_height` image.
 
-    Raises UnparsableAnswer when the text holds no list of objects.
+    Raises UnparsableAnswer when the text holds no list of objects, or one of which none is usable.
     """
     answer = _load(THINKING.sub("", text[:MAX_ANSWER_CHARS]))
     if isinstance(answer, list):
@@ -44,7 +45,18 @@ def parse_answer(text: str, sent_width: int, sent_height: int) -> Annotation:
         flags.update(problems)
         if found is not None:
             objects.append(found)
+    if answer["objects"] and not objects:
+        raise UnparsableAnswer(f"none of {len(answer['objects'])} objects is usable: {', '.join(sorted(flags))}")
     return Annotation(_clean(rationale) if isinstance(rationale, str) else "", objects, sorted(flags))
+
+
+def is_clean(text: str) -> bool:
+    """Whether the text is JSON as it stands, with nothing to mend."""
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _load(text: str) -> Any:
@@ -63,7 +75,7 @@ def _object(item: Any, width: int, height: int) -> tuple[dict[str, Any] | None, 
     if not isinstance(item, dict):
         return None, ["malformed_object"]
     name = next((item[key] for key in NAME_KEYS if isinstance(item.get(key), str)), "").strip()
-    box = next((item[key] for key in BOX_KEYS if key in item), None)
+    box = _numbers(next((item[key] for key in BOX_KEYS if key in item), None))
     if not _is_box(box):
         return None, ["malformed_box"]
     bbox, flags = to_thousandths(box, width, height)
@@ -72,6 +84,13 @@ def _object(item: Any, width: int, height: int) -> tuple[dict[str, Any] | None, 
     if bbox[2] - bbox[0] <= DEGENERATE or bbox[3] - bbox[1] <= DEGENERATE:
         return None, [*flags, "degenerate"]
     return {"name": _clean(name), "bbox": bbox}, flags
+
+
+def _numbers(box: Any) -> Any:
+    """The box with numbers for coordinates that were written as text."""
+    if not isinstance(box, list):
+        return box
+    return [float(v) if isinstance(v, str) and NUMBER.fullmatch(v) else v for v in box]
 
 
 def _is_box(box: Any) -> TypeGuard[list[float]]:

@@ -1,27 +1,35 @@
 """Request bodies → completions over HTTP: bounded, retried in one layer, patient with servers that go away."""
 
 import asyncio
-import json
+import math
 import random
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+import aiohttp
 import httpx2
 import openai
-import orjson
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
 from flows.errors import ImageFailure, ServerRefused, ServerUnavailable
+from flows.json_text import json_object, loads
 
 MAX_ATTEMPTS = 4  # of one image on a server that is healthy
-MAX_SERVER_LOSSES = 10  # of one image: a server that dies each time it sees it is not to be blamed for ever
+MAX_SERVER_LOSSES = 6  # of one image: a server that dies each time it sees it is not to be blamed for ever
+SUSPECT_LOSSES = 2  # from then on it is asked apart from other suspects, lest innocent ones share its end
+MAX_STRIKES = 3  # attempts in a row without an answer before an endpoint rests, if there are others
+REST_SECONDS = 10
 HEALTH_TIMEOUT_SECONDS = 5
 HEALTH_INTERVAL_SECONDS = 0.5
 BACKOFF_SECONDS = (0.25, 8.0)  # first and longest
+
+# The openai client lets some of its transport's errors through as they are.
+REQUEST_ERRORS = (openai.OpenAIError, aiohttp.ClientError, httpx2.HTTPError, OSError, EOFError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -41,66 +49,92 @@ class Trouble:
     kind: str  # the failure kind, should the attempts run out: server or timeout
     message: str
     busy: bool = False  # the server declined for load: no attempt is counted
+    refused: bool = False  # the server declines whatever it is asked: wrong key or model
 
 
 class Endpoint:
-    """One base URL: its client, its requests in flight, and whether it was healthy when last looked at."""
+    """One base URL: its client, its requests in flight, and whether it may get more."""
 
     def __init__(self, url: str, api_key: str, timeout_seconds: float, connections: int) -> None:
         self.url = url
         self.in_flight = 0
+        self.strikes = 0  # attempts in a row without an answer
         self.up = asyncio.Event()
         self.up.set()
         self.down_since = 0.0  # monotonic, while it is down
-        split = urlsplit(url)
-        self._health_url = f"{split.scheme}://{split.netloc}/health"
-        limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+        self._api_key = api_key
+        self._timeout_seconds = timeout_seconds
+        self._root = url.removesuffix("/v1")
+        self._probe = f"{self._root}/health"
+        # No time-outs in the client: its own count between reads, and a server that dribbles would never meet them.
         # max_retries=0: retries live in Inference.ask, nowhere else.
+        limits = httpx2.Limits(max_connections=connections + 8, max_keepalive_connections=connections + 8)
         self._client = AsyncOpenAI(
             base_url=url,
             api_key=api_key,
             max_retries=0,
-            timeout=httpx2.Timeout(timeout_seconds, connect=10),
-            http_client=DefaultAioHttpClient(limits=limits, timeout=httpx2.Timeout(timeout_seconds, connect=10)),
+            timeout=None,
+            http_client=DefaultAioHttpClient(limits=limits, timeout=None),
         )
 
     async def post(self, body: bytes) -> bytes:
-        """The raw response to a chat completion; ready-made bytes skip the client's own JSON pass, most of its cost."""
+        """The raw response to a chat completion; ready-made bytes skip the client's own JSON pass, most of its cost.
+
+        Raises REQUEST_ERRORS; a TimeoutError (an OSError) when it takes too long.
+        """
         self.in_flight += 1
         try:
-            response = await self._client.post(
-                "/chat/completions",
-                cast_to=httpx2.Response,
-                content=body,
-                options={"headers": {"Content-Type": "application/json"}},
-            )
-            return response.content
+            async with asyncio.timeout(self._timeout_seconds):
+                response = await self._client.post(
+                    "/chat/completions",
+                    cast_to=httpx2.Response,
+                    content=body,
+                    options={"headers": {"Content-Type": "application/json"}},
+                )
+                return response.content
         finally:
             self.in_flight -= 1
 
     async def is_healthy(self) -> bool:
-        """Whether /health answers 200 now."""
-        try:
-            await self._client.get(
-                self._health_url, cast_to=httpx2.Response, options={"timeout": HEALTH_TIMEOUT_SECONDS}
-            )
-        except openai.OpenAIError:
-            return False
-        return True
+        """Whether the endpoint answers its probe now."""
+        return await self._get(self._probe) is not None
+
+    async def find_probe(self) -> None:
+        """Settles what to ask for health: behind some gateways there is no /health."""
+        if not await self.is_healthy():
+            self._probe = f"{self.url}/models"
 
     async def models(self) -> list[str]:
-        """Names of the served models. Raises openai's errors."""
-        return [model.id async for model in self._client.models.list(timeout=HEALTH_TIMEOUT_SECONDS)]
+        """Names of the served models. Raises REQUEST_ERRORS."""
+        async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
+            response = await self._client.get(f"{self.url}/models", cast_to=httpx2.Response)
+        body = loads(response.content)
+        models = body.get("data") if isinstance(body, dict) else None
+        if not isinstance(models, list):
+            raise ValueError(f"no list of models but {response.content[:80]!r}")  # noqa: TRY004 - it is the server's
+        return [model["id"] for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
 
     async def version(self) -> dict[str, Any]:
         """What /version says, or nothing."""
-        url = self._health_url.removesuffix("health") + "version"
+        return json_object(await self._get(f"{self._root}/version")) or {}
+
+    async def _get(self, url: str) -> bytes | None:
         try:
-            response = await self._client.get(url, cast_to=httpx2.Response, options={"timeout": HEALTH_TIMEOUT_SECONDS})
-            answer = orjson.loads(response.content)
-        except (openai.OpenAIError, orjson.JSONDecodeError):
-            return {}
-        return answer if isinstance(answer, dict) else {}
+            async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
+                return (await self._client.get(url, cast_to=httpx2.Response)).content
+        except REQUEST_ERRORS:
+            return None
+
+    def describe(self, error: Exception) -> str:
+        """An error in one line, without the key: the server's own words, or else those of the lowest cause."""
+        if isinstance(error, openai.APIStatusError):
+            text = f"HTTP {error.status_code}: {error.message}"
+        elif isinstance(error, TimeoutError):
+            text = "no answer in time"
+        else:
+            cause = lowest_cause(error)
+            text = f"{type(cause).__name__}: {cause}"
+        return " ".join(text.replace(self._api_key, "***").split())[:500]
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -125,6 +159,7 @@ class Inference:
         self.max_concurrency = max_concurrency
         self._server_wait_seconds = server_wait_seconds
         self._slots = asyncio.Semaphore(max_concurrency)
+        self._suspects = asyncio.Lock()
         self._endpoints = [Endpoint(url, api_key, request_timeout_seconds, max_concurrency) for url in endpoints]
         self._watchers: dict[str, asyncio.Task[None]] = {}
 
@@ -150,23 +185,22 @@ class Inference:
 
         Raises ServerUnavailable or ServerRefused with the remedy.
         """
-        served: set[str] | None = None
-        for endpoint in self._endpoints:
+        common: set[str] = set()
+        for number, endpoint in enumerate(self._endpoints):
             names = await _served_models(endpoint)
-            served = set(names) if served is None else served & set(names)
+            await endpoint.find_probe()
+            common = set(names) if number == 0 else common & set(names)
             if model is not None and model not in names:
+                served = ", ".join(map(repr, names)) or "none"
                 raise ServerRefused(
-                    f"{endpoint.url} does not serve model {model!r} but {', '.join(map(repr, names)) or 'none'}: "
-                    "set --model-name to one of these"
+                    f"{endpoint.url} does not serve model {model!r} but {served}: set --model-name to one of these"
                 )
         if model is not None:
             return model
-        if not served or len(served) > 1:
-            raise ServerRefused(
-                f"the endpoints have {len(served or ())} models in common ({', '.join(sorted(served or ()))}): "
-                "say which with --model-name"
-            )
-        return served.pop()
+        if len(common) != 1:
+            choice = ", ".join(map(repr, sorted(common))) or "none"
+            raise ServerRefused(f"the models that every endpoint serves are {choice}: say which with --model-name")
+        return common.pop()
 
     async def versions(self) -> dict[str, dict[str, Any]]:
         """What each endpoint's /version says."""
@@ -183,34 +217,52 @@ class Inference:
             return await self._ask(body)
 
     async def _ask(self, body: bytes) -> Completion:
-        attempts = losses = 0
-        busy_since: float | None = None
+        attempts = losses = declined = 0
+        declined_since = math.inf
         while True:
             endpoint = await self._endpoint()
-            try:
-                response = await endpoint.post(body)
-            except openai.APIError as error:
-                trouble = classify(error, attempts + 1)
-            else:
-                result = read_completion(response, attempts + 1)
+            async with self._suspects if losses >= SUSPECT_LOSSES else nullcontext():
+                result = await self._attempt(endpoint, body, attempts + 1)
                 if isinstance(result, Completion):
                     return result
-                trouble = result
-            if trouble.busy:
-                busy_since = busy_since or time.monotonic()
-                if time.monotonic() - busy_since > self._server_wait_seconds:
+                up = await self._is_up(endpoint)
+            if result.busy:
+                declined += 1
+                declined_since = min(declined_since, time.monotonic())
+                if time.monotonic() - declined_since > self._server_wait_seconds:
                     raise ServerUnavailable(
-                        f"{endpoint.url} declined for {self._server_wait_seconds:g} s: {trouble.message}; "
-                        "lower --max-concurrency or give it less other work"
+                        f"declined for {self._server_wait_seconds:g} s, last by {endpoint.url}: {result.message}; "
+                        "lower --max-concurrency or give the server less other work"
                     )
-            elif await self._is_up(endpoint):
+            elif up:
                 attempts += 1
             else:
                 losses += 1
             if attempts >= MAX_ATTEMPTS or losses >= MAX_SERVER_LOSSES:
-                raise ImageFailure(trouble.kind, trouble.message, attempts + losses)
+                raise ImageFailure(result.kind, result.message, attempts + losses)
             first, longest = BACKOFF_SECONDS
-            await asyncio.sleep(random.uniform(0.5, 1) * min(longest, first * 2 ** (attempts + losses)))
+            tries = min(attempts + losses + declined, 10)
+            await asyncio.sleep(random.uniform(0.5, 1) * min(longest, first * 2**tries))
+
+    async def _attempt(self, endpoint: Endpoint, body: bytes, attempt: int) -> Completion | Trouble:
+        """One request: its answer, or the trouble that another attempt may end.
+
+        Raises ImageFailure where none can, ServerRefused where no other endpoint is left to try.
+        """
+        try:
+            result = read_completion(await endpoint.post(body), attempt)
+        except REQUEST_ERRORS as error:
+            result = classify(error, endpoint.describe(error), attempt)
+        if isinstance(result, Completion):
+            endpoint.strikes = 0
+            return result
+        endpoint.strikes += 1
+        others = any(other.up.is_set() for other in self._endpoints if other is not endpoint)
+        if result.refused and not others:
+            raise ServerRefused(f"{endpoint.url} answers {result.message}: check the API key and the model name")
+        if others and (result.refused or endpoint.strikes >= MAX_STRIKES):
+            self._take_down(endpoint, REST_SECONDS)
+        return result
 
     async def _endpoint(self) -> Endpoint:
         """The healthy endpoint with the least in flight; waits for one while there is none."""
@@ -227,9 +279,11 @@ class Inference:
                     "same command; what was answered is kept"
                 )
             waits = [asyncio.ensure_future(endpoint.up.wait()) for endpoint in self._endpoints]
-            await asyncio.wait(waits, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
+            try:
+                await asyncio.wait(waits, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
 
     async def _is_up(self, endpoint: Endpoint) -> bool:
         """Whether the endpoint is healthy; if not, it gets no requests until a watcher sees it back."""
@@ -237,16 +291,22 @@ class Inference:
             return False
         if await endpoint.is_healthy():
             return True
+        self._take_down(endpoint)
+        return False
+
+    def _take_down(self, endpoint: Endpoint, rest_seconds: float = 0) -> None:
+        """No more requests for the endpoint until it has rested and is healthy."""
         if endpoint.up.is_set():
             endpoint.up.clear()
             endpoint.down_since = time.monotonic()
-            self._watchers[endpoint.url] = asyncio.create_task(_watch(endpoint))
-        return False
+            self._watchers[endpoint.url] = asyncio.create_task(_watch(endpoint, rest_seconds))
 
 
-async def _watch(endpoint: Endpoint) -> None:
+async def _watch(endpoint: Endpoint, rest_seconds: float) -> None:
+    await asyncio.sleep(rest_seconds)
     while not await endpoint.is_healthy():  # noqa: ASYNC110 - there is no event for a server's return
         await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
+    endpoint.strikes = 0
     endpoint.up.set()
 
 
@@ -259,38 +319,31 @@ async def _served_models(endpoint: Endpoint) -> list[str]:
         ) from None
     except openai.NotFoundError:
         raise ServerRefused(f"{endpoint.url} has no /models: a vLLM base URL ends in /v1") from None
-    except (openai.APIError, ValueError) as error:
+    except REQUEST_ERRORS as error:
         raise ServerUnavailable(
-            f"no vLLM answers at {endpoint.url} ({_describe(error)}): start it (vllm serve MODEL --port "
+            f"no vLLM answers at {endpoint.url} ({endpoint.describe(error)}): start it (vllm serve MODEL --port "
             f"{urlsplit(endpoint.url).port or 80}), or set --api-base to where it runs"
         ) from None
 
 
-def classify(error: openai.APIError, attempt: int) -> Trouble:
-    """What a failed attempt means; raises ImageFailure or ServerRefused where another attempt is no use."""
-    message = _describe(error)
-    if isinstance(error, openai.APITimeoutError):
-        return Trouble("timeout", f"no answer in time: {message}")
+def classify(error: Exception, message: str, attempt: int) -> Trouble:
+    """What a failed attempt means; raises ImageFailure where the request itself is at fault."""
     if not isinstance(error, openai.APIStatusError):
-        return Trouble("server", message)
+        # TimeoutError is ours; openai's APITimeoutError is not asked: its transport files dropped connections there.
+        return Trouble("timeout" if isinstance(error, TimeoutError) else "server", message)
     status = error.status_code
     if status in (401, 403, 404):
-        raise ServerRefused(f"{error.request.url} answers {message}: check the API key and the model name")
-    if status in (429, 503):
-        return Trouble("server", message, busy=True)
-    if status in (408, 409, 425) or status >= 500:
-        return Trouble("server", message)
+        return Trouble("server", message, refused=True)
+    if status in (408, 409, 425) or status >= 500 or status == 429:
+        return Trouble("server", message, busy=status in (429, 503))
     raise ImageFailure("rejected", message, attempt)
 
 
-def _describe(error: Exception) -> str:
-    """An error in one line: the server's own words where it has any, else those of the lowest cause."""
-    if isinstance(error, openai.APIStatusError):
-        return f"HTTP {error.status_code}: {' '.join(error.message.split())[:500]}"
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+def lowest_cause(error: BaseException) -> BaseException:
+    """The error that the others were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def read_completion(response: bytes, attempt: int) -> Completion | Trouble:
@@ -300,13 +353,17 @@ def read_completion(response: bytes, attempt: int) -> Completion | Trouble:
     server's trouble; "length" raises ImageFailure of kind truncated.
     """
     try:
-        body = _loads(response)
+        body = loads(response)
         choice = body["choices"][0]
         text, finish_reason = choice["message"]["content"], choice["finish_reason"]
     except (ValueError, LookupError, TypeError):
         return Trouble("server", f"HTTP 200 that is no chat completion: {response[:200]!r}")
     if finish_reason == "length":
-        raise ImageFailure("truncated", "the answer reached max_tokens: raise it in the recipe", attempt)
+        raise ImageFailure(
+            "truncated",
+            "the answer reached max_tokens: a recipe with more of them needs an --output of its own",
+            attempt,
+        )
     if finish_reason != "stop" or not isinstance(text, str):
         return Trouble("server", f"an answer with finish_reason {finish_reason!r:.40} is not whole")
     usage = body.get("usage")
@@ -314,13 +371,6 @@ def read_completion(response: bytes, attempt: int) -> Completion | Trouble:
     return Completion(text, _count(tokens, "prompt_tokens"), _count(tokens, "completion_tokens"), attempt)
 
 
-def _loads(response: bytes) -> Any:
-    try:
-        return orjson.loads(response)
-    except orjson.JSONDecodeError:  # a lone surrogate: legal for json, and for no UTF-8 file
-        return json.loads(json.dumps(json.loads(response), ensure_ascii=False).encode("utf-8", "replace"))
-
-
 def _count(usage: dict[str, Any], key: str) -> int:
     value = usage.get(key)
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0

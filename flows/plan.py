@@ -10,6 +10,7 @@ import orjson
 import polars as pl
 
 from flows.errors import UsageError
+from flows.json_text import json_object
 from flows.workspace import Workspace, read_json, write_json
 
 PROBED_ROWS = 1000  # enough to tell a mistyped column name from a column that is often empty
@@ -27,17 +28,11 @@ class Source:
     @property
     def is_parquet(self) -> bool:
         """Parquet by its name; anything else is JSON lines, plain or compressed."""
-        return self.path.suffix == ".parquet"
+        return self.path.suffix.lower() == ".parquet"
 
     def identity(self) -> dict[str, Any]:
         """Changes when the file or the meaning of its columns does."""
-        status = self.path.stat()
-        return {
-            "path": str(self.path.resolve()),
-            "bytes": status.st_size,
-            "modified_ns": status.st_mtime_ns,
-            "image_column": self.image_column,
-        }
+        return {"path": str(self.path.resolve()), "version": _version(self.path), "image_column": self.image_column}
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,7 @@ def check_source(source: Source) -> None:
     except (pl.exceptions.PolarsError, OSError) as error:
         kind = "Parquet" if source.is_parquet else "JSON lines"
         raise UsageError(f"input {str(path)!r} cannot be read as {kind}: {error!s:.300}") from None
-    rows = [row for row in map(parse_row, head["row"]) if row]
+    rows = [row for row in map(json_object, head["row"]) if row]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if not rows:
         raise UsageError(f"input {str(path)!r} has no JSON object in its first {PROBED_ROWS} lines: one a line, please")
@@ -105,15 +100,6 @@ def check_source(source: Source) -> None:
             )
     if head["image_path"].drop_nulls().replace("", None).is_null().all():
         raise UsageError(f"no row among the first {len(head)} of {path} has an image path in {source.image_column!r}")
-
-
-def parse_row(line: str | None) -> dict[str, Any] | None:
-    """The JSON object on a line, or None."""
-    try:
-        row = orjson.loads(line or "")
-    except orjson.JSONDecodeError:
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
@@ -138,9 +124,27 @@ def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
         raise UsageError(f"no row of {source.path} has an image path in column {source.image_column!r}")
     _write_rows(lines, pending_keys, workspace.plan_rows)
     chunks = list(_cut(workspace.plan_rows, chunk_size))
-    plan = {"source": source.identity(), "counts": asdict(counts), "chunks": [asdict(chunk) for chunk in chunks]}
-    write_json(workspace.plan_file, plan)
+    _write_plan(workspace, source.identity(), counts, chunks)
     return Plan(counts, chunks)
+
+
+def _write_plan(workspace: Workspace, source: dict[str, Any], counts: Counts, chunks: list[Chunk]) -> None:
+    plan = {"source": source, "counts": asdict(counts), "chunks": [asdict(chunk) for chunk in chunks]}
+    write_json(workspace.plan_file, plan | {"output": _version(workspace.output)})
+
+
+def keep_plan(workspace: Workspace, source: Source, plan: Plan) -> None:
+    """Lets the plan go on after a merge of ours, which has changed the output that it was made for."""
+    _write_plan(workspace, source.identity(), plan.counts, plan.chunks)
+
+
+def _version(path: Path) -> list[int] | None:
+    """Size in bytes and time of change in ns; None for a file that is not there."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
 
 
 def open_plan(workspace: Workspace) -> Plan | None:
@@ -148,7 +152,7 @@ def open_plan(workspace: Workspace) -> Plan | None:
     written = read_json(workspace.plan_file)
     if written is None or not workspace.plan_rows.exists():
         return None
-    rows = pl.scan_parquet(workspace.plan_rows).drop("merged")
+    rows = pl.scan_parquet(workspace.plan_rows, glob=False).drop("merged")
     done = done_paths(workspace.output).with_columns(merged=pl.lit(value=True))
     refreshed = workspace.plan_rows.with_suffix(".refreshed")
     rows.join(done, on="image_path", how="left", maintain_order="left").with_columns(
@@ -159,9 +163,13 @@ def open_plan(workspace: Workspace) -> Plan | None:
 
 
 def plan_is_for(workspace: Workspace, source: Source) -> bool:
-    """Whether the plan in progress was made from this very input."""
+    """Whether the plan in progress was made from this very input and output: both may have been edited since."""
     written = read_json(workspace.plan_file)
-    return written is not None and written["source"] == source.identity()
+    return (
+        written is not None
+        and written["source"] == source.identity()
+        and written["output"] == _version(workspace.output)
+    )
 
 
 def remove_plan(workspace: Workspace) -> None:
@@ -176,58 +184,93 @@ def read_chunk(workspace: Workspace, chunk: Chunk) -> pl.DataFrame:
     Columns: line (UInt32, from 1), image_path (String), row (String, the input's JSON object), merged (Boolean,
     the output had it when the plan was opened).
     """
-    return pl.scan_parquet(workspace.plan_rows).slice(chunk.offset, chunk.length).collect()
+    return pl.scan_parquet(workspace.plan_rows, glob=False).slice(chunk.offset, chunk.length).collect()
 
 
 def done_paths(output: Path) -> pl.LazyFrame:
     """The distinct image paths of an output, column image_path; a torn or malformed line holds none."""
     if not output.exists() or output.stat().st_size == 0:
         return pl.LazyFrame(schema={"image_path": pl.String})
-    paths = _scan_lines(output).select(image_path=_member("row", "image_path"))
+    paths = _scan_lines(output).select(image_path=_image_path("image_path"))
     return paths.filter(pl.col("image_path").is_not_null()).unique()
 
 
 def _scan(source: Source) -> pl.LazyFrame:
     """Columns line, row (the JSON text) and image_path (null where there is none)."""
-    if source.is_parquet:
-        columns = pl.scan_parquet(source.path)
-        schema = columns.collect_schema()
-        writable = [name for name, dtype in schema.items() if dtype != pl.Binary]
-        path = pl.col(source.image_column).cast(pl.String) if source.image_column in writable else pl.lit(None)
-        return columns.select(
-            row=pl.struct(writable).struct.json_encode(), image_path=path.cast(pl.String)
-        ).with_row_index("line", offset=1)
-    return _scan_lines(source.path).with_columns(image_path=_member("row", source.image_column))
+    if not source.is_parquet:
+        return _scan_lines(source.path).with_columns(image_path=_image_path(source.image_column))
+    columns = pl.scan_parquet(source.path, glob=False)
+    schema = columns.collect_schema()
+    writable = [name for name, dtype in schema.items() if not _holds_bytes(dtype)]
+    if source.image_column not in writable:
+        what = "holds bytes, not paths" if source.image_column in schema else "is not there"
+        raise UsageError(
+            f"column {source.image_column!r} of {str(source.path)!r} {what}; columns that can be used are "
+            f"{', '.join(map(repr, writable))}: name the one with the image paths with --image-column"
+        )
+    path = pl.col(source.image_column).cast(pl.String)
+    return columns.select(row=pl.struct(writable).struct.json_encode(), image_path=path).with_row_index(
+        "line", offset=1
+    )
+
+
+def _holds_bytes(dtype: pl.DataType) -> bool:
+    """Whether a column cannot be written as JSON: images in Parquet files often come as {bytes, path}."""
+    if isinstance(dtype, pl.Struct):
+        return any(_holds_bytes(field.dtype) for field in dtype.fields)  # type: ignore[arg-type]
+    if isinstance(dtype, pl.List | pl.Array):
+        return _holds_bytes(dtype.inner)  # type: ignore[arg-type]
+    return dtype == pl.Binary or dtype == pl.Object
 
 
 def _scan_lines(path: Path) -> pl.LazyFrame:
     """Columns line and row: a text file, plain, .gz or .zst, read as CSV of one column.
 
     Not scan_ndjson, which infers a schema and fails on the first line that breaks it; not scan_lines, which fails
-    on the first byte that is not UTF-8. JSON holds no raw control character, so U+0001 separates nothing.
+    on the first byte that is not UTF-8. The separator is U+0001, which no JSON may hold: a line with one is malformed,
+    and is put together again so that it stays so. No globs: a file may be called `labeled[1].jsonl`.
     """
-    return pl.scan_csv(
+    columns = pl.scan_csv(
         path,
         has_header=False,
         separator="\x01",
         quote_char=None,
         encoding="utf8-lossy",
-        schema={"row": pl.String},
+        schema={"row": pl.String, "rest": pl.String},
+        missing_columns="insert",
+        extra_columns="ignore",
         truncate_ragged_lines=True,
         raise_if_empty=False,
         row_index_name="line",
         row_index_offset=1,
+        glob=False,
     )
+    return columns.select("line", row=pl.concat_str("row", pl.col("rest").fill_null(""), separator=""))
 
 
-def _member(column: str, key: str) -> pl.Expr:
-    """The value of a JSON object's key as text; null where the text is no JSON or has no such key."""
-    return pl.col(column).str.json_path_match(f"$[{orjson.dumps(key).decode()}]")
+def _image_path(column: str) -> pl.Expr:
+    """The image path in a JSON object as text; null where the text is no JSON object or has none."""
+    json_path = f"$[{orjson.dumps(column).decode()}]"
+
+    def paths(rows: pl.Series) -> pl.Series:
+        found = rows.str.json_path_match(json_path)
+        return found if found.null_count() == 0 else _with_lenient(found, rows, column)
+
+    return pl.col("row").map_batches(paths, return_dtype=pl.String, is_elementwise=True)
+
+
+def _with_lenient(found: pl.Series, rows: pl.Series, column: str) -> pl.Series:
+    """Fills in what only Python's JSON reads: rows with NaN, infinities or lone surrogates."""
+    values = found.to_list()
+    for index in found.is_null().arg_true():
+        value = (json_object(rows[index]) or {}).get(column)
+        values[index] = value if isinstance(value, str) else None
+    return pl.Series(found.name, values, dtype=pl.String)
 
 
 def _write_skipped(lines: pl.LazyFrame, path: Path) -> dict[str, int]:
     """Writes line number and reason of every line that is no new image; counts malformed and without_path."""
-    path_missing = pl.col("image_path").is_null() | (pl.col("image_path") == "")
+    path_missing = pl.col("image_path").fill_null("") == ""
     without_path = lines.filter(path_missing).select(
         "line",
         reason=pl.when(pl.col("row").str.json_path_match("$").is_null())
@@ -257,7 +300,7 @@ def _write_rows(lines: pl.LazyFrame, pending_keys: pl.DataFrame, path: Path) -> 
 
 
 def _cut(rows: Path, chunk_size: int) -> Iterator[Chunk]:
-    paths = pl.scan_parquet(rows).select("image_path").collect()["image_path"]
+    paths = pl.scan_parquet(rows, glob=False).select("image_path").collect()["image_path"]
     for number, offset in enumerate(range(0, len(paths), chunk_size), start=1):
         chunk = paths.slice(offset, chunk_size).to_list()
         digest = hashlib.blake2b("\0".join(chunk).encode(), digest_size=16).hexdigest()

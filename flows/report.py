@@ -6,6 +6,8 @@ from flows.plan import Plan
 from flows.run import Run
 from flows.store import Merged
 
+NAMED_CHUNKS = 10  # in a sentence; report.json has them all
+
 
 def summarise(run: Run, plan: Plan, merged: Merged, *, seconds: float, failed_chunks: list[str]) -> dict[str, Any]:
     """The content of `report.json`: counts of images, failures by kind, rates, and who answered.
@@ -21,7 +23,7 @@ def summarise(run: Run, plan: Plan, merged: Merged, *, seconds: float, failed_ch
             "already_done": done_before,
             "answered": merged.answered,
             "failed": merged.failures.total(),
-            "annotations_error": tally.annotations_error,
+            "annotations_error": merged.annotations_error,
         },
         "skipped_lines": {
             "malformed": plan.counts.malformed,
@@ -57,8 +59,10 @@ def sentence(report: dict[str, Any]) -> str:
     if images["annotations_error"]:
         parts.append(f"{images['annotations_error']} answers hold no annotation")
     text = f"{images['distinct']} images: " + ", ".join(parts)
-    if report["failed_chunks"]:
-        text += f"; failed chunks: {', '.join(report['failed_chunks'])}"
+    failed_chunks = report["failed_chunks"]
+    if failed_chunks:
+        more = f" and {len(failed_chunks) - NAMED_CHUNKS} more" if len(failed_chunks) > NAMED_CHUNKS else ""
+        text += f"; failed chunks: {', '.join(failed_chunks[:NAMED_CHUNKS])}{more}"
     return text
 
 

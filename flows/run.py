@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from blocks import AnnotationRecipe, VLLMServer
 from flows.annotator import Annotator
 from flows.errors import UsageError
@@ -26,6 +28,7 @@ class Run:
     workspace: Workspace
     source: Source
     model: str
+    recipe_settings: dict[str, Any]
     recipe_fingerprint: str
     versions: dict[str, dict[str, Any]]  # endpoint → what its /version says
     annotator: Annotator
@@ -79,9 +82,10 @@ async def open_run(
         versions = await inference.versions()
         identity = fingerprint(recipe, model)
         with workspace.locked():
-            workspace.guard_recipe(recipe_settings(recipe, model), identity)
+            settings = recipe_settings(recipe, model)
+            workspace.guard_recipe(settings, identity)
             async with Annotator(inference, recipe, model, image_root, error_budget) as annotator:
-                yield Run(workspace, source, model, identity, versions, annotator)
+                yield Run(workspace, source, model, settings, identity, versions, annotator)
 
 
 def check_paths(source: Source, image_root: Path, workspace: Workspace) -> None:
@@ -95,10 +99,27 @@ def check_paths(source: Source, image_root: Path, workspace: Workspace) -> None:
 
 
 def current_plan(run: Run, chunk_size: int) -> Plan:
-    """The plan in progress if it was made from this input; else a new one, once the old one's answers are settled."""
-    plan = open_plan(run.workspace)
-    if plan is not None and plan_is_for(run.workspace, run.source):
-        return plan
-    settle(run.workspace, plan)
-    remove_plan(run.workspace)
-    return make_plan(run.source, run.workspace, chunk_size)
+    """The plan in progress if nobody has edited its input or output; else a new one, once the old one is settled.
+
+    Raises UsageError where the input turns out to be broken.
+    """
+    workspace = run.workspace
+    try:
+        plan = open_plan(workspace)
+        if plan is None or not plan_is_for(workspace, run.source):
+            settle(workspace, plan)
+            remove_plan(workspace)
+            plan = make_plan(run.source, workspace, chunk_size)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise _unreadable(run, error) from None
+    except OSError as error:
+        if error.errno is not None:  # the disk's, not the decompressor's
+            raise
+        raise _unreadable(run, error) from None
+    workspace.record_recipe(run.recipe_settings, run.recipe_fingerprint)
+    return plan
+
+
+def _unreadable(run: Run, error: BaseException) -> UsageError:
+    files = f"{run.source.path} or {run.workspace.output}"
+    return UsageError(f"{files} cannot be read to its end, make it whole again: {error!s:.300}")

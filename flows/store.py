@@ -3,7 +3,8 @@
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,10 +14,12 @@ import polars as pl
 
 from flows.errors import ImageFailure
 from flows.images import PreparedImage
-from flows.plan import Chunk, Plan, done_paths, parse_row, read_chunk
+from flows.json_text import json_object
+from flows.plan import Chunk, Plan, done_paths, read_chunk
 from flows.workspace import Workspace, replacing, sync_folder
 
 COPY_BUFFER_BYTES = 8 * 1024 * 1024
+OUR_FIELDS = ("vlm_output", "annotations", "annotations_error", "objects", "flags", "width", "height")
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,13 @@ class Row:
 def answer_line(row: Row, image: PreparedImage, vlm_output: str, parsed: Mapping[str, Any]) -> bytes:
     """The output line of an answered image: image_path, caption, the input's other columns, then ours.
 
-    `parsed` holds annotations and objects, and where there is something to say annotations_error and flags.
+    `parsed` holds annotations and objects, and where there is something to say annotations_error and flags. Input
+    columns named like a field of ours are left out, lest an old flag be read as ours.
     """
     identity = {"image_path": row.image_path, "caption": row.caption}
+    others = {name: value for name, value in row.columns.items() if name not in identity and name not in OUR_FIELDS}
     ours = {"vlm_output": vlm_output, **parsed, "width": image.width, "height": image.height}
-    return orjson.dumps(identity | row.columns | {"image_path": row.image_path} | ours) + b"\n"
+    return orjson.dumps(identity | others | ours) + b"\n"
 
 
 def failure_line(row: Mapping[str, Any], failure: ImageFailure) -> bytes:
@@ -61,8 +66,10 @@ class PartFile:
 
     def close(self) -> None:
         """Syncs, so that it survives a power loss too."""
-        os.fsync(self._descriptor)
-        os.close(self._descriptor)
+        try:
+            os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
 
 
 def heal(path: Path) -> list[str]:
@@ -85,7 +92,7 @@ def heal(path: Path) -> list[str]:
 
 
 def _path_of(line: bytes) -> str | None:
-    row = parse_row(line.decode(errors="replace"))
+    row = json_object(line)
     image_path = row.get("image_path") if row else None
     return image_path if isinstance(image_path, str) else None
 
@@ -99,8 +106,10 @@ class Part:
 
     def close(self) -> None:
         """Syncs and closes both files."""
-        self._answers.close()
-        self._failures.close()
+        try:
+            self._answers.close()
+        finally:
+            self._failures.close()
 
     @property
     def failed(self) -> int:
@@ -128,8 +137,13 @@ def failures_path(workspace: Workspace, chunk: Chunk) -> Path:
 
 
 def pending_rows(workspace: Workspace, chunk: Chunk, caption_column: str) -> list[Row]:
-    """The chunk's rows that neither the output nor its part files settle, in input order."""
-    settled = set(heal(answers_path(workspace, chunk))) | set(heal(failures_path(workspace, chunk)))
+    """The chunk's rows that neither the output nor its part files settle, in input order.
+
+    A failure settles its image until the merge if it cost a request; a missing file may have been put there since.
+    """
+    failures = map(orjson.loads, _lines_by_path(failures_path(workspace, chunk)).values())
+    settled = {row["image_path"] for row in failures if row["failure"]["attempts"] > 0}
+    settled.update(heal(answers_path(workspace, chunk)))
     rows = read_chunk(workspace, chunk).filter(~pl.col("merged"))
     return [
         _row(image_path, line, caption_column)
@@ -139,11 +153,19 @@ def pending_rows(workspace: Workspace, chunk: Chunk, caption_column: str) -> lis
 
 
 def _row(image_path: str, line: str, caption_column: str) -> Row:
-    columns = parse_row(line) or {}
+    columns = json_object(line) or {}
     if isinstance(columns.get("failure"), dict):  # the input is a failures file: its reasons are of an earlier run
         del columns["failure"]
-    caption = columns.get(caption_column)
-    return Row(image_path, "" if caption is None else str(caption), columns)
+    return Row(image_path, caption_text(columns.get(caption_column)), columns)
+
+
+def caption_text(caption: Any) -> str:
+    """A caption as it is asked and written: several captions are lines of one, anything else is JSON text."""
+    if caption is None:
+        return ""
+    if isinstance(caption, list) and all(isinstance(line, str) for line in caption):
+        return "\n".join(caption)
+    return caption if isinstance(caption, str) else orjson.dumps(caption).decode()
 
 
 @dataclass
@@ -151,6 +173,7 @@ class Merged:
     """What a merge moved: rows that went into the output, and rows without an answer by failure kind."""
 
     answered: int = 0
+    annotations_error: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
 
@@ -162,11 +185,7 @@ def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure])
     still in its part), but never in both. Parts go last; a merge cut short is done again by the next run.
     """
     merged = Merged()
-    if not plan.chunks:  # the output has every image already, and can be left alone
-        workspace.failures.unlink(missing_ok=True)
-        return merged
-    with replacing(workspace.output) as output, replacing(workspace.failures) as failures:
-        _copy_whole_lines(workspace.output, output)
+    with _extending(workspace.output, workspace.parts) as output, replacing(workspace.failures) as failures:
         for chunk in plan.chunks:
             _merge_chunk(workspace, chunk, stopped.get(chunk.number), output, failures, merged)
     if not merged.failures:
@@ -183,8 +202,7 @@ def settle(workspace: Workspace, plan: Plan | None) -> int:
     if not any(workspace.parts.iterdir()):
         return 0
     merged = Merged()
-    with replacing(workspace.output) as output, Path(os.devnull).open("wb") as nowhere:
-        _copy_whole_lines(workspace.output, output)
+    with _extending(workspace.output, workspace.parts) as output, Path(os.devnull).open("wb") as nowhere:
         if plan is not None:
             for chunk in plan.chunks:
                 _merge_chunk(workspace, chunk, None, output, nowhere, merged)
@@ -209,12 +227,17 @@ def _merge_chunk(
         if image_path in answers:
             output.write(answers[image_path])
             merged.answered += 1
+            merged.annotations_error += _is_annotations_error(answers[image_path])
             continue
         if image_path not in failed:
             why = stopped or ImageFailure("unasked", "its chunk did not come to its turn")
-            failed[image_path] = failure_line({**(parse_row(row) or {}), "image_path": image_path}, why)
+            failed[image_path] = failure_line({**(json_object(row) or {}), "image_path": image_path}, why)
         failures.write(failed[image_path])
         merged.failures[orjson.loads(failed[image_path])["failure"]["kind"]] += 1
+
+
+def _is_annotations_error(line: bytes) -> bool:
+    return b'"annotations_error":true' in line and orjson.loads(line).get("annotations_error") is True
 
 
 def _lines_by_path(path: Path) -> dict[str, bytes]:
@@ -239,6 +262,19 @@ def _append_unplanned(workspace: Workspace, output: BinaryIO) -> int:
     return answered
 
 
+@contextmanager
+def _extending(output: Path, parts: Path) -> Iterator[BinaryIO]:
+    """A file that takes the output's place and holds its lines; where no part has an answer, none is made."""
+    answers = (path for path in parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl"))
+    if output.exists() and not any(path.stat().st_size for path in answers):
+        with Path(os.devnull).open("wb") as nowhere:
+            yield nowhere
+        return
+    with replacing(output) as file:
+        _copy_whole_lines(output, file)
+        yield file
+
+
 def _copy_whole_lines(existing: Path, output: BinaryIO) -> None:
     """Copies the output byte for byte, but for a torn last line: that is cut away, or completed if it is whole."""
     if not existing.exists():
@@ -248,7 +284,7 @@ def _copy_whole_lines(existing: Path, output: BinaryIO) -> None:
         tail = _unfinished_line(file)
     if not tail:
         return
-    if parse_row(tail.decode(errors="replace")) is not None:
+    if json_object(tail) is not None:
         output.write(b"\n")
     else:
         output.seek(-len(tail), os.SEEK_END)

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ class Workspace:
         path = Path(os.path.realpath(Path(output).expanduser()))
         if path.suffix != ".jsonl":
             raise UsageError(f"output {str(output)!r} must end in .jsonl: the result is one JSON object a line")
+        if path.name.endswith(".failures.jsonl"):
+            raise UsageError(f"output {str(output)!r} is the name of a failures file: choose one without .failures")
         if path.is_dir():
             raise UsageError(f"output {str(output)!r} is a directory: name a file in it, such as {path}/labeled.jsonl")
         return cls(path)
@@ -102,8 +105,8 @@ class Workspace:
             try:
                 yield
             finally:
-                if fresh:
-                    self._remove_if_unused()
+                if fresh and not self.recipe.exists():  # a run that was refused leaves no trace
+                    shutil.rmtree(self.work, ignore_errors=True)
 
     def _take(self, descriptor: int) -> None:
         try:
@@ -123,21 +126,14 @@ class Workspace:
             descriptor, f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%F %T')}\n".encode()
         )
 
-    def _remove_if_unused(self) -> None:
-        """A run that was refused leaves no trace."""
-        if not self.recipe.exists():
-            self.parts.rmdir()
-            for leftover in (self.work / "lock", self.skipped):
-                leftover.unlink(missing_ok=True)
-            self.work.rmdir()
-
     def guard_recipe(self, settings: dict[str, Any], recipe_fingerprint: str) -> None:
-        """Refuses a recipe other than the one that wrote what is here; otherwise writes it down.
+        """Raises UsageError for a recipe other than the one that wrote what is here.
 
         An output without a `recipe.json` comes from an older script and is taken as it is.
         """
         known = read_json(self.recipe)
-        started = self.output.exists() or self.plan_file.exists()
+        answers = [self.output, *self.parts.glob("*.jsonl")]
+        started = any(path.exists() and path.stat().st_size for path in answers)
         if known and started and known.get("fingerprint") != recipe_fingerprint:
             before = known.get("settings", {})
             changed = [
@@ -150,6 +146,9 @@ class Workspace:
                 "Answers of two recipes are not mixed: go back to the first, choose another --output, "
                 f"or delete {self.recipe} to mix them knowingly"
             )
+
+    def record_recipe(self, settings: dict[str, Any], recipe_fingerprint: str) -> None:
+        """Writes down which recipe the answers of this workspace come from."""
         write_json(self.recipe, {"fingerprint": recipe_fingerprint, "settings": settings})
 
 
@@ -177,13 +176,18 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Any]:
-    """A binary file that takes the place of `path` once it is whole and on disk; on an error `path` stays as it was."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    """A binary file that takes the place of `path` once it is whole and on disk; on an error `path` stays as it was.
+
+    Its name is always the same, so that what a kill leaves behind is taken up by the next try.
+    """
+    unfinished = path.with_name(f".{path.name[-100:]}.unfinished")
     try:
         with unfinished.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, unfinished)
         unfinished.replace(path)
         sync_folder(path.parent)
     finally:

@@ -290,3 +290,76 @@ async def test_a_key_is_in_no_file_of_the_run_and_not_on_the_prefect_server(
     for run in (state, direct):
         assert "sesame-7391" not in json.dumps(ask_prefect(prefect_api, "/flow_runs/filter", **of_run(run)))
     assert "sesame-7391" not in json.dumps(ask_prefect(prefect_api, "/logs/filter", limit=200, sort="TIMESTAMP_DESC"))
+
+
+async def test_an_output_deleted_during_an_unfinished_job_is_made_again_in_full(
+    make_job: MakeJob, stand_in: StandIn
+) -> None:
+    job = make_job(40)
+    rows = job.rows()
+    job.write_input(rows[:20])
+    await annotate(job, stand_in)
+    job.write_input(rows)
+    stand_in.set_faults({"kind": "401", "count": None, "match": "003"})
+    assert (await annotate(job, stand_in)).is_failed()
+    job.output.unlink()
+    stand_in.set_faults()
+    state = await annotate(job, stand_in)
+    assert state.message == "40 images: 40 answered, 0 failed"
+    assert sorted(row["image_path"] for row in lines_of(job.output)) == job.names
+
+
+async def test_files_that_were_missing_when_a_run_was_interrupted_are_looked_for_again(
+    make_job: MakeJob, stand_in: StandIn
+) -> None:
+    job = make_job(20)
+    hidden = job.images.rename(job.folder / "hidden")
+    job.images.mkdir()
+    stand_in.set_faults({"kind": "stall", "count": None})
+    (job.images / "0019.jpg").write_bytes((hidden / "0019.jpg").read_bytes())
+    interrupted = asyncio.create_task(annotate(job, stand_in, chunk_size=20, error_budget=1))
+    while not stand_in.asked():
+        await asyncio.sleep(0.05)
+    interrupted.cancel()
+    await asyncio.gather(interrupted, return_exceptions=True)
+    assert len(lines_of(next(job.work.glob("parts/*.failures.jsonl")))) == 19
+    job.images.joinpath("0019.jpg").unlink()
+    job.images.rmdir()
+    hidden.rename(job.images)
+    stand_in.set_faults()
+    state = await annotate(job, stand_in, chunk_size=20)
+    assert state.message == "20 images: 20 answered, 0 failed"
+
+
+async def test_a_file_name_with_glob_characters_is_that_file(
+    make_job: MakeJob, stand_in: StandIn, tmp_path: Path
+) -> None:
+    job = make_job(3, tmp_path / "exp[1]")
+    (tmp_path / "exp1").mkdir()
+    (tmp_path / "exp1" / "input.jsonl").write_text('{"image_path": "wrong", "caption": ""}\n')
+    state = await annotate(job, stand_in)
+    assert state.message == "3 images: 3 answered, 0 failed"
+
+
+async def test_fields_of_an_earlier_annotation_do_not_survive_in_the_new_one(
+    make_job: MakeJob, stand_in: StandIn
+) -> None:
+    job = make_job(1)
+    stale = {"annotations_error": True, "flags": ["old"], "caption": "not asked", "text": ["one", "two"], "kept": 1}
+    job.write_input([job.rows()[0] | stale])
+    await annotate(job, stand_in, caption_column="text")
+    row = lines_of(job.output)[0]
+    assert "annotations_error" not in row
+    assert "flags" not in row
+    assert row["caption"] == "one\ntwo"
+    assert row["kept"] == 1
+
+
+async def test_what_only_pythons_json_reads_is_done_and_stays(make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(4)
+    older = b'{"image_path": "0000.jpg", "score": NaN}\n{"image_path": "0001.jpg", "vlm_output": "\\ud83d"}\n'
+    torn = b'{"image_path": "0002.jpg", "score": Infinity}'
+    job.output.write_bytes(older + torn)
+    state = await annotate(job, stand_in)
+    assert state.message == "4 images: 1 answered, 3 had answers before, 0 failed"
+    assert job.output.read_bytes().startswith(older + torn + b"\n")

@@ -5,6 +5,7 @@ from prefect.blocks.core import Block
 from pydantic import ValidationError
 
 from blocks import AnnotationRecipe, VLLMServer
+from flows.errors import UsageError
 
 
 @pytest.mark.parametrize("block", [AnnotationRecipe, VLLMServer])
@@ -27,6 +28,24 @@ def test_endpoints_are_urls_without_a_trailing_slash_each_once() -> None:
         VLLMServer(endpoints=["gpu-1:8000"])
     with pytest.raises(ValidationError):
         VLLMServer(endpoints=[])
+
+
+@pytest.mark.parametrize("url", ["http://", "http://a:abc/v1", "http://a:99999/v1", "http://[bad/v1"])
+def test_an_endpoint_that_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(ValidationError):
+        VLLMServer(endpoints=[url])
+
+
+@pytest.mark.parametrize("url", ["http://user:s3cr3t@a/v1", "http://a/v1?token=s3cr3t"])
+def test_an_endpoint_that_holds_a_secret_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(ValidationError, match="VLLM_API_KEY") as caught:
+        VLLMServer(endpoints=[url])
+    assert "s3cr3t" not in caught.value.errors()[0]["msg"]
+
+
+def test_a_key_that_no_header_can_hold_is_refused() -> None:
+    with pytest.raises(UsageError, match="no HTTP header can hold"):
+        VLLMServer(api_key="schlüssel").resolved_api_key()
 
 
 def test_the_key_comes_from_the_block_or_else_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Model text → rationale and boxes 0–1000."""
 
+import contextlib
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -30,6 +32,8 @@ def test_a_clean_answer_keeps_its_words_and_gets_boxes_of_1000() -> None:
         f"```json\n{json.dumps(CLEAN)}\n```",
         f"Here is the answer:\n{json.dumps(CLEAN)}\nI hope it helps.",
         f"<think>Is {{this}} a cat? {{\"objects\": []}}</think>{json.dumps(CLEAN)}",
+        f'a cat at {{"objects": [{{"bbox_2d": [0, 0, 9, 9], "label": "cat"}}]}}?</think>{json.dumps(CLEAN)}',
+        json.dumps(CLEAN).replace("[28, 56, 280, 420]", '["28", "56.0", " 280", 420]'),
         str(CLEAN),  # single quotes
         json.dumps(CLEAN).replace("]}]}", "],}],}"),
         json.dumps(CLEAN["objects"]),
@@ -60,16 +64,30 @@ def test_an_empty_list_of_objects_is_an_answer() -> None:
         ([0, 0, 281, 561], [[0, 0, 1000, 1000]], None),
         ([10, 10, 10, 20], [], "degenerate"),
         ([10, 10, 20], [], "malformed_box"),
-        ([10, 10, "20", 30], [], "malformed_box"),
+        ([10, 10, "wide", 30], [], "malformed_box"),
+        ([10, 10, "nan", 30], [], "malformed_box"),
         ([10, 10, True, 30], [], "malformed_box"),
         ([10, 10, 1e300, 30], [], "malformed_box"),
         (None, [], "malformed_box"),
     ],
 )
 def test_an_odd_box_is_mended_or_dropped_and_flagged(box: object, expected: list[list[int]], flag: str | None) -> None:
-    annotation = parse_answer(json.dumps({"objects": [{"bbox_2d": box, "label": "x"}]}), 280, 560)
-    assert [item["bbox"] for item in annotation.objects] == expected
+    good = {"bbox_2d": [0, 0, 28, 56], "label": "good"}
+    annotation = parse_answer(json.dumps({"objects": [{"bbox_2d": box, "label": "x"}, good]}), 280, 560)
+    assert [item["bbox"] for item in annotation.objects] == [*expected, [0, 0, 100, 100]]
     assert annotation.flags == ([flag] if flag else [])
+
+
+def test_an_answer_of_which_no_object_is_usable_is_unparsable() -> None:
+    with pytest.raises(UnparsableAnswer, match="none of 2 objects is usable: degenerate, malformed_object"):
+        parse_answer('{"objects": [{"bbox_2d": [5, 5, 5, 5], "label": "x"}, "cat"]}', 280, 560)
+
+
+def test_a_hostile_text_takes_a_bounded_time() -> None:
+    started = time.monotonic()
+    with contextlib.suppress(UnparsableAnswer):
+        parse_answer('{"a"' * 100_000, 280, 560)
+    assert time.monotonic() - started < 60
 
 
 def test_a_lone_surrogate_does_not_reach_the_output() -> None:

@@ -1,5 +1,6 @@
 """File → checked, upright JPEG."""
 
+import contextlib
 import io
 import os
 import random
@@ -196,3 +197,40 @@ def test_no_bytes_raise_anything_but_a_failure(
     except ImageFailure:
         return
     assert pixels(prepared).mode in ("RGB", "L")
+
+
+def test_eps_is_not_handed_to_ghostscript(tmp_path: Path) -> None:
+    (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n")
+    assert failure(tmp_path, "a.eps").kind == "unreadable"
+
+
+def test_a_broken_avif_is_unreadable(tmp_path: Path) -> None:
+    Image.effect_noise((200, 200), 50).convert("RGB").save(tmp_path / "a.avif")
+    whole = (tmp_path / "a.avif").read_bytes()
+    for at in range(200, len(whole), 97):
+        (tmp_path / "b.avif").write_bytes(whole[:at] + b"\xff" * 40 + whole[at + 40 :])
+        with contextlib.suppress(ImageFailure):
+            prepare(tmp_path, "b.avif", BUDGET)
+
+
+def test_where_a_picture_was_taken_is_not_sent(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x8825] = {1: "N", 2: (52.0, 31.0, 12.0)}
+    Image.new("RGB", (644, 476), "red").save(tmp_path / "a.jpg", exif=exif)
+    assert b"Exif" not in prepare(tmp_path, "a.jpg", BUDGET).jpeg
+
+
+def test_a_lack_of_file_descriptors_is_not_the_images_fault(tmp_path: Path) -> None:
+    import resource
+
+    Image.new("RGB", (100, 100)).save(tmp_path / "a.jpg")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(3)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1], hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            prepare(tmp_path, "a.jpg", BUDGET)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)

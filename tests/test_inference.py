@@ -1,11 +1,13 @@
 """Requests over real HTTP against the stand-in: answers, failures of the image, faults of the server."""
 
 import asyncio
+import contextlib
 import io
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -30,6 +32,17 @@ async def inference(*servers: str, max_concurrency: int = 8, **options: float) -
         [f"{server}/v1" for server in servers], "none", max_concurrency=max_concurrency, **options
     ) as client:
         yield client
+
+
+@asynccontextmanager
+async def raw_server(
+    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """A server of bytes; yields its base URL."""
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+    await asyncio.sleep(0.2)  # its handlers end on their own, before the loop does
 
 
 async def test_an_answer_comes_with_its_tokens(stand_in: StandIn) -> None:
@@ -133,6 +146,88 @@ async def test_several_endpoints_share_the_requests_and_stand_in_for_each_other(
     assert sum(text.startswith("more") for text in stand_in.asked()) == 40
 
 
+@pytest.mark.parametrize("kind", ["500", "503", "404", "401"])
+async def test_an_endpoint_that_only_fails_does_not_draw_the_traffic_of_a_healthy_one(
+    stand_in: StandIn, kind: str
+) -> None:
+    with StandIn.started() as broken:
+        broken.set_faults({"kind": kind, "count": None})
+        async with inference(stand_in.url, broken.url, server_wait_seconds=30) as client:
+            answers = await asyncio.gather(*(client.ask(body(f"{n}")) for n in range(100)))
+        assert len(answers) == 100
+        assert sum(broken.asked().values()) < 30
+
+
+async def test_a_poison_image_does_not_take_its_neighbours_with_it(stand_in: StandIn) -> None:
+    stand_in.set_faults({"kind": "crash", "count": None, "match": "poison"})
+    dead = asyncio.Event()
+
+    async def revive() -> None:
+        while not dead.is_set():
+            if not await asyncio.to_thread(stand_in.answers):
+                await asyncio.to_thread(stand_in.start)
+                stand_in.set_faults({"kind": "crash", "count": None, "match": "poison"})
+            await asyncio.sleep(0.05)
+
+    reviving = asyncio.create_task(revive())
+    async with inference(stand_in.url, max_concurrency=12, server_wait_seconds=60) as client:
+        captions = ["poison", *(f"innocent {n}" for n in range(11))]
+        results = await asyncio.gather(*(client.ask(body(text)) for text in captions), return_exceptions=True)
+    dead.set()
+    await reviving
+    assert isinstance(results[0], ImageFailure)
+    assert results[0].kind == "server"
+    assert all(isinstance(result, Completion) for result in results[1:])
+
+
+async def test_a_server_that_dribbles_is_timed_out() -> None:
+    async def dribble(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b" ")
+            await asyncio.sleep(0.05)
+
+    impatient: dict[str, Any] = {"request_timeout_seconds": 0.3, "server_wait_seconds": 1}
+    async with raw_server(dribble) as url, inference(url, **impatient) as client:
+        started = time.monotonic()
+        with pytest.raises((ImageFailure, ServerUnavailable)):
+            await client.ask(body())
+        assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"hello, I am no web server\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnull",
+        b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"data": ["a"]}',
+    ],
+)
+async def test_no_bytes_of_a_server_raise_anything_but_our_errors(raw: bytes) -> None:
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(raw)
+        with contextlib.suppress(OSError):
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+
+    async with raw_server(talk) as url, inference(url, server_wait_seconds=0.5) as client:
+        with pytest.raises((ServerUnavailable, ServerRefused)):
+            await client.check(None)
+        with pytest.raises((ImageFailure, ServerUnavailable)):
+            await client.ask(body())
+
+
+async def test_a_key_that_the_server_echoes_is_not_repeated(stand_in: StandIn) -> None:
+    async with Inference([f"{stand_in.url}/v1"], "sesame", max_concurrency=1) as client:
+        with pytest.raises(ServerRefused) as caught:
+            await client.ask(body(model="sesame"))
+    assert "The model `***` does not exist" in str(caught.value)
+
+
 async def test_the_model_is_found_or_refused_by_name(stand_in: StandIn, nobody: str) -> None:
     async with inference(stand_in.url) as client:
         assert await client.check(None) == "stand-in"
@@ -156,7 +251,8 @@ async def test_a_wrong_key_is_told_with_the_variable_to_set() -> None:
 @pytest.mark.parametrize(
     "response",
     [
-        b"", b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": null, "finish_reason": "stop"}]}',
+        b"", b"<html>", b"[" * 200_000,
+        b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": null, "finish_reason": "stop"}]}',
         b'{"choices": [{"message": {"content": null}, "finish_reason": "stop"}]}',
         b'{"choices": [{"message": {"content": "half"}, "finish_reason": "abort"}]}',
     ],

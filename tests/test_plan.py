@@ -160,3 +160,26 @@ def test_an_input_that_is_not_there_is_refused(tmp_path: Path) -> None:
         check_source(Source(tmp_path / "nothing.jsonl"))
     with pytest.raises(UsageError, match="is not a file"):
         check_source(Source(tmp_path))
+
+
+def test_a_line_with_a_control_character_is_malformed_wherever_it_stands(tmp_path: Path, workspace: Workspace) -> None:
+    text = b'{"image_path": "a"}\x01rest\n{"image_path": "b"}\n{"image_path": "c"}\x01g\n'
+    plan = make_plan(source(tmp_path, text), workspace, 9)
+    assert planned(workspace, plan) == ["b"]
+    assert plan.counts.malformed == 2
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path, workspace: Workspace) -> None:
+    plan = make_plan(source(tmp_path, b'\xef\xbb\xbf{"image_path": "a"}\n'), workspace, 9)
+    assert planned(workspace, plan) == ["a"]
+
+
+def test_parquet_columns_that_hold_bytes_are_left_out_and_a_path_must_be_text(
+    tmp_path: Path, workspace: Workspace
+) -> None:
+    frame = pl.DataFrame({"image_path": ["a"], "image": [{"bytes": b"\xff", "path": "a"}], "sizes": [[1.5, None]]})
+    frame.write_parquet(tmp_path / "input.PARQUET")
+    plan = make_plan(Source(tmp_path / "input.PARQUET"), workspace, 9)
+    assert json.loads(read_chunk(workspace, plan.chunks[0])["row"][0]) == {"image_path": "a", "sizes": [1.5, None]}
+    with pytest.raises(UsageError, match="holds bytes, not paths"):
+        check_source(Source(tmp_path / "input.PARQUET", image_column="image"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.errors import UsageError
-from flows.workspace import Workspace, read_json, write_json
+from flows.workspace import Workspace, read_json, replacing, write_json
 from tests.conftest import ROOT
 
 SETTINGS = {"model": "m", "temperature": 0.0}
@@ -48,18 +48,32 @@ def test_a_workspace_that_was_only_opened_leaves_no_trace(workspace: Workspace, 
 
 def test_the_same_recipe_may_go_on_and_another_may_not(workspace: Workspace) -> None:
     with workspace.locked():
-        workspace.guard_recipe(SETTINGS, "one")
+        workspace.record_recipe(SETTINGS, "one")
         workspace.output.write_text('{"image_path": "a"}\n')
         workspace.guard_recipe(SETTINGS, "one")
         with pytest.raises(UsageError, match=r"another recipe \(temperature: 0.0 → 0.5\).*delete .*recipe.json"):
             workspace.guard_recipe(SETTINGS | {"temperature": 0.5}, "two")
-        assert (read_json(workspace.recipe) or {})["fingerprint"] == "one"
 
 
 def test_a_recipe_that_has_written_nothing_yet_may_change(workspace: Workspace) -> None:
     with workspace.locked():
-        workspace.guard_recipe(SETTINGS, "one")
+        workspace.record_recipe(SETTINGS, "one")
+        workspace.output.touch()
         workspace.guard_recipe(SETTINGS, "two")
+
+
+def test_the_name_of_a_failures_file_is_no_output(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"without \.failures"):
+        Workspace.at(tmp_path / "labeled.failures.jsonl")
+
+
+def test_an_output_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "secret.jsonl"
+    path.write_text("old")
+    path.chmod(0o600)
+    with replacing(path) as file:
+        file.write(b"new")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o600)
 
 
 def test_an_output_of_an_older_script_is_taken_as_it_is(workspace: Workspace) -> None:
