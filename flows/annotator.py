@@ -4,19 +4,24 @@ import asyncio
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from flows.errors import ErrorBudgetExceeded, ImageFailure, UnparsableAnswer
-from flows.grounding import is_clean, parse_answer
+from flows.answers import Answer, answer_fields, read_answer
+from flows.errors import ErrorBudgetExceeded, ImageFailure
+from flows.families import Family
+from flows.grounding import is_clean
 from flows.images import PreparedImage, prepare
 from flows.inference import Inference
 from flows.recipe import Recipe, request_body
 from flows.store import Part, Row, answer_line
+
+Result = TypeVar("Result")
 
 PREPARED_AHEAD = 16  # requests ready before a slot frees
 BUDGET_FREE_FAILURES = 10  # a chunk of five images with three broken files is no sign of a broken server
@@ -29,12 +34,9 @@ class Tally:
 
     settled_before: int = 0  # images of the plan that an interrupted run had brought to an answer or a failure
     answered: int = 0
-    annotations_error: int = 0
-    objects: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     failures: Counter[str] = field(default_factory=Counter)
-    flags: Counter[str] = field(default_factory=Counter)
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque([(time.monotonic(), 0)]))
 
     @property
@@ -60,10 +62,20 @@ class Tally:
 class Annotator:
     """What all chunks of a run share: client, recipe, image threads, tally. An async context manager."""
 
-    def __init__(self, inference: Inference, recipe: Recipe, model: str, image_root: Path, error_budget: float) -> None:
+    def __init__(
+        self,
+        inference: Inference,
+        recipe: Recipe,
+        family: Family,
+        model: str,
+        image_root: Path,
+        error_budget: float,
+    ) -> None:
         self.tally = Tally()
         self._inference = inference
         self._recipe = recipe
+        self._family = family
+        self._image_budget = recipe.image_budget(family)
         self._model = model
         self._image_root = image_root
         self._error_budget = error_budget
@@ -119,33 +131,33 @@ class Annotator:
             raise errors.exceptions[0] from None
 
     async def _answer(self, row: Row, part: Part) -> None:
-        image, body = await asyncio.get_running_loop().run_in_executor(self._threads, self._prepare, row)
-        completion = await self._inference.ask(body)
-        parsed = await self._read(completion.text, image)
-        part.answer(row, answer_line(row, image, completion.text, parsed))
+        image, body = await self._in_thread(self._prepare, row)
+        best, attempt = await self._try(body, image), 1
+        while not best.is_good and attempt <= self._recipe.reasks:
+            attempt += 1
+            body = await self._in_thread(self._body, row, image, attempt)
+            best = max(best, await self._try(body, image), key=Answer.rank)
+        if best.annotation is None and not best.whole:
+            message = f"{attempt} answers reached max_tokens or ran in a loop; one begins {best.text[:80]!r}"
+            raise ImageFailure("truncated", message, attempt)
+        part.answer(row, answer_line(row, image, best.text, answer_fields(best, attempt)))
         self.tally.answered += 1
-        self.tally.objects += len(parsed["objects"])
+
+    async def _try(self, body: bytes, image: PreparedImage) -> Answer:
+        completion = await self._inference.ask(body)
         self.tally.prompt_tokens += completion.prompt_tokens
         self.tally.completion_tokens += completion.completion_tokens
+        size, whole = (image.sent_width, image.sent_height), completion.finish_reason == "stop"
+        read = partial(read_answer, completion.text, self._family, size, whole=whole)
+        # Mending can take seconds, which no other request should wait for; clean answers take microseconds.
+        return read() if is_clean(completion.text) else await self._in_thread(read)
+
+    async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     def _prepare(self, row: Row) -> tuple[PreparedImage, bytes]:
-        image = prepare(self._image_root, row.image_path, self._recipe.image_budget)
-        return image, request_body(self._recipe, self._model, row.caption, image)
+        image = prepare(self._image_root, row.image_path, self._image_budget)
+        return image, self._body(row, image, 1)
 
-    async def _read(self, text: str, image: PreparedImage) -> dict[str, Any]:
-        """The fields that an answer adds to its row; a text without an annotation is kept as it is."""
-        try:
-            # Mending can take seconds, which no other request should wait for; clean answers take microseconds.
-            if is_clean(text):
-                annotation = parse_answer(text, image.sent_width, image.sent_height)
-            else:
-                annotation = await asyncio.to_thread(parse_answer, text, image.sent_width, image.sent_height)
-        except UnparsableAnswer:
-            self.tally.annotations_error += 1
-            return {"annotations": None, "objects": [], "annotations_error": True}
-        self.tally.flags.update(annotation.flags)
-        parsed = {
-            "annotations": {"rationale": annotation.rationale, "objects": annotation.objects},
-            "objects": annotation.objects,
-        }
-        return parsed | ({"flags": annotation.flags} if annotation.flags else {})
+    def _body(self, row: Row, image: PreparedImage, attempt: int) -> bytes:
+        return request_body(self._recipe, self._family, self._model, row.caption, image, attempt)

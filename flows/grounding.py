@@ -1,22 +1,37 @@
 """Model text → rationale and boxes 0–1000 of the upright image. Pure functions; no text may crash them."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any, Literal
 
 import json_repair
 import orjson
 
+from flows.box_checks import Object, check_box, check_objects
 from flows.errors import UnparsableAnswer
+from flows.families import Family
 
-# A brace inside reasoning must not be taken for the answer.
+Stage = Literal["json", "repaired", "tags"]
+
+# Reasoning first, with or without its opening tag: a brace in it must not be taken for the answer.
 THINKING = re.compile(r".*</think>|<think>.*", re.DOTALL)
-BOX_KEYS = ("bbox_2d", "bbox", "box")
-NAME_KEYS = ("label", "name")
-EDGE_TOLERANCE = 1.05  # a coordinate up to 5 % beyond the edge is rounding; further out it is an error
-DEGENERATE = 0  # ‰: a box that rounds to no width or height holds nothing
+FULL_WIDTH = str.maketrans("“”：，［］｛｝", '"":,[]{}')
 MAX_ANSWER_CHARS = 12_000  # json-repair is worse than quadratic on some texts; no honest answer is this long
-NUMBER = re.compile(r"\s*-?\d{1,9}(\.\d{1,9})?\s*")
+
+BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "box")
+NAME_KEYS = ("label", "name")
+NUMBER = re.compile(r"-?\d{1,9}(?:\.\d{1,9})?")
+NUMBER_TEXT = re.compile(rf"\s*{NUMBER.pattern}\s*")
+NAME_TAG = r"(?:<ref>|<\|ref\|>|<\|object_ref_start\|>)(?P<name>[^<>]{0,200})(?:</ref>|<\|/ref\|>|<\|object_ref_end\|>)"
+BOX_TAG = (
+    r"(?:<box>|<\|det\|>|<\|box_start\|>|<\|begin_of_box\|>)(?P<box>[^<>]{0,2000})"
+    r"(?:</box>|<\|/det\|>|<\|box_end\|>|<\|end_of_box\|>)"
+)
+# vLLM leaves special tokens out of the text; of Qwen2-VL's boxes this is what remains.
+BARE_BOX = r"(?P<bare>\(\s*\d+\s*,\s*\d+\s*\)\s*,\s*\(\s*\d+\s*,\s*\d+\s*\))"
+TAGS = re.compile(f"{NAME_TAG}|{BOX_TAG}|{BARE_BOX}")
+WHOLE_END = re.compile(r"[\]}](?:\s|`)*\Z")
 
 
 @dataclass(frozen=True)
@@ -24,30 +39,29 @@ class Annotation:
     """What an answer says: boxes are integers 0–1000 with x1 < x2 and y1 < y2."""
 
     rationale: str
-    objects: list[dict[str, Any]]
+    objects: list[Object]
     flags: list[str] = field(default_factory=list)
+    stage: Stage = "json"
 
 
-def parse_answer(text: str, sent_width: int, sent_height: int) -> Annotation:
-    """The annotation in a Qwen2.5-VL answer, whose boxes are pixels of the `sent_width` × `sent_height` image.
+def parse_answer(
+    text: str, family: Family, sent_width: int, sent_height: int, *, truncated: bool = False
+) -> Annotation:
+    """The annotation in an answer of a model of `family` that saw a `sent_width` × `sent_height` image.
 
-    Raises UnparsableAnswer when the text holds no list of objects, or one of which none is usable.
+    Tries strict JSON, mended JSON, then the tags that families write. Of a truncated answer the last object is left
+    out, for its numbers may be cut. Raises UnparsableAnswer when no stage finds a list of objects with a usable one.
     """
-    answer = _load(THINKING.sub("", text[:MAX_ANSWER_CHARS]))
-    if isinstance(answer, list):
-        answer = {"objects": answer}
-    if not isinstance(answer, dict) or not isinstance(answer.get("objects"), list):
-        raise UnparsableAnswer(f"no JSON object with a list of objects in {text!r:.200}")
-    rationale = answer.get("rationale")
-    objects, flags = [], set()
-    for item in answer["objects"]:
-        found, problems = _object(item, sent_width, sent_height)
-        flags.update(problems)
-        if found is not None:
-            objects.append(found)
-    if answer["objects"] and not objects:
-        raise UnparsableAnswer(f"none of {len(answer['objects'])} objects is usable: {', '.join(sorted(flags))}")
-    return Annotation(_clean(rationale) if isinstance(rationale, str) else "", objects, sorted(flags))
+    text = THINKING.sub("", text[:MAX_ANSWER_CHARS])
+    size = family.denominators(sent_width, sent_height)
+    reason = "it holds no list of objects"
+    for stage, rationale, items in _readings(text):
+        cut = truncated or (stage == "repaired" and _looks_cut(text))
+        annotation = _annotation(rationale, items[:-1] if cut else items, family, size, stage, cut=cut)
+        if annotation.objects or not items:
+            return annotation
+        reason = f"none of its {len(items)} objects is usable ({', '.join(annotation.flags)})"
+    raise UnparsableAnswer(f"{reason}: {text!r:.200}")
 
 
 def is_clean(text: str) -> bool:
@@ -59,60 +73,108 @@ def is_clean(text: str) -> bool:
     return True
 
 
-def _load(text: str) -> Any:
+def _readings(text: str) -> Iterator[tuple[Stage, str, list[Any]]]:
+    """Each way to read the text that finds a list of objects: its stage, the rationale, the objects as written."""
     try:
-        return orjson.loads(text)
+        strict = orjson.loads(text)
     except orjson.JSONDecodeError:
-        pass
+        strict = None
+    if (found := _find_objects(strict)) is not None:
+        yield "json", *found
+    if "{" in text or "[" in text or "｛" in text or "［" in text:
+        for candidate in dict.fromkeys((text, text.translate(FULL_WIDTH))):
+            if (found := _find_objects(_repaired(candidate))) is not None:
+                yield "repaired", *found
+    if items := list(_in_tags(text)):
+        yield "tags", TAGS.sub("", text).strip(), items
+
+
+def _looks_cut(text: str) -> bool:
+    """Whether JSON that had to be mended breaks off: it does not end in a bracket, and brackets are left open."""
+    opened, closed = (sum(map(text.count, brackets)) for brackets in ("{[", "}]"))
+    return opened > closed and not WHOLE_END.search(text)
+
+
+def _repaired(text: str) -> Any:
     try:
         return json_repair.loads(text)
     except (ValueError, RecursionError):
-        raise UnparsableAnswer(f"JSON beyond repair: {text!r:.200}") from None
+        return None
 
 
-def _object(item: Any, width: int, height: int) -> tuple[dict[str, Any] | None, list[str]]:
+def _find_objects(value: Any, depth: int = 0) -> tuple[str, list[Any]] | None:
+    """Rationale and list of objects in a JSON value: where they belong, or else wherever a list of boxes is."""
+    if isinstance(value, list):
+        boxed = any(isinstance(item, dict) and any(key in item for key in BOX_KEYS) for item in value)
+        return ("", value) if boxed else None
+    if not isinstance(value, dict) or depth > 3:
+        return None
+    rationale = value.get("rationale")
+    objects = value.get("objects")
+    if not isinstance(objects, list):
+        nested = (_find_objects(inner, depth + 1) for inner in value.values())
+        first = next((found for found in nested if found is not None), None)
+        if first is None:
+            return None
+        rationale, objects = rationale or first[0], first[1]
+    return (rationale if isinstance(rationale, str) else ""), objects
+
+
+def _in_tags(text: str) -> Iterator[dict[str, Any]]:
+    """Objects in `<ref>name</ref><box>…</box>` and its relatives; without a name tag, what stands before on a line."""
+    name, end = "", 0
+    for match in TAGS.finditer(text):
+        if match["name"] is not None:
+            name = match["name"]
+        else:
+            before = text[end : match.start()].rpartition("\n")[2].strip(" \t-*:：,，.。;；\"'")
+            numbers = [float(number) for number in NUMBER.findall(match["box"] or match["bare"] or "")]
+            for at in range(0, len(numbers), 4):
+                yield {"label": name or before, "bbox_2d": numbers[at : at + 4]}
+            if match["bare"] is not None or before:
+                name = ""
+        end = match.end()
+
+
+def _annotation(
+    rationale: str, items: list[Any], family: Family, size: tuple[float, float], stage: Stage, *, cut: bool
+) -> Annotation:
+    objects: list[Object] = []
+    flags = {"truncated"} if cut else set()
+    for item in items:
+        found, problems = _object(item, family, size)
+        flags.update(problems)
+        if found is not None:
+            objects.append(found)
+    objects, more_flags = check_objects(objects)
+    return Annotation(_clean(rationale), objects, sorted(flags | more_flags), stage)
+
+
+def _object(item: Any, family: Family, size: tuple[float, float]) -> tuple[Object | None, list[str]]:
     """One object in our form, or None when it has no usable box; and the flags of what was wrong with it."""
     if not isinstance(item, dict):
         return None, ["malformed_object"]
-    name = next((item[key] for key in NAME_KEYS if isinstance(item.get(key), str)), "").strip()
+    name = _clean(next((item[key] for key in NAME_KEYS if isinstance(item.get(key), str)), "").strip())
     box = _numbers(next((item[key] for key in BOX_KEYS if key in item), None))
-    if not _is_box(box):
+    if box is None:
         return None, ["malformed_box"]
-    bbox, flags = to_thousandths(box, width, height)
+    if family.y_first:
+        box = [box[1], box[0], box[3], box[2]]
+    bbox, flags = check_box(box, size, unit=family.space == "unit")
     if not name:
         flags.append("empty_name")
-    if bbox[2] - bbox[0] <= DEGENERATE or bbox[3] - bbox[1] <= DEGENERATE:
-        return None, [*flags, "degenerate"]
-    return {"name": _clean(name), "bbox": bbox}, flags
+    return (None if bbox is None else {"name": name, "bbox": bbox}), flags
 
 
-def _numbers(box: Any) -> Any:
-    """The box with numbers for coordinates that were written as text."""
-    if not isinstance(box, list):
-        return box
-    return [float(v) if isinstance(v, str) and NUMBER.fullmatch(v) else v for v in box]
-
-
-def _is_box(box: Any) -> TypeGuard[list[float]]:
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in box)  # NaN fails too
-    )
-
-
-def to_thousandths(box: list[float], width: int, height: int) -> tuple[list[int], list[str]]:
-    """[x1, y1, x2, y2] in pixels of a width × height image → integers 0–1000, and the flags of what was mended."""
-    flags = []
-    x1, y1, x2, y2 = box
-    if x1 > x2 or y1 > y2:
-        flags.append("swapped")
-        x1, x2 = sorted((x1, x2))
-        y1, y2 = sorted((y1, y2))
-    relative = [x1 / width, y1 / height, x2 / width, y2 / height]
-    if any(v > EDGE_TOLERANCE or v < 1 - EDGE_TOLERANCE for v in relative):
-        flags.append("beyond_edge")
-    return [min(1000, max(0, round(v * 1000))) for v in relative], flags
+def _numbers(box: Any) -> list[float] | None:
+    """Four finite numbers from [a, b, c, d], [[a, b], [c, d]], or the like with numbers as text; else None."""
+    if isinstance(box, list) and all(isinstance(corner, list) for corner in box):
+        box = [value for corner in box for value in corner]
+    if not isinstance(box, list) or len(box) != 4:
+        return None
+    numbers = [float(v) if isinstance(v, str) and NUMBER_TEXT.fullmatch(v) else v for v in box]
+    fine = (isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in numbers)  # NaN fails too
+    return numbers if all(fine) else None
 
 
 def _clean(text: str) -> str:

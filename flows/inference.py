@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -34,9 +34,10 @@ REQUEST_ERRORS = (openai.OpenAIError, aiohttp.ClientError, httpx2.HTTPError, OSE
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer."""
+    """An answer; a whole one if its finish_reason is "stop"."""
 
     text: str
+    finish_reason: Literal["stop", "length", "repetition"]
     prompt_tokens: int
     completion_tokens: int
     attempts: int
@@ -209,7 +210,7 @@ class Inference:
     async def ask(self, body: bytes) -> Completion:
         """The completion of one request, once a slot is free.
 
-        Raises ImageFailure (rejected, timeout, server, truncated) when the image is at fault or its attempts run out on
+        Raises ImageFailure (rejected, timeout, server) when the image is at fault or its attempts run out on
         a healthy server, ServerUnavailable when no endpoint came back in time, ServerRefused for a key or model that is
         no longer accepted.
         """
@@ -349,8 +350,8 @@ def lowest_cause(error: BaseException) -> BaseException:
 def read_completion(response: bytes, attempt: int) -> Completion | Trouble:
     """The completion in a 200 response.
 
-    Only finish_reason "stop" is whole. vLLM answers 200 with "abort" and half a text when it is stopped, which is the
-    server's trouble; "length" raises ImageFailure of kind truncated.
+    Only finish_reason "stop" is whole; "length" and "repetition" (vLLM's stop for loops) are the model's doing. vLLM
+    answers 200 with "abort" and half a text when it is stopped, which is the server's trouble.
     """
     try:
         body = loads(response)
@@ -358,17 +359,13 @@ def read_completion(response: bytes, attempt: int) -> Completion | Trouble:
         text, finish_reason = choice["message"]["content"], choice["finish_reason"]
     except (ValueError, LookupError, TypeError):
         return Trouble("server", f"HTTP 200 that is no chat completion: {response[:200]!r}")
-    if finish_reason == "length":
-        raise ImageFailure(
-            "truncated",
-            "the answer reached max_tokens: a recipe with more of them needs an --output of its own",
-            attempt,
-        )
-    if finish_reason != "stop" or not isinstance(text, str):
+    if finish_reason not in ("stop", "length", "repetition") or not isinstance(text, str):
         return Trouble("server", f"an answer with finish_reason {finish_reason!r:.40} is not whole")
     usage = body.get("usage")
     tokens = usage if isinstance(usage, dict) else {}
-    return Completion(text, _count(tokens, "prompt_tokens"), _count(tokens, "completion_tokens"), attempt)
+    return Completion(
+        text, finish_reason, _count(tokens, "prompt_tokens"), _count(tokens, "completion_tokens"), attempt
+    )
 
 
 def _count(usage: dict[str, Any], key: str) -> int:

@@ -11,34 +11,44 @@ import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from flows.errors import UsageError
+from flows.families import SPACES, Family, FamilyName, resolve_family
 from flows.images import ImageBudget, PreparedImage
 
-PIXELS_PER_VISUAL_TOKEN = 28 * 28  # Qwen2.5-VL: patches of 14 pixels, merged 2 × 2
-
+# {space}, {box}, {corners} and {name} are filled in by the model's family.
 SYSTEM_PROMPTS = {
     "en": (
         "You annotate images for training a text-to-image layout model. Look at the image, then answer with one JSON "
         "object and nothing else:\n"
-        '{"rationale": "…", "objects": [{"bbox_2d": [x1, y1, x2, y2], "label": "…"}]}\n'
+        '{"rationale": "…", "objects": [{"{box}": {corners}, "{name}": "…"}]}\n'
         "First the rationale: two to four sentences on where things are, how large they are and how they stand to one "
         "another (left of, above, in front of, inside). Then the objects: every distinct thing that the caption names "
-        "or that matters for the layout, each once, with a short label and its box in absolute pixel coordinates of "
-        "the image, top left corner first. Write in English."
+        "or that matters for the layout, each once, with a short label and its box {space}, top left corner first. "
+        "Write in English."
     ),
     "zh": (
         "你为训练文生图布局模型的数据标注图片。请观察图片,只输出一个 JSON 对象,不要输出其他内容:\n"
-        '{"rationale": "…", "objects": [{"bbox_2d": [x1, y1, x2, y2], "label": "…"}]}\n'
+        '{"rationale": "…", "objects": [{"{box}": {corners}, "{name}": "…"}]}\n'
         "先写 rationale:用两到四句话说明画面中各物体的位置、大小以及相互关系(左右、上下、前后、内外)。"
-        "再写 objects:列出描述中提到的或对布局重要的每一个物体,各列一次,给出简短的名称 label,"
-        "以及它在图片中的绝对像素坐标框 bbox_2d(先左上角,后右下角)。请用中文书写。"
+        "再写 objects:列出描述中提到的或对布局重要的每一个物体,各列一次,给出简短的名称 {name},"
+        "以及它的坐标框 {box}({space},先左上角,后右下角)。请用中文书写。"
     ),
 }
 USER_PROMPTS = {"en": "Caption: {caption}", "zh": "图片描述:{caption}"}
+
+# Sampling temperatures of the tries after the first, and vLLM's stop for what repeats: an object that is written out
+# takes about 30 tokens, and no honest answer writes the same 8 to 80 tokens five times in a row.
+REASK_TEMPERATURES = (0.3, 0.6, 0.9, 1.2)
+REPETITION_DETECTION = {"min_pattern_size": 8, "max_pattern_size": 80, "min_count": 5}
 
 
 class Recipe(BaseModel):
     """Everything that decides an answer, and nothing else."""
 
+    family: FamilyName = Field(
+        default="auto",
+        title="Model family",
+        description="Decides the space and form of boxes; auto goes by the served model's name and refuses to guess.",
+    )
     language: Literal["en", "zh"] = Field(
         default="en", title="Language", description="Language of the built-in prompts, and so of the answers."
     )
@@ -60,12 +70,22 @@ class Recipe(BaseModel):
     max_tokens: int = Field(
         default=1536, ge=16, title="Max tokens", description="Longest answer in tokens; longer ones are truncated."
     )
+    repetition_detection: bool = Field(
+        default=True, title="Repetition detection", description="Let vLLM stop an answer that repeats itself."
+    )
+    reasks: int = Field(
+        default=2,
+        ge=0,
+        le=len(REASK_TEMPERATURES),
+        title="Re-asks",
+        description="How often an unparsable, truncated or looping answer is asked again, hotter each time.",
+    )
     max_objects: int = Field(default=50, ge=1, title="Max objects", description="Most objects an answer may list.")
     min_visual_tokens: int = Field(
         default=128,
         ge=4,
         title="Min visual tokens",
-        description="Smaller images are enlarged to this budget (28 × 28 pixels a token).",
+        description="Smaller images are enlarged to this budget (28 × 28 pixels a token, 32 × 32 for Qwen3-VL).",
     )
     max_visual_tokens: int = Field(
         default=1280, ge=4, title="Max visual tokens", description="Larger images are reduced to this budget."
@@ -87,14 +107,19 @@ class Recipe(BaseModel):
             )
         return self
 
-    @property
-    def image_budget(self) -> ImageBudget:
+    def image_budget(self, family: Family) -> ImageBudget:
         """The image budget in pixels, as smart_resize wants it."""
+        pixels_per_token = family.factor**2
         return ImageBudget(
-            min_pixels=self.min_visual_tokens * PIXELS_PER_VISUAL_TOKEN,
-            max_pixels=self.max_visual_tokens * PIXELS_PER_VISUAL_TOKEN,
+            min_pixels=self.min_visual_tokens * pixels_per_token,
+            max_pixels=self.max_visual_tokens * pixels_per_token,
+            factor=family.factor,
             jpeg_quality=self.jpeg_quality,
         )
+
+    def temperature_of(self, attempt: int) -> float:
+        """The sampling temperature of a try, the first being 1: the recipe's own, then up the ladder."""
+        return self.temperature if attempt == 1 else max(self.temperature, REASK_TEMPERATURES[attempt - 2])
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
@@ -115,23 +140,32 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
 
 def recipe_settings(recipe: Recipe, model: str) -> dict[str, Any]:
     """The recipe and the model as plain data: what the fingerprint covers and `recipe.json` shows."""
-    return {"model": model} | {name: getattr(recipe, name) for name in sorted(Recipe.model_fields)}
+    settings = {name: getattr(recipe, name) for name in sorted(Recipe.model_fields)}
+    return {"model": model} | settings | {"family": resolve_family(recipe.family, model).name}
 
 
 def fingerprint(recipe: Recipe, model: str) -> str:
     """12 hexadecimal digits that change whenever an answer could: settings, built-in prompts and schema alike."""
+    family = resolve_family(recipe.family, model)
     decides = recipe_settings(recipe, model) | {
-        "system_prompt": system_prompt(recipe),
+        "system_prompt": system_prompt(recipe, family),
         "user_prompt": user_prompt(recipe),
-        "schema": answer_schema(recipe),
+        "schema": answer_schema(recipe, family),
+        "reask_temperatures": REASK_TEMPERATURES[: recipe.reasks],
+        "repetition_detection": REPETITION_DETECTION if recipe.repetition_detection else None,
     }
     canonical = json.dumps(decides, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def system_prompt(recipe: Recipe) -> str:
-    """The instructions: the same for every image, so vLLM's prefix cache serves them."""
-    return SYSTEM_PROMPTS[recipe.language] if recipe.system_prompt is None else recipe.system_prompt
+def system_prompt(recipe: Recipe, family: Family) -> str:
+    """The instructions, in the family's native form: the same for every image, so vLLM's prefix cache serves them."""
+    if recipe.system_prompt is not None:
+        return recipe.system_prompt
+    corners = "[y1, x1, y2, x2]" if family.y_first else "[x1, y1, x2, y2]"
+    prompt = SYSTEM_PROMPTS[recipe.language].replace("{corners}", corners)
+    prompt = prompt.replace("{box}", family.box_key).replace("{name}", family.name_key)
+    return prompt.replace("{space}", SPACES[family.space][recipe.language])
 
 
 def user_prompt(recipe: Recipe) -> str:
@@ -139,35 +173,43 @@ def user_prompt(recipe: Recipe) -> str:
     return USER_PROMPTS[recipe.language] if recipe.user_prompt is None else recipe.user_prompt
 
 
-def answer_schema(recipe: Recipe) -> dict[str, Any]:
+def answer_schema(recipe: Recipe, family: Family) -> dict[str, Any]:
     """JSON schema of an answer. Every string and array is bounded: an unbounded one lets a model run to max_tokens."""
-    label = {"type": "string", "maxLength": 120}
-    box = {"type": "array", "items": {"type": "integer"}, "minItems": 4, "maxItems": 4}
-    objects = {"type": "object", "properties": {"bbox_2d": box, "label": label}, "required": ["bbox_2d", "label"]}
+    coordinate = {"type": "number" if family.space == "unit" else "integer"}
+    item = {
+        "type": "object",
+        "properties": {
+            family.box_key: {"type": "array", "items": coordinate, "minItems": 4, "maxItems": 4},
+            family.name_key: {"type": "string", "maxLength": 120},
+        },
+        "required": [family.box_key, family.name_key],
+        "additionalProperties": False,
+    }
     return {
         "type": "object",
         "properties": {
             "rationale": {"type": "string", "maxLength": 2000},
-            "objects": {
-                "type": "array",
-                "items": objects | {"additionalProperties": False},
-                "maxItems": recipe.max_objects,
-            },
+            "objects": {"type": "array", "items": item, "maxItems": recipe.max_objects},
         },
         "required": ["rationale", "objects"],
         "additionalProperties": False,
     }
 
 
-def request_body(recipe: Recipe, model: str, caption: str, image: PreparedImage) -> bytes:
-    """The JSON body of one chat completion. The image part carries no `uuid`: vLLM would serve stale pixels by it."""
+def request_body(
+    recipe: Recipe, family: Family, model: str, caption: str, image: PreparedImage, attempt: int = 1
+) -> bytes:
+    """The JSON body of the `attempt`th (from 1) chat completion of a row.
+
+    The image part carries no `uuid`: vLLM would serve the pixels it first saw under it.
+    """
     data_uri = "data:image/jpeg;base64," + base64.b64encode(image.jpeg).decode("ascii")
     # str.replace, not str.format: captions and prompts are full of braces.
     text = user_prompt(recipe).replace("{caption}", caption)
     body: dict[str, Any] = {
         "model": model,
         "messages": [
-            {"role": "system", "content": system_prompt(recipe)},
+            {"role": "system", "content": system_prompt(recipe, family)},
             {
                 "role": "user",
                 "content": [
@@ -176,13 +218,15 @@ def request_body(recipe: Recipe, model: str, caption: str, image: PreparedImage)
                 ],
             },
         ],
-        "temperature": recipe.temperature,
+        "temperature": recipe.temperature_of(attempt),
         "top_p": recipe.top_p,
         "max_tokens": recipe.max_tokens,
     }
     if recipe.structured_output:
         body["response_format"] = {
             "type": "json_schema",
-            "json_schema": {"name": "annotation", "schema": answer_schema(recipe), "strict": True},
+            "json_schema": {"name": "annotation", "schema": answer_schema(recipe, family), "strict": True},
         }
+    if recipe.repetition_detection:
+        body["repetition_detection"] = REPETITION_DETECTION
     return orjson.dumps(body)

@@ -32,13 +32,13 @@ def summarise(run: Run, plan: Plan, merged: Merged, *, seconds: float, failed_ch
         },
         "failures": dict(merged.failures.most_common()),
         "failed_chunks": failed_chunks,
-        "flags": dict(tally.flags.most_common()),
         "requests_answered": tally.answered,
-        "objects": tally.objects,
         "seconds": round(seconds, 3),
         "images_per_second": round(tally.answered / seconds, 3) if seconds else 0.0,
         "tokens": {"prompt": tally.prompt_tokens, "completion": tally.completion_tokens},
+        "quality": merged.quality.summary(),
         "recipe": run.recipe_fingerprint,
+        "family": run.recipe_settings["family"],
         "model": run.model,
         "endpoints": list(run.versions),
         "servers": run.versions,
@@ -84,7 +84,26 @@ def markdown(report: dict[str, Any], output: str) -> str:
     text = "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
     if stand_ins := [url for url, version in report["servers"].items() if version.get("stand_in")]:
         text = f"**The answers come from a stand-in, not from a model** ({', '.join(stand_ins)}).\n\n" + text
-    if report["failures"]:
-        text += "\n| Failure | Images |\n|---|---|\n"
-        text += "".join(f"| {kind} | {count} |\n" for kind, count in report["failures"].items())
-    return text
+    quality = report["quality"]
+    counted = [
+        ("Failure", "Images", report["failures"]),
+        ("Answers read as", "Images", quality["parse_stages"]),
+        ("Flag", "Images", quality["flags"]),
+        ("Most frequent names", "Objects", quality["names"]),
+        ("Where boxes lie", "Objects", quality["areas"]),
+    ]
+    return text + "".join(_table(*table) for table in counted)
+
+
+def _table(what: str, of: str, counts: dict[str, int]) -> str:
+    """A Markdown table of counts, nothing for none. What stands in it may come from a model: it is text, no markup."""
+    if not counts:
+        return ""
+    rows = "".join(f"| {_plain(name)} | {count} |\n" for name, count in counts.items())
+    return f"\n| {what} | {of} |\n|---|---|\n{rows}"
+
+
+def _plain(text: str) -> str:
+    return "".join(
+        f"&#{ord(letter)};" if letter in "<>&|`*_[]()!\\#$~" else letter for letter in " ".join(text.split())
+    )

@@ -14,6 +14,7 @@ import polars as pl
 from blocks import AnnotationRecipe, VLLMServer
 from flows.annotator import Annotator
 from flows.errors import UsageError
+from flows.families import resolve_family
 from flows.inference import Inference
 from flows.plan import Plan, Source, check_source, make_plan, open_plan, plan_is_for, remove_plan
 from flows.recipe import fingerprint, recipe_settings
@@ -80,11 +81,12 @@ async def open_run(
     ) as inference:
         model = await inference.check(server.model)
         versions = await inference.versions()
+        family = resolve_family(recipe.family, model)
         identity = fingerprint(recipe, model)
         with workspace.locked():
             settings = recipe_settings(recipe, model)
             workspace.guard_recipe(settings, identity)
-            async with Annotator(inference, recipe, model, image_root, error_budget) as annotator:
+            async with Annotator(inference, recipe, family, model, image_root, error_budget) as annotator:
                 yield Run(workspace, source, model, settings, identity, versions, annotator)
 
 

@@ -16,10 +16,14 @@ from flows.errors import ImageFailure
 from flows.images import PreparedImage
 from flows.json_text import json_object
 from flows.plan import Chunk, Plan, done_paths, read_chunk
+from flows.quality import Quality
 from flows.workspace import Workspace, replacing, sync_folder
 
 COPY_BUFFER_BYTES = 8 * 1024 * 1024
-OUR_FIELDS = ("vlm_output", "annotations", "annotations_error", "objects", "flags", "width", "height")
+OUR_FIELDS = (
+    "vlm_output", "annotations", "objects", "annotations_error", "flags", "parse_stage", "attempts",
+    "width", "height", "sent_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,13 @@ class Row:
 def answer_line(row: Row, image: PreparedImage, vlm_output: str, parsed: Mapping[str, Any]) -> bytes:
     """The output line of an answered image: image_path, caption, the input's other columns, then ours.
 
-    `parsed` holds annotations and objects, and where there is something to say annotations_error and flags. Input
+    `parsed` holds annotations and objects, and whatever else there is to say of the answer. Input
     columns named like a field of ours are left out, lest an old flag be read as ours.
     """
     identity = {"image_path": row.image_path, "caption": row.caption}
     others = {name: value for name, value in row.columns.items() if name not in identity and name not in OUR_FIELDS}
-    ours = {"vlm_output": vlm_output, **parsed, "width": image.width, "height": image.height}
-    return orjson.dumps(identity | others | ours) + b"\n"
+    sizes = {"width": image.width, "height": image.height, "sent_size": [image.sent_width, image.sent_height]}
+    return orjson.dumps(identity | others | {"vlm_output": vlm_output} | dict(parsed) | sizes) + b"\n"
 
 
 def failure_line(row: Mapping[str, Any], failure: ImageFailure) -> bytes:
@@ -175,6 +179,16 @@ class Merged:
     answered: int = 0
     annotations_error: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    quality: Quality = field(default_factory=Quality)
+
+    def add_answer(self, line: bytes) -> None:
+        """Counts a row that went into the output."""
+        self.answered += 1
+        if not self.quality.is_full:
+            self.quality.add(orjson.loads(line))
+        # The bytes first: reading every line again would be most of a merge.
+        if b'"annotations_error":true' in line and orjson.loads(line).get("annotations_error") is True:
+            self.annotations_error += 1
 
 
 def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure]) -> Merged:
@@ -226,18 +240,13 @@ def _merge_chunk(
     for image_path, row in open_rows.iter_rows():
         if image_path in answers:
             output.write(answers[image_path])
-            merged.answered += 1
-            merged.annotations_error += _is_annotations_error(answers[image_path])
+            merged.add_answer(answers[image_path])
             continue
         if image_path not in failed:
             why = stopped or ImageFailure("unasked", "its chunk did not come to its turn")
             failed[image_path] = failure_line({**(json_object(row) or {}), "image_path": image_path}, why)
         failures.write(failed[image_path])
         merged.failures[orjson.loads(failed[image_path])["failure"]["kind"]] += 1
-
-
-def _is_annotations_error(line: bytes) -> bool:
-    return b'"annotations_error":true' in line and orjson.loads(line).get("annotations_error") is True
 
 
 def _lines_by_path(path: Path) -> dict[str, bytes]:

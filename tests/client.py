@@ -75,6 +75,11 @@ class StandIn:
         texts: dict[str, int] = self._call("GET", "/stand_in/asked")["texts"]
         return {text.removeprefix("Caption: "): count for text, count in texts.items()}
 
+    def temperatures(self, caption: str) -> list[float]:
+        """The sampling temperatures with which a caption was asked, in turn."""
+        temperatures: dict[str, list[float]] = self._call("GET", "/stand_in/asked")["temperatures"]
+        return temperatures[f"Caption: {caption}"]
+
     def most_at_once(self) -> int:
         """Most requests that ran or waited at once."""
         return int(self._call("GET", "/stand_in/asked")["most_at_once"])

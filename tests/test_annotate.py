@@ -140,7 +140,7 @@ async def test_a_broken_image_costs_that_image_and_is_tried_again_by_the_next_ru
 
 async def test_an_answer_that_holds_no_annotation_is_kept_and_counted(make_job: MakeJob, stand_in: StandIn) -> None:
     job = make_job(4)
-    stand_in.set_faults({"kind": "malformed", "match": "0001"})
+    stand_in.set_faults({"kind": "malformed", "match": "0001", "count": None})
     state = await annotate(job, stand_in)
     assert "1 answers hold no annotation" in str(state.message)
     row = lines_of(job.output)[1]
@@ -363,3 +363,66 @@ async def test_what_only_pythons_json_reads_is_done_and_stays(make_job: MakeJob,
     state = await annotate(job, stand_in)
     assert state.message == "4 images: 1 answered, 3 had answers before, 0 failed"
     assert job.output.read_bytes().startswith(older + torn + b"\n")
+
+
+async def test_an_answer_without_an_annotation_is_asked_again_hotter_and_the_better_one_is_kept(
+    make_job: MakeJob, stand_in: StandIn
+) -> None:
+    job = make_job(2)
+    stand_in.set_faults({"kind": "malformed", "match": "0001"})
+    state = await annotate(job, stand_in)
+    assert state.message == "2 images: 2 answered, 0 failed"
+    row = lines_of(job.output)[1]
+    assert len(row["objects"]) == 1
+    assert row["attempts"] == 2
+    assert "attempts" not in lines_of(job.output)[0]
+    assert stand_in.temperatures("caption of 0001.jpg") == [0.0, 0.3]
+
+
+async def test_a_truncated_answer_that_never_gets_whole_is_a_failure_when_it_holds_nothing(
+    make_job: MakeJob, stand_in: StandIn
+) -> None:
+    job = make_job(2)
+    stand_in.set_faults({"kind": "length", "match": "0001", "count": None})
+    await annotate(job, stand_in)
+    failure = lines_of(job.failures)[0]["failure"]
+    assert (failure["kind"], failure["attempts"]) == ("truncated", 3)
+    assert stand_in.asked()["caption of 0001.jpg"] == 3
+
+
+async def test_of_a_truncated_answer_the_whole_objects_are_kept_and_flagged(
+    make_job: MakeJob, stand_in: StandIn
+) -> None:
+    job = make_job(1)
+    objects = [{"bbox_2d": [n, n, n + 90, n + 90], "label": f"thing {n}"} for n in (0, 50, 100, 200)]
+    text = json.dumps({"rationale": "r", "objects": objects})[:-30]
+    stand_in.set_faults({"kind": "text", "text": text, "finish_reason": "length", "count": None})
+    await annotate(job, stand_in)
+    row = lines_of(job.output)[0]
+    assert [item["name"] for item in row["objects"]] == ["thing 0", "thing 50", "thing 100"]
+    assert row["flags"] == ["truncated"]
+    assert row["parse_stage"] == "repaired"
+    assert row["vlm_output"] == text
+
+
+async def test_a_looping_answer_is_asked_again(make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(1)
+    marching = [{"bbox_2d": [40 * n, 10, 40 * n + 20, 40], "label": "bird"} for n in range(7)]
+    stand_in.set_faults({"kind": "text", "text": json.dumps({"rationale": "", "objects": marching})})
+    await annotate(job, stand_in)
+    assert stand_in.asked()["caption of 0000.jpg"] == 2
+    assert len(lines_of(job.output)[0]["objects"]) == 1
+
+
+async def test_the_report_tells_what_the_answers_are_like(make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(6)
+    swapped = '```{"objects": [{"bbox_2d": [500, 90, 200, 300], "label": "a <script> | cat"}]}'
+    stand_in.set_faults({"kind": "text", "text": swapped, "match": "0002"})
+    state = await annotate(job, stand_in)
+    quality = json.loads(job.output.with_name("labeled.report.json").read_text())["quality"]
+    assert quality["answers"] == quality["objects"] == 6
+    assert quality["parse_stages"] == {"json": 5, "repaired": 1}
+    assert quality["flags"] == {"beyond_edge": 1, "swapped": 1} or quality["flags"] == {"swapped": 1}
+    assert quality["names"]["a <script> | cat"] == 1
+    assert sum(quality["areas"].values()) == 6
+    assert state.is_completed()

@@ -70,13 +70,17 @@ class TestExitCodes:
             (["--output", "/proc/labeled.jsonl"], "cannot write beside output /proc/labeled.jsonl"),
             (["--output", "/tmp"], "must end in .jsonl"),
             (["--recipe", "/nowhere.yaml"], "recipe '/nowhere.yaml' cannot be read"),
-            (["--model-name", "qwen"], "does not serve model 'qwen' but 'stand-in'"),
+            (["--model-name", "qwen"], "does not serve model 'qwen' but 'stand-in-qwen2.5-vl'"),
         ],
     )
     def test_2_for_bad_usage(self, job: Job, stand_in: StandIn, options: list[str], complaint: str) -> None:
         started = time.monotonic()
         refused(job.run(stand_in.url, *options), job, complaint)
         assert time.monotonic() - started < 20
+
+    def test_2_when_the_models_name_does_not_tell_its_family(self, job: Job) -> None:
+        with StandIn.started("--model", "my-finetune") as server:
+            refused(job.run(server.url), job, "'my-finetune', does not tell .*set the recipe's family .*qwen2.5-vl")
 
     def test_2_when_no_server_answers(self, job: Job, nobody: str) -> None:
         refused(job.run(nobody), job, f"no vLLM answers at {nobody}/v1 .*vllm serve MODEL --port")

@@ -13,16 +13,19 @@ import pytest
 from PIL import Image
 
 from flows.errors import ImageFailure, ServerRefused, ServerUnavailable
+from flows.families import FAMILIES
 from flows.images import PreparedImage
 from flows.inference import Completion, Inference, Trouble, read_completion
 from flows.recipe import Recipe, request_body
 from tests.client import StandIn
 
 
-def body(caption: str = "a", model: str = "stand-in", **changes: object) -> bytes:
+def body(caption: str = "a", model: str = "stand-in-qwen2.5-vl", **changes: object) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (56, 56), "white").save(buffer, "JPEG")
-    whole = request_body(Recipe(), model, caption, PreparedImage(buffer.getvalue(), 56, 56, 56, 56))
+    whole = request_body(
+        Recipe(), FAMILIES["qwen2.5-vl"], model, caption, PreparedImage(buffer.getvalue(), 56, 56, 56, 56)
+    )
     return json.dumps(json.loads(whole) | changes).encode()
 
 
@@ -66,7 +69,6 @@ async def test_a_passing_fault_is_retried(stand_in: StandIn, kind: str) -> None:
     ("fault", "kind", "asked"),
     [
         ({"kind": "400"}, "rejected", 1),
-        ({"kind": "length"}, "truncated", 1),
         ({"kind": "500"}, "server", 4),
         ({"kind": "reset"}, "server", 4),
         ({"kind": "stall"}, "timeout", 4),
@@ -81,6 +83,12 @@ async def test_what_stays_wrong_with_a_healthy_server_is_the_images_failure(
             await client.ask(body())
     assert (caught.value.kind, caught.value.attempts) == (kind, asked)
     assert stand_in.asked() == {"a": asked}
+
+
+async def test_an_answer_that_reached_max_tokens_says_so(stand_in: StandIn) -> None:
+    stand_in.set_faults({"kind": "length"})
+    async with inference(stand_in.url) as client:
+        assert (await client.ask(body())).finish_reason == "length"
 
 
 async def test_the_servers_own_words_are_in_the_failure(stand_in: StandIn) -> None:
@@ -230,9 +238,9 @@ async def test_a_key_that_the_server_echoes_is_not_repeated(stand_in: StandIn) -
 
 async def test_the_model_is_found_or_refused_by_name(stand_in: StandIn, nobody: str) -> None:
     async with inference(stand_in.url) as client:
-        assert await client.check(None) == "stand-in"
-        assert await client.check("stand-in") == "stand-in"
-        with pytest.raises(ServerRefused, match="does not serve model 'qwen' but 'stand-in'"):
+        assert await client.check(None) == "stand-in-qwen2.5-vl"
+        assert await client.check("stand-in-qwen2.5-vl") == "stand-in-qwen2.5-vl"
+        with pytest.raises(ServerRefused, match=r"does not serve model 'qwen' but 'stand-in-qwen2.5-vl'"):
             await client.check("qwen")
     async with inference(nobody) as client:
         with pytest.raises(ServerUnavailable, match=r"no vLLM answers at http.*vllm serve MODEL"):

@@ -3,21 +3,23 @@
 import base64
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import ValidationError
 
 from blocks import AnnotationRecipe
 from flows.errors import UsageError
+from flows.families import FAMILIES, Family
 from flows.images import PreparedImage
-from flows.recipe import Recipe, fingerprint, read_recipe_file, request_body
+from flows.recipe import Recipe, answer_schema, fingerprint, read_recipe_file, request_body, system_prompt
 
+MODEL = "qwen2.5-vl-7b"
 IMAGE = PreparedImage(b"\xff\xd8jpeg", 640, 480, 644, 476)
 
 
 def body(recipe: Recipe, caption: str = "a cat") -> dict[str, Any]:
-    return dict(json.loads(request_body(recipe, "m", caption, IMAGE)))
+    return dict(json.loads(request_body(recipe, FAMILIES["qwen2.5-vl"], "m", caption, IMAGE)))
 
 
 @pytest.mark.parametrize(
@@ -25,24 +27,57 @@ def body(recipe: Recipe, caption: str = "a cat") -> dict[str, Any]:
     [
         {"language": "zh"}, {"system_prompt": "Look."}, {"user_prompt": "{caption}!"}, {"structured_output": False},
         {"temperature": 0.5}, {"top_p": 0.9}, {"max_tokens": 100}, {"max_objects": 7}, {"min_visual_tokens": 4},
-        {"max_visual_tokens": 400}, {"jpeg_quality": 95},
+        {"max_visual_tokens": 400}, {"jpeg_quality": 95}, {"family": "qwen3-vl"}, {"repetition_detection": False},
+        {"reasks": 0},
     ],
 )  # fmt: skip
 def test_every_setting_and_the_model_change_the_fingerprint(change: dict[str, Any]) -> None:
-    assert fingerprint(Recipe(**change), "m") != fingerprint(Recipe(), "m") != fingerprint(Recipe(), "other")
+    assert fingerprint(Recipe(**change), MODEL) != fingerprint(Recipe(), MODEL) != fingerprint(Recipe(), MODEL + "-2")
 
 
 def test_the_fingerprint_does_not_depend_on_field_order_or_on_being_a_block() -> None:
     one = Recipe(temperature=0.5, language="zh")
     other = AnnotationRecipe(language="zh", temperature=0.5)
-    assert fingerprint(one, "m") == fingerprint(other, "m")
+    assert fingerprint(one, MODEL) == fingerprint(other, MODEL)
 
 
 def test_the_fingerprint_of_a_recipe_stays_what_it_was() -> None:
     fixed = Recipe(system_prompt="Look.", user_prompt="{caption}")
     assert (
-        fingerprint(fixed, "model") == "f2c50e52b65a"
+        fingerprint(fixed, MODEL) == "95438950019f"
     )  # a change here orphans people's outputs: say so in the changelog
+
+
+def test_auto_and_the_family_it_finds_are_one_recipe() -> None:
+    assert fingerprint(Recipe(), MODEL) == fingerprint(Recipe(family="qwen2.5-vl"), MODEL)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=str)
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_each_family_is_asked_in_its_native_form(family: Family, language: Literal["en", "zh"]) -> None:
+    recipe = Recipe(language=language)
+    prompt = system_prompt(recipe, family)
+    assert "{" not in prompt.replace('{"', "").replace("{x", "")
+    assert f'"{family.box_key}": [' in prompt
+    assert ("[y1, x1, y2, x2]" in prompt) == family.y_first
+    assert prompt.index("rationale") < prompt.index(family.box_key)
+    assert {"pixels": ("pixel", "像素"), "999ths": ("999", "999"), "unit": ("0 to 1,", "0 到 1 ")}.get(
+        family.space, ("1000", "1000")
+    )[language == "zh"] in prompt
+    properties = answer_schema(recipe, family)["properties"]
+    assert list(properties) == ["rationale", "objects"]
+    assert family.box_key in properties["objects"]["items"]["properties"]
+
+
+def test_tries_after_the_first_are_hotter() -> None:
+    recipe = Recipe(temperature=0.5)
+    assert [recipe.temperature_of(attempt) for attempt in (1, 2, 3, 4)] == [0.5, 0.5, 0.6, 0.9]
+
+
+def test_the_image_budget_counts_the_familys_tokens() -> None:
+    recipe = Recipe(min_visual_tokens=10, max_visual_tokens=100)
+    assert recipe.image_budget(FAMILIES["qwen2.5-vl"]).max_pixels == 100 * 28 * 28
+    assert recipe.image_budget(FAMILIES["qwen3-vl"]).max_pixels == 100 * 32 * 32
 
 
 def test_the_static_prompt_comes_first_and_the_caption_last() -> None:

@@ -30,7 +30,7 @@ def chat(server: StandIn, image: Image.Image | str, text: str = "x", **changes: 
         image.save(buffer, "JPEG", quality=90)
         url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
-    body = {"model": "stand-in", "messages": [{"role": "user", "content": content}]} | changes
+    body = {"model": "stand-in-qwen2.5-vl", "messages": [{"role": "user", "content": content}]} | changes
     request = urllib.request.Request(f"{server.url}/v1/chat/completions", data=json.dumps(body).encode())
     with urllib.request.urlopen(request, timeout=30) as response:
         return dict(json.load(response))

@@ -1,15 +1,22 @@
 """The whole path through a real vLLM on CPU and a real, tiny model: prompt, JSON, boxes."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import orjson
 import pytest
+import yaml
 
 from demo.processes import TINY_GROUNDER_RECIPE, vllm_on_cpu
 from demo.scenes import write_small_folder
 from demo.scoring import Score, score
+from flows.errors import ImageFailure
+from flows.families import FAMILIES
+from flows.images import ImageBudget, smart_resize
+from flows.recipe import Recipe, answer_schema
 from tests.conftest import ROOT, Job, lines_of
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(600)]
@@ -79,3 +86,58 @@ def test_a_prompt_that_is_too_long_fails_its_image_in_the_servers_words(tmp_path
     assert failure["kind"] == "rejected"
     assert "maximum context length" in failure["message"]
     assert len(lines_of(job.output)) == 1
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_with_structured_output_every_answer_is_valid_by_the_schema(
+    tmp_path: Path, vllm: str, temperature: int
+) -> None:
+    write_small_folder(tmp_path, 60, shapes=2, seed=7)
+    job = Job(tmp_path, [])
+    fields = yaml.safe_load(TINY_GROUNDER_RECIPE.read_text()) | {"temperature": temperature, "reasks": 0}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(fields))
+    result = job.run(vllm, "--recipe", str(recipe), "--max-concurrency", "8")
+    assert result.returncode == 0, result.stderr
+    schema = answer_schema(Recipe(**fields), FAMILIES["qwen2.5-vl"])
+    rows = lines_of(job.output)
+    assert len(rows) == 60
+    for row in rows:
+        jsonschema.validate(json.loads(row["vlm_output"]), schema)
+
+
+def test_smart_resize_agrees_with_transformers_on_a_million_sizes() -> None:
+    program = (
+        "import random, sys\n"
+        "from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize\n"
+        "rng = random.Random(28)\n"
+        "for number in range(1_000_000):\n"
+        "    factor = (28, 32)[number % 2]\n"
+        "    low, high = rng.choice([(4, 1280), (49, 81), (128, 640)])\n"
+        "    width, height = rng.randint(factor, 6000), rng.randint(factor, 6000)\n"
+        "    try:\n"
+        "        h, w = smart_resize(height, width, factor, low * factor**2, high * factor**2)\n"
+        "    except ValueError:\n"
+        "        h = w = 0\n"
+        "    print(width, height, factor, low, high, w, h)\n"
+    )
+    oracle = subprocess.Popen(
+        [ROOT / ".venv-vllm" / "bin" / "python", "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert oracle.stdout is not None
+    seen = 0
+    for line in oracle.stdout:
+        width, height, factor, low, high, *expected = map(int, line.split())
+        budget = ImageBudget(low * factor**2, high * factor**2, factor)
+        try:
+            ours = list(smart_resize(width, height, budget))
+        except ImageFailure:
+            ours = [0, 0]
+        assert ours == expected, line
+        seen += 1
+    oracle.stdout.close()
+    assert oracle.wait() == 0
+    assert seen == 1_000_000

@@ -14,7 +14,7 @@ def main() -> None:
     """Serves on loopback until it is stopped."""
     options = argparse.ArgumentParser(description="A stand-in for vLLM: coloured shapes, no model.")
     options.add_argument("--port", type=int, default=8000)
-    options.add_argument("--model", default="stand-in")
+    options.add_argument("--model", default="stand-in-qwen2.5-vl")
     options.add_argument("--api-key")
     options.add_argument("--slots", type=int, default=64)
     options.add_argument("--prefill-seconds", type=float, default=0.01)

@@ -8,7 +8,7 @@ import io
 import os
 import re
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ class Fault(BaseModel):
     kind: Literal["500", "503", "400", "401", "404", "reset", "stall", "crash", "abort", "length", "malformed", "text"]
     count: int | None = Field(default=1, description="How many requests; null for all from now on.")
     text: str = Field(default="", description="What kind text answers.")
+    finish_reason: Literal["stop", "length", "repetition"] = Field(default="stop", description="Of kind text.")
     match: str = Field(default="", description="Only requests whose text matches this regular expression.")
     seconds: float = Field(default=3600, description="How long kind stall stalls.")
 
@@ -43,7 +44,7 @@ class Fault(BaseModel):
 class Settings:
     """How the stand-in is set up; names follow `vllm serve` where it has them."""
 
-    model: str = "stand-in"
+    model: str = "stand-in-qwen2.5-vl"
     api_key: str | None = None
     max_model_len: int = 8192
     allowed_local_media_path: Path | None = None
@@ -68,6 +69,7 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
     asked: Counter[str] = Counter()
     first: list[float] = []  # Unix time of the first request since the last DELETE
     images: Counter[str] = Counter()
+    temperatures: defaultdict[str, list[float]] = defaultdict(list)
 
     @app.exception_handler(Refused)
     async def refuse(_: Request, error: Refused) -> Response:
@@ -110,13 +112,19 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
 
     @app.get("/stand_in/asked")
     async def get_asked() -> dict[str, Any]:
-        seconds = first[0] if first else None
-        return {"texts": asked, "images": images, "most_at_once": engine.most_at_once, "first_at": seconds}
+        return {
+            "texts": asked,
+            "images": images,
+            "temperatures": temperatures,
+            "most_at_once": engine.most_at_once,
+            "first_at": first[0] if first else None,
+        }
 
     @app.delete("/stand_in/asked")
     async def forget_asked() -> None:
         asked.clear()
         images.clear()
+        temperatures.clear()
         first.clear()
         engine.most_at_once = 0
 
@@ -125,6 +133,7 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
         body = _body(await request.body(), settings)
         text, url = _user_content(body)
         asked[text] += 1
+        temperatures[text].append(float(body.get("temperature", 1)))
         if not first:
             first.append(time.time())
         fault = _next_fault(faults, text)
@@ -137,9 +146,9 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
             images[hashlib.sha1(data, usedforsecurity=False).hexdigest()] += 1
             chinese = any("一" <= letter <= "鿿" for letter in _system_text(body) or text)
             answer, visual_tokens = await asyncio.to_thread(_look, data, settings.budget, chinese)
-        finish_reason = "stop"
+        finish_reason: str = "stop"
         if fault is not None and fault.kind == "text":
-            answer = fault.text
+            answer, finish_reason = fault.text, fault.finish_reason
         elif fault is not None and fault.kind in ("abort", "length"):
             answer, finish_reason = answer[: len(answer) // 2], fault.kind
         elif fault is not None and fault.kind == "malformed":

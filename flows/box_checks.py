@@ -1,0 +1,90 @@
+"""What boxes are checked for: mended where that is safe, left out where nothing is left of them, flagged always.
+
+swapped          corners in the wrong order; put right
+beyond_edge      over the edge of the image by more than 5 %; clamped (up to 5 % is rounding, clamped in silence)
+unit_coordinates all four are at most 1 in a space that is larger: another space than the model was asked for
+degenerate       under 5 ‰ wide or high; left out
+duplicate        same name and box as an earlier one; left out
+near_duplicate   same name, IoU over 0.9 with an earlier one; kept
+whole_image      95 % of the image or more; kept
+progression      four or more of one size in equal steps, as loops write them; kept
+"""
+
+from itertools import pairwise
+from typing import TypedDict
+
+EDGE_TOLERANCE = 0.05
+SMALLEST_SIDE = 5  # ‰
+NEAR_DUPLICATE_IOU = 0.9
+WHOLE_IMAGE_SHARE = 0.95
+PROGRESSION_LENGTH = 4
+
+
+class Object(TypedDict):
+    """A named box: [x1, y1, x2, y2], integers 0–1000."""
+
+    name: str
+    bbox: list[int]
+
+
+def check_box(box: list[float], size: tuple[float, float], *, unit: bool) -> tuple[list[int] | None, list[str]]:
+    """[x1, y1, x2, y2] in a space of `size` (width, height) → integers 0–1000, or None if degenerate; and the flags."""
+    flags = []
+    x1, y1, x2, y2 = box
+    if not unit and max(box) <= 1:
+        flags.append("unit_coordinates")
+    if x1 > x2 or y1 > y2:
+        flags.append("swapped")
+        x1, x2 = sorted((x1, x2))
+        y1, y2 = sorted((y1, y2))
+    shares = [x1 / size[0], y1 / size[1], x2 / size[0], y2 / size[1]]
+    if any(share > 1 + EDGE_TOLERANCE or share < -EDGE_TOLERANCE for share in shares):
+        flags.append("beyond_edge")
+    bbox = [min(1000, max(0, round(share * 1000))) for share in shares]
+    if bbox[2] - bbox[0] < SMALLEST_SIDE or bbox[3] - bbox[1] < SMALLEST_SIDE:
+        return None, [*flags, "degenerate"]
+    return bbox, flags
+
+
+def check_objects(objects: list[Object]) -> tuple[list[Object], set[str]]:
+    """The objects without exact duplicates, and the flags that speak of several objects or of a box's size."""
+    flags: set[str] = set()
+    kept: list[Object] = []
+    for item in objects:
+        if item in kept:
+            flags.add("duplicate")
+            continue
+        if any(
+            item["name"] == other["name"] and iou(item["bbox"], other["bbox"]) > NEAR_DUPLICATE_IOU for other in kept
+        ):
+            flags.add("near_duplicate")
+        x1, y1, x2, y2 = item["bbox"]
+        if (x2 - x1) * (y2 - y1) >= WHOLE_IMAGE_SHARE * 1_000_000:
+            flags.add("whole_image")
+        kept.append(item)
+    if _is_progression(kept):
+        flags.add("progression")
+    return kept, flags
+
+
+def iou(a: list[int], b: list[int]) -> float:
+    """Intersection over union of two boxes [x1, y1, x2, y2] that are not empty."""
+    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    shared = width * height
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def _is_progression(objects: list[Object]) -> bool:
+    """Whether boxes of one size follow one another in equal steps, give or take the rounding."""
+    run = 1
+    previous_step: tuple[int, int] | None = None
+    for before, after in pairwise(item["bbox"] for item in objects):
+        step = (after[0] - before[0], after[1] - before[1])
+        same_size = all(abs((after[i + 2] - after[i]) - (before[i + 2] - before[i])) <= 1 for i in (0, 1))
+        steady = previous_step is None or all(abs(a - b) <= 1 for a, b in zip(step, previous_step, strict=True))
+        run = run + 1 if same_size and steady else 2 if same_size else 1
+        previous_step = step if same_size else None
+        if run >= PROGRESSION_LENGTH:
+            return True
+    return False

@@ -1,0 +1,56 @@
+"""What answers look like as a whole: how they could be read, what was flagged, what they name and where."""
+
+from collections import Counter
+from typing import Any
+
+MOST_ANSWERS = 100_000  # looked at in one run: enough for any share, and a second or two of work
+MOST_NAMES = 20
+
+
+class Quality:
+    """Counts over answered rows, as they stand in the output."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+        self._stages: Counter[str] = Counter()
+        self._flags: Counter[str] = Counter()
+        self._attempts: Counter[int] = Counter()
+        self._objects: Counter[int] = Counter()
+        self._names: Counter[str] = Counter()
+        self._areas: Counter[str] = Counter()  # by the centre of the box, on a 3 × 3 grid
+        self._share = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether enough answers were looked at."""
+        return self.answers >= MOST_ANSWERS
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Looks at one row of the output."""
+        self.answers += 1
+        self._stages["failed" if row.get("annotations_error") else row.get("parse_stage", "json")] += 1
+        self._flags.update(row.get("flags", ()))
+        self._attempts[row.get("attempts", 1)] += 1
+        self._objects[len(row["objects"])] += 1
+        for item in row["objects"]:
+            self._names[item["name"]] += 1
+            x1, y1, x2, y2 = item["bbox"]
+            column = ("left", "centre", "right")[min(2, (x1 + x2) * 3 // 2000)]
+            self._areas[f"{('top', 'middle', 'bottom')[min(2, (y1 + y2) * 3 // 2000)]} {column}"] += 1
+            self._share += (x2 - x1) * (y2 - y1) / 1_000_000
+
+    def summary(self) -> dict[str, Any]:
+        """Counts of answers by stage, flag, tries and number of objects; of objects by name and area."""
+        objects = sum(number * count for number, count in self._objects.items())
+        return {
+            "answers": self.answers,
+            "parse_stages": dict(self._stages.most_common()),
+            "flags": dict(self._flags.most_common()),
+            "attempts": {str(number): count for number, count in sorted(self._attempts.items())},
+            "objects": objects,
+            "objects_an_image": {str(number): count for number, count in sorted(self._objects.items())},
+            "names": dict(self._names.most_common(MOST_NAMES)),
+            "distinct_names": len(self._names),
+            "areas": dict(self._areas.most_common()),
+            "mean_box_share": round(self._share / objects, 4) if objects else 0.0,
+        }

@@ -1,0 +1,98 @@
+"""`python -m flows.reparse`: reads the stored texts of an output once more, without the model, into a new file.
+
+After a fix of the grounding, or where the answers turn out to be of another family. Exit codes: 0 every answer holds an
+annotation, 1 some do not, 2 bad usage or input, nothing written.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from flows.answers import answer_fields, read_answer
+from flows.errors import UsageError
+from flows.families import FAMILIES, Family, resolve_family
+from flows.json_text import json_object
+from flows.quality import Quality
+from flows.store import OUR_FIELDS
+from flows.workspace import Workspace, read_json, replacing
+
+KEPT = ("vlm_output", "width", "height", "sent_size")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    options = argparse.ArgumentParser(
+        prog="python -m flows.reparse", description="Read the answers of an output again, without the model."
+    )
+    options.add_argument("--input", required=True, type=Path, help="an output of flows.annotate")
+    options.add_argument("--output", required=True, type=Path, help="the new file; must not exist")
+    options.add_argument("--family", choices=sorted(FAMILIES), help="of the model (default: what the recipe says)")
+    given = options.parse_args(arguments)
+    try:
+        family = FAMILIES[given.family] if given.family else family_of(given.input)
+        quality = reparse(given.input, given.output, family)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    failed = quality.summary()["parse_stages"].get("failed", 0)
+    print(f"{quality.answers} answers read as {family.name}, {failed} hold no annotation: {given.output}")
+    return 1 if failed else 0
+
+
+def family_of(output: Path) -> Family:
+    """The family that the recipe of an output names. Raises UsageError where no recipe is kept."""
+    settings = (read_json(Workspace.at(output).recipe) or {}).get("settings", {})
+    if not settings:
+        raise UsageError(f"no recipe is kept beside {output}: name the model's family with --family")
+    return resolve_family(settings.get("family", "auto"), settings.get("model", ""))
+
+
+def reparse(source: Path, target: Path, family: Family) -> Quality:
+    """Writes every row of `source` to `target`, with what its `vlm_output` says now.
+
+    Lines without an answer of ours go over as they are. Raises UsageError where a row lacks the sizes that it takes.
+    """
+    if not source.is_file():
+        raise UsageError(f"input {str(source)!r} is not a file")
+    if target.exists():
+        raise UsageError(f"output {str(target)!r} exists: choose another, nothing is overwritten")
+    quality = Quality()
+    with source.open("rb") as lines, replacing(target) as file:
+        for number, line in enumerate(lines, start=1):
+            row = json_object(line)
+            if row is None or not isinstance(row.get("vlm_output"), str):
+                file.write(line)
+                continue
+            row = reparsed(row, family, f"line {number} of {source}")
+            quality.add(row)
+            file.write(orjson.dumps(row) + b"\n")
+    return quality
+
+
+def reparsed(row: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
+    """The row with the fields that its text gives when it is read as of `family`."""
+    sent_size = row.get("sent_size")
+    if family.space == "pixels" and not _is_size(sent_size):
+        raise UsageError(
+            f"{where} has no sent_size, the size of the image that the model saw, without which {family.name}'s pixels "
+            "mean nothing: give another --family, or annotate again"
+        )
+    size = (sent_size[0], sent_size[1]) if _is_size(sent_size) and sent_size else (1, 1)
+    whole = "truncated" not in row.get("flags", ())
+    answer = read_answer(row["vlm_output"], family, size, whole=whole)
+    others = {name: value for name, value in row.items() if name not in OUR_FIELDS}
+    fields = answer_fields(answer, row.get("attempts", 1))
+    kept = {name: row[name] for name in KEPT if name in row}
+    return others | {"vlm_output": kept.pop("vlm_output")} | fields | kept
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(side, int) and side > 0 for side in value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
