@@ -120,6 +120,7 @@ async def annotate_images(
         error_budget=error_budget,
         server_wait_seconds=server_wait_seconds,
         request_timeout_seconds=request_timeout_seconds,
+        warn=logger.warning,
     )
     try:
         async with opening as run:

@@ -34,6 +34,7 @@ class Tally:
 
     settled_before: int = 0  # images of the plan that an interrupted run had brought to an answer or a failure
     answered: int = 0
+    without_caption: int = 0  # asked without one
     prompt_tokens: int = 0
     completion_tokens: int = 0
     failures: Counter[str] = field(default_factory=Counter)
@@ -97,6 +98,10 @@ class Annotator:
         """Requests sent and not answered."""
         return self._inference.in_flight
 
+    def endpoint_counts(self) -> dict[str, dict[str, int]]:
+        """Answers and attempts without an answer, an endpoint."""
+        return self._inference.counts()
+
     async def annotate(self, rows: Sequence[Row], part: Part) -> None:
         """Brings every row into the part, as an answer or as a failure.
 
@@ -142,6 +147,7 @@ class Annotator:
             raise ImageFailure("truncated", message, attempt)
         part.answer(row, answer_line(row, image, best.text, answer_fields(best, attempt)))
         self.tally.answered += 1
+        self.tally.without_caption += not row.caption
 
     async def _try(self, body: bytes, image: PreparedImage) -> Answer:
         completion = await self._inference.ask(body)

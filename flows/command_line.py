@@ -6,6 +6,7 @@ written; 130 interrupted.
 
 import argparse
 import asyncio
+import glob
 import inspect
 import logging
 import os
@@ -20,6 +21,8 @@ from flows.prefect_server import TemporaryPrefectServer, answers
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
+NEWLINE = b"\n"
+
 FINISHED, FINISHED_WITH_FAILURES, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -29,20 +32,29 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m flows.annotate",
         description="Annotate the images of a JSONL or Parquet file with rationales and named boxes, through vLLM. "
         "Run it again to go on where it stopped.",
+        epilog="Exit codes: 0 every image answered; 1 finished, with failures or failed chunks; 2 refused, nothing "
+        "written; 130 interrupted. Beside OUTPUT lie OUTPUT.failures.jsonl, .report.json and the folder .work.",
     )
     add = options.add_argument
-    add("--input", required=True, type=Path, help=".jsonl (also .gz, .zst) or .parquet: an image path, a caption a row")
+    add(
+        "--input",
+        required=True,
+        type=Path,
+        help=".jsonl (also .gz, .zst) or .parquet with an image path and a caption in each row",
+    )
     add("--image-root", required=True, type=Path, help="folder that image paths are relative to")
     add("--output", required=True, type=Path, help="the result, a .jsonl file; what it holds is not asked again")
     add("--api-base", action="append", metavar="URL", help="vLLM's base URL; several times for several servers "
         "(default: http://localhost:8000/v1; a key is read from VLLM_API_KEY)")  # fmt: skip
     add("--model-name", help="name of the served model (default: the one that is served)")
-    add("--recipe", type=Path, metavar="FILE", help="YAML file with fields of the recipe (default: the built-in one)")
+    add("--recipe", metavar="FILE|BLOCK", help="YAML file with fields of the recipe, or the name of a saved "
+        "AnnotationRecipe block (default: the built-in recipe)")  # fmt: skip
     add("--max-concurrency", type=int, help="most requests in flight (default: 64)")
     add("--chunk-size", type=int, help="images a chunk (default: 500)")
     add("--image-column", help="input column with the image path (default: image_path)")
     add("--caption-column", help='input column with the caption, "" for none (default: caption)')
-    add("--error-budget", type=float, help="share of a chunk's images that may fail (default: 0.5)")
+    add("--error-budget", type=float, help="share of a chunk's images that may fail, ten always, 0 for none "
+        "(default: 0.5)")  # fmt: skip
     add("--server-wait-seconds", type=float, help="patience with a server that went away (default: 300)")
     add("--request-timeout-seconds", type=float, help="how long a request may take (default: 600)")
     add("--chunk-retries", type=int, help="tries more for a chunk that lost its server (default: 1)")
@@ -56,8 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except KeyboardInterrupt:  # also SIGTERM
-        print("interrupted: run the same command again to go on", file=sys.stderr)
+        print(f"interrupted: {_kept_answers(options.output)}; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED
+
+
+def _kept_answers(output: Path) -> str:
+    """How many answers wait for the end of the run, and where."""
+    from flows.workspace import Workspace
+
+    parts = Workspace.at(output).parts
+    answers = (path for path in parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl"))
+    return f"{sum(path.read_bytes().count(NEWLINE) for path in answers)} answers so far are kept in {parts}"
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -107,35 +128,66 @@ async def _annotate(options: argparse.Namespace, prefect_server: TemporaryPrefec
     # Set up by that import: loggers that would say a second time, or to the wrong reader, what is said here.
     for chatty in ("prefect.engine", "prefect.flows", "EventsWorker", "APILogWorker"):
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
+    for runs in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(runs).addFilter(_is_news)
     try:
-        parameters = annotate_images.validate_parameters(_parameters(options))
+        parameters = annotate_images.validate_parameters(await _parameters(options, prefect_server))
         await _preflight(parameters)
-    except (UsageError, ServerFault, ParameterTypeError) as error:
+    except (UsageError, ServerFault) as error:
         return _refuse(str(error))
+    except ParameterTypeError as error:
+        return _refuse(str(error).replace("Flow run received invalid parameters:", "bad parameters:"))
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
-        return _refuse("; ".join(problems))
+        return _refuse("; ".join(_complaint(dict(problem)) for problem in error.errors()))
     if prefect_server is not None:
         try:
             await asyncio.to_thread(prefect_server.wait_until_ready)
         except RuntimeError as error:
             return _refuse(str(error))
-        print(f"Prefect UI while this runs: {prefect_server.url}; afterwards: prefect server start", file=sys.stderr)
+        print(
+            f"Prefect UI while this runs: {prefect_server.url}; afterwards: python -m prefect server start",
+            file=sys.stderr,
+        )
     state = await annotate_images(**parameters, return_state=True)
-    return await _exit_code(state)
+    return await _exit_code(state, options.output)
 
 
-def _parameters(options: argparse.Namespace) -> dict[str, Any]:
+async def _parameters(options: argparse.Namespace, prefect_server: TemporaryPrefectServer | None) -> dict[str, Any]:
     """The flow's parameters, as far as they were given."""
     from blocks import AnnotationRecipe, VLLMServer
+    from flows.errors import UsageError
     from flows.recipe import read_recipe_file
 
     given = {name: value for name, value in vars(options).items() if value is not None}
     endpoints, model, recipe = given.pop("api_base", None), given.pop("model_name", None), given.pop("recipe", None)
     server = {"endpoints": endpoints, "model": model}
     given["server"] = VLLMServer(**{name: value for name, value in server.items() if value is not None})
-    given["recipe"] = AnnotationRecipe(**(read_recipe_file(recipe) if recipe else {}))
+    if recipe is None or Path(recipe).suffix in (".yaml", ".yml", ".json") or Path(recipe).exists():
+        given["recipe"] = AnnotationRecipe(**(read_recipe_file(Path(recipe)) if recipe else {}))
+        return given
+    if prefect_server is not None:
+        await asyncio.to_thread(prefect_server.wait_until_ready)
+    try:
+        given["recipe"] = await AnnotationRecipe.aload(recipe)
+    except ValueError:
+        raise UsageError(
+            f"recipe {recipe!r} is neither a file nor a saved AnnotationRecipe block: save it in the Prefect UI or "
+            "with AnnotationRecipe(...).save(name), or give a .yaml file"
+        ) from None
     return given
+
+
+def _complaint(problem: dict[str, Any]) -> str:
+    """What pydantic found wrong with a field of the recipe or the server, in the words of the command line."""
+    name = ".".join(map(str, problem["loc"]))
+    where = {"endpoints": "--api-base", "": "recipe"}.get(name, f"recipe field {name}")
+    value = "" if name == "endpoints" else f" {problem['input']!r:.60}"  # a URL may hold a secret
+    return f"{where}{value}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """What Prefect logs of ends and interruptions is said better, once, by this command."""
+    return not record.getMessage().startswith(("Finished in state", "Crash detected!"))
 
 
 async def _preflight(parameters: dict[str, Any]) -> None:
@@ -147,13 +199,16 @@ async def _preflight(parameters: dict[str, Any]) -> None:
         pass
 
 
-async def _exit_code(state: "State[Any]") -> int:
+async def _exit_code(state: "State[Any]", output: Path) -> int:
     from flows.errors import ServerFault, UsageError
+    from flows.workspace import Workspace
 
     result = await state.aresult(raise_on_failure=False)
     if isinstance(result, UsageError | ServerFault):
         return _refuse(str(result))
     print(state.message or state.name, file=sys.stderr)
+    beside = sorted(Workspace.at(output).output.parent.glob(f"{glob.escape(output.stem)}.*json*"))
+    print("files:", *beside, file=sys.stderr)
     if state.is_completed() and isinstance(result, dict) and not result["images"]["failed"]:
         return FINISHED
     return FINISHED_WITH_FAILURES

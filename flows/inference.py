@@ -4,7 +4,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
@@ -59,6 +59,8 @@ class Endpoint:
     def __init__(self, url: str, api_key: str, timeout_seconds: float, connections: int) -> None:
         self.url = url
         self.in_flight = 0
+        self.answered = 0
+        self.troubles = 0  # attempts without an answer
         self.strikes = 0  # attempts in a row without an answer
         self.up = asyncio.Event()
         self.up.set()
@@ -129,7 +131,8 @@ class Endpoint:
     def describe(self, error: Exception) -> str:
         """An error in one line, without the key: the server's own words, or else those of the lowest cause."""
         if isinstance(error, openai.APIStatusError):
-            text = f"HTTP {error.status_code}: {error.message}"
+            own = error.body.get("message") if isinstance(error.body, dict) else None
+            text = f"HTTP {error.status_code}: {own or error.message}"
         elif isinstance(error, TimeoutError):
             text = "no answer in time"
         else:
@@ -156,8 +159,10 @@ class Inference:
         max_concurrency: int,
         request_timeout_seconds: float = 600,
         server_wait_seconds: float = 300,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.max_concurrency = max_concurrency
+        self._warn = warn
         self._server_wait_seconds = server_wait_seconds
         self._slots = asyncio.Semaphore(max_concurrency)
         self._suspects = asyncio.Lock()
@@ -184,24 +189,39 @@ class Inference:
     async def check(self, model: str | None) -> str:
         """The name of the model that every endpoint serves: `model` itself, or the only one there is.
 
-        Raises ServerUnavailable or ServerRefused with the remedy.
+        An endpoint that does not answer is left to come back, as long as another does. Raises ServerUnavailable or
+        ServerRefused with the remedy.
         """
-        common: set[str] = set()
-        for number, endpoint in enumerate(self._endpoints):
-            names = await _served_models(endpoint)
+        served: list[set[str]] = []
+        away: dict[Endpoint, ServerUnavailable] = {}
+        for endpoint in self._endpoints:
+            try:
+                names = await _served_models(endpoint)
+            except ServerUnavailable as error:
+                away[endpoint] = error
+                continue
             await endpoint.find_probe()
-            common = set(names) if number == 0 else common & set(names)
+            served.append(set(names))
             if model is not None and model not in names:
-                served = ", ".join(map(repr, names)) or "none"
+                listed = ", ".join(map(repr, names)) or "none"
                 raise ServerRefused(
-                    f"{endpoint.url} does not serve model {model!r} but {served}: set --model-name to one of these"
+                    f"{endpoint.url} does not serve model {model!r} but {listed}: set --model-name to one of these"
                 )
-        if model is not None:
-            return model
-        if len(common) != 1:
+        if not served:
+            raise next(iter(away.values()))
+        for endpoint in away:
+            self._take_down(endpoint, "it does not answer")
+        common = set.intersection(*served)
+        if model is None and len(common) != 1:
             choice = ", ".join(map(repr, sorted(common))) or "none"
             raise ServerRefused(f"the models that every endpoint serves are {choice}: say which with --model-name")
-        return common.pop()
+        return model or common.pop()
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many requests each endpoint answered, and how many attempts ended without an answer."""
+        return {
+            endpoint.url: {"answered": endpoint.answered, "troubles": endpoint.troubles} for endpoint in self._endpoints
+        }
 
     async def versions(self) -> dict[str, dict[str, Any]]:
         """What each endpoint's /version says."""
@@ -256,13 +276,15 @@ class Inference:
             result = classify(error, endpoint.describe(error), attempt)
         if isinstance(result, Completion):
             endpoint.strikes = 0
+            endpoint.answered += 1
             return result
         endpoint.strikes += 1
+        endpoint.troubles += 1
         others = any(other.up.is_set() for other in self._endpoints if other is not endpoint)
         if result.refused and not others:
             raise ServerRefused(f"{endpoint.url} answers {result.message}: check the API key and the model name")
         if others and (result.refused or endpoint.strikes >= MAX_STRIKES):
-            self._take_down(endpoint, REST_SECONDS)
+            self._take_down(endpoint, result.message, REST_SECONDS)
         return result
 
     async def _endpoint(self) -> Endpoint:
@@ -292,23 +314,27 @@ class Inference:
             return False
         if await endpoint.is_healthy():
             return True
-        self._take_down(endpoint)
+        self._take_down(endpoint, "it does not answer")
         return False
 
-    def _take_down(self, endpoint: Endpoint, rest_seconds: float = 0) -> None:
+    def _take_down(self, endpoint: Endpoint, why: str, rest_seconds: float = 0) -> None:
         """No more requests for the endpoint until it has rested and is healthy."""
-        if endpoint.up.is_set():
-            endpoint.up.clear()
-            endpoint.down_since = time.monotonic()
-            self._watchers[endpoint.url] = asyncio.create_task(_watch(endpoint, rest_seconds))
+        if not endpoint.up.is_set():
+            return
+        endpoint.up.clear()
+        endpoint.down_since = time.monotonic()
+        others = any(other.up.is_set() for other in self._endpoints)
+        then = "the others take its requests" if others else f"waiting for it up to {self._server_wait_seconds:g} s"
+        self._warn(f"{endpoint.url} gets no more requests: {why}; {then}")
+        self._watchers[endpoint.url] = asyncio.create_task(self._watch(endpoint, rest_seconds))
 
-
-async def _watch(endpoint: Endpoint, rest_seconds: float) -> None:
-    await asyncio.sleep(rest_seconds)
-    while not await endpoint.is_healthy():  # noqa: ASYNC110 - there is no event for a server's return
-        await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
-    endpoint.strikes = 0
-    endpoint.up.set()
+    async def _watch(self, endpoint: Endpoint, rest_seconds: float) -> None:
+        await asyncio.sleep(rest_seconds)
+        while not await endpoint.is_healthy():  # noqa: ASYNC110 - there is no event for a server's return
+            await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
+        endpoint.strikes = 0
+        endpoint.up.set()
+        self._warn(f"{endpoint.url} answers again, after {time.monotonic() - endpoint.down_since:.0f} s")
 
 
 async def _served_models(endpoint: Endpoint) -> list[str]:

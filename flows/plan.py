@@ -76,8 +76,8 @@ class Plan:
         return sum(chunk.length for chunk in self.chunks)
 
 
-def check_source(source: Source) -> None:
-    """Raises UsageError unless the first rows hold the columns that were named."""
+def check_source(source: Source) -> list[str]:
+    """The columns of the first rows. Raises UsageError unless those that were named are among them."""
     path = source.path
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
@@ -100,6 +100,7 @@ def check_source(source: Source) -> None:
             )
     if head["image_path"].drop_nulls().replace("", None).is_null().all():
         raise UsageError(f"no row among the first {len(head)} of {path} has an image path in {source.image_column!r}")
+    return columns
 
 
 def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:

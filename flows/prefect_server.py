@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -79,6 +80,8 @@ class TemporaryPrefectServer:
     def stop(self) -> None:
         """Waits until no task run is left unrecorded, then ends the server. Does nothing the second time."""
         atexit.unregister(self.stop)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # this takes seconds, and a second Ctrl-C gains nothing
         if self._process.poll() is None:
             self._wait_until_recorded()
             self._process.send_signal(signal.SIGTERM)

@@ -12,7 +12,8 @@ NAMED_CHUNKS = 10  # in a sentence; report.json has them all
 def summarise(run: Run, plan: Plan, merged: Merged, *, seconds: float, failed_chunks: list[str]) -> dict[str, Any]:
     """The content of `report.json`: counts of images, failures by kind, rates, and who answered.
 
-    `images.answered` counts this run's answers; `already_done` those that the output had before.
+    `images.answered` counts the rows that came into the output, those that an interrupted run had answered included;
+    `already_done` those that it had before. Rates and tokens are of this run alone.
     """
     tally = run.annotator.tally
     done_before = plan.counts.distinct - merged.answered - merged.failures.total()
@@ -22,6 +23,8 @@ def summarise(run: Run, plan: Plan, merged: Merged, *, seconds: float, failed_ch
             "distinct": plan.counts.distinct,
             "already_done": done_before,
             "answered": merged.answered,
+            "answered_before_an_interruption": merged.answered - tally.answered,
+            "without_caption": tally.without_caption,
             "failed": merged.failures.total(),
             "annotations_error": merged.annotations_error,
         },
@@ -32,7 +35,6 @@ def summarise(run: Run, plan: Plan, merged: Merged, *, seconds: float, failed_ch
         },
         "failures": dict(merged.failures.most_common()),
         "failed_chunks": failed_chunks,
-        "requests_answered": tally.answered,
         "seconds": round(seconds, 3),
         "images_per_second": round(tally.answered / seconds, 3) if seconds else 0.0,
         "tokens": {"prompt": tally.prompt_tokens, "completion": tally.completion_tokens},
@@ -41,14 +43,15 @@ def summarise(run: Run, plan: Plan, merged: Merged, *, seconds: float, failed_ch
         "family": run.recipe_settings["family"],
         "model": run.model,
         "endpoints": list(run.versions),
-        "servers": run.versions,
+        "servers": {url: version | run.annotator.endpoint_counts()[url] for url, version in run.versions.items()},
     }
 
 
 def sentence(report: dict[str, Any]) -> str:
     """The run in one line: what was answered, what failed and why."""
     images = report["images"]
-    parts = [f"{images['answered']} answered"]
+    earlier = images["answered_before_an_interruption"]
+    parts = [f"{images['answered']} answered" + (f" ({earlier} of them before an interruption)" if earlier else "")]
     if images["already_done"]:
         parts.append(f"{images['already_done']} had answers before")
     if images["failed"]:
@@ -56,6 +59,8 @@ def sentence(report: dict[str, Any]) -> str:
         parts.append(f"{images['failed']} failed ({kinds})")
     else:
         parts.append("0 failed")
+    if images["without_caption"]:
+        parts.append(f"{images['without_caption']} asked without a caption")
     if images["annotations_error"]:
         parts.append(f"{images['annotations_error']} answers hold no annotation")
     text = f"{images['distinct']} images: " + ", ".join(parts)
@@ -72,7 +77,7 @@ def markdown(report: dict[str, Any], output: str) -> str:
     rows = [
         ("Distinct images", images["distinct"]),
         ("Had an answer before", images["already_done"]),
-        ("Answered in this run", images["answered"]),
+        ("Answered", images["answered"]),
         ("Failed", images["failed"]),
         ("Answers without an annotation", images["annotations_error"]),
         ("Images per second", report["images_per_second"]),

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,8 +18,10 @@ from flows.families import resolve_family
 from flows.inference import Inference
 from flows.plan import Plan, Source, check_source, make_plan, open_plan, plan_is_for, remove_plan
 from flows.recipe import fingerprint, recipe_settings
-from flows.store import settle
+from flows.store import OUR_FIELDS, settle
 from flows.workspace import Workspace
+
+SAMPLED_PATHS, FEWEST_PATHS = 100, 10
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Run:
 
     workspace: Workspace
     source: Source
+    image_root: Path
     model: str
     recipe_settings: dict[str, Any]
     recipe_fingerprint: str
@@ -64,6 +67,7 @@ async def open_run(
     error_budget: float,
     server_wait_seconds: float,
     request_timeout_seconds: float,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Run]:
     """A run, for as long as the context lasts. Raises UsageError or ServerFault before anything is written."""
     server, recipe = server or VLLMServer(), recipe or AnnotationRecipe()
@@ -71,13 +75,16 @@ async def open_run(
     image_root = image_root.expanduser()
     workspace = Workspace.at(output)
     check_paths(source, image_root, workspace)
-    await asyncio.to_thread(check_source, source)
+    columns = await asyncio.to_thread(check_source, source)
+    if replaced := [name for name in columns if name in replaced_columns(source)]:
+        warn(f"the input's columns {', '.join(map(repr, replaced))} are replaced in the output by ours of these names")
     async with Inference(
         server.endpoints,
         server.resolved_api_key(),
         max_concurrency=max_concurrency,
         request_timeout_seconds=request_timeout_seconds,
         server_wait_seconds=server_wait_seconds,
+        warn=warn,
     ) as inference:
         model = await inference.check(server.model)
         versions = await inference.versions()
@@ -87,7 +94,13 @@ async def open_run(
             settings = recipe_settings(recipe, model)
             workspace.guard_recipe(settings, identity)
             async with Annotator(inference, recipe, family, model, image_root, error_budget) as annotator:
-                yield Run(workspace, source, model, settings, identity, versions, annotator)
+                yield Run(workspace, source, image_root, model, settings, identity, versions, annotator)
+
+
+def replaced_columns(source: Source) -> set[str]:
+    """Names of input columns whose values the output does not keep."""
+    asked = {"image_path", "caption"} - {source.image_column, source.caption_column or "caption"}
+    return asked | set(OUR_FIELDS)
 
 
 def check_paths(source: Source, image_root: Path, workspace: Workspace) -> None:
@@ -112,6 +125,7 @@ def current_plan(run: Run, chunk_size: int) -> Plan:
             settle(workspace, plan)
             remove_plan(workspace)
             plan = make_plan(run.source, workspace, chunk_size)
+            _check_image_root(run, plan)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise _unreadable(run, error) from None
     except OSError as error:
@@ -120,6 +134,28 @@ def current_plan(run: Run, chunk_size: int) -> Plan:
         raise _unreadable(run, error) from None
     workspace.record_recipe(run.recipe_settings, run.recipe_fingerprint)
     return plan
+
+
+def _check_image_root(run: Run, plan: Plan) -> None:
+    """Raises UsageError where a new job's images are nowhere: the root is wrong, and not each of a million files."""
+    if plan.counts.already_done:
+        return
+    stride = max(1, plan.rows // SAMPLED_PATHS)
+    paths = pl.scan_parquet(run.workspace.plan_rows, glob=False).select("image_path").gather_every(stride).collect()
+    sample = paths["image_path"].to_list()
+    if len(sample) >= FEWEST_PATHS and not any(_is_file(run.image_root, path) for path in sample):
+        remove_plan(run.workspace)
+        raise UsageError(
+            f"none of {len(sample)} sampled images is a file under {run.image_root}, the first would be "
+            f"{run.image_root / sample[0]}: set --image-root to what the paths are relative to"
+        )
+
+
+def _is_file(root: Path, path: str) -> bool:
+    try:
+        return (root / path).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _unreadable(run: Run, error: BaseException) -> UsageError:

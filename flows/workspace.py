@@ -31,6 +31,8 @@ class Workspace:
             raise UsageError(f"output {str(output)!r} is the name of a failures file: choose one without .failures")
         if path.is_dir():
             raise UsageError(f"output {str(output)!r} is a directory: name a file in it, such as {path}/labeled.jsonl")
+        if not path.parent.is_dir():
+            raise UsageError(f"the folder of output {str(output)!r} does not exist: make it, or mend the path")
         return cls(path)
 
     def _beside(self, suffix: str) -> Path:

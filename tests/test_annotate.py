@@ -66,10 +66,12 @@ async def test_every_image_is_annotated_and_the_run_says_so(
     assert await chunk_states(prefect_api, state) == {1: "Completed", 2: "Completed", 3: "Completed"}
     report = json.loads(job.output.with_name("labeled.report.json").read_text())
     assert report["images"] == {
-        "input": 25, "distinct": 25, "already_done": 0, "answered": 25, "failed": 0, "annotations_error": 0
+        "input": 25, "distinct": 25, "already_done": 0, "answered": 25, "answered_before_an_interruption": 0,
+        "without_caption": 0, "failed": 0, "annotations_error": 0,
     }  # fmt: skip
     assert report["tokens"]["completion"] > 0
-    assert report["servers"][f"{stand_in.url}/v1"]["stand_in"] is True
+    server = report["servers"][f"{stand_in.url}/v1"]
+    assert (server["stand_in"], server["answered"], server["troubles"]) == (True, 25, 0)
 
 
 async def test_the_summary_is_an_artifact(make_job: MakeJob, stand_in: StandIn, prefect_api: str) -> None:

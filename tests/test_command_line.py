@@ -37,7 +37,9 @@ class TestExitCodes:
     def test_0_when_every_image_is_answered(self, job: Job, stand_in: StandIn) -> None:
         result = job.run(stand_in.url)
         assert result.returncode == 0, result.stderr
-        assert result.stderr.strip().endswith("3 images: 3 answered, 0 failed")
+        *_, sentence, files = result.stderr.strip().splitlines()
+        assert sentence == "3 images: 3 answered, 0 failed"
+        assert files == f"files: {job.output} {job.output.with_name('labeled.report.json')}"
         assert len(lines_of(job.output)) == 3
 
     def test_1_when_an_image_failed(self, job: Job, stand_in: StandIn) -> None:
@@ -63,13 +65,15 @@ class TestExitCodes:
         [
             (["--max-concurrency", "0"], "max_concurrency.*greater than or equal to 1"),
             (["--error-budget", "7"], "error_budget.*less than or equal to 1"),
-            (["--api-base", "localhost:8000"], "must start with http"),
+            (["--api-base", "localhost:8000"], "error: --api-base: endpoint 'localhost:8000' must start with http"),
             (["--image-column", "image"], "has no column 'image'"),
             (["--image-root", "/nowhere"], "image root '/nowhere' is not a folder"),
             (["--input", "/nowhere.jsonl"], "input '/nowhere.jsonl' does not exist"),
             (["--output", "/proc/labeled.jsonl"], "cannot write beside output /proc/labeled.jsonl"),
             (["--output", "/tmp"], "must end in .jsonl"),
             (["--recipe", "/nowhere.yaml"], "recipe '/nowhere.yaml' cannot be read"),
+            (["--recipe", "nobody-saved-it"], "recipe 'nobody-saved-it' is neither a file nor a saved"),
+            (["--output", "/nowhere/labeled.jsonl"], "the folder of output '/nowhere/labeled.jsonl' does not exist"),
             (["--model-name", "qwen"], "does not serve model 'qwen' but 'stand-in-qwen2.5-vl'"),
         ],
     )
@@ -96,6 +100,22 @@ class TestExitCodes:
 
     def test_2_when_the_output_is_the_input(self, job: Job, stand_in: StandIn) -> None:
         refused(job.run(stand_in.url, "--output", str(job.input)), job, "input and output are both")
+
+    def test_2_when_the_image_root_is_wrong_before_a_million_files_are_missing(
+        self, make_job: MakeJob, stand_in: StandIn
+    ) -> None:
+        job = make_job(12)
+        (job.folder / "elsewhere").mkdir()
+        result = job.run(stand_in.url, "--image-root", str(job.folder / "elsewhere"))
+        assert result.returncode == 2
+        assert "none of 12 sampled images is a file under" in result.stderr
+        assert not job.work.exists()
+
+    def test_a_recipe_is_loaded_by_the_name_of_its_block(self, job: Job, stand_in: StandIn) -> None:
+        save = "from blocks import AnnotationRecipe; AnnotationRecipe(language='zh').save('mine', overwrite=True)"
+        subprocess.run([sys.executable, "-c", save], cwd=ROOT, check=True)
+        assert job.run(stand_in.url, "--recipe", "mine").returncode == 0
+        assert "色" in lines_of(job.output)[0]["objects"][0]["name"]
 
     def test_2_when_another_run_writes_the_output(self, make_job: MakeJob) -> None:
         job = make_job(30)
@@ -132,6 +152,8 @@ class TestExitCodes:
             _, err = process.communicate(timeout=30)
             assert process.returncode == 130, err
             assert "run the same command again to go on" in err
+            assert re.search(r"\d+ answers so far are kept in .*labeled.work/parts", err)
+            assert "Crash" not in err
             assert "Traceback" not in err
             assert job.run(slow.url, "--chunk-size", "10").returncode == 0
             assert sum(slow.asked().values()) <= 30 + 4

@@ -30,7 +30,7 @@ def body(caption: str = "a", model: str = "stand-in-qwen2.5-vl", **changes: obje
 
 
 @asynccontextmanager
-async def inference(*servers: str, max_concurrency: int = 8, **options: float) -> AsyncIterator[Inference]:
+async def inference(*servers: str, max_concurrency: int = 8, **options: Any) -> AsyncIterator[Inference]:
     async with Inference(
         [f"{server}/v1" for server in servers], "none", max_concurrency=max_concurrency, **options
     ) as client:
@@ -124,6 +124,27 @@ async def test_requests_wait_for_a_server_that_comes_back(stand_in: StandIn) -> 
         answers = await asyncio.gather(*waiting)
     assert len(answers) == 20
     assert set(stand_in.asked()) == {f"{n}" for n in range(20)}
+
+
+async def test_an_outage_and_its_end_are_told(stand_in: StandIn) -> None:
+    told: list[str] = []
+    async with inference(stand_in.url, server_wait_seconds=60, warn=told.append) as client:
+        stand_in.kill()
+        waiting = asyncio.create_task(client.ask(body()))
+        await asyncio.sleep(1)
+        await asyncio.to_thread(stand_in.start)
+        await waiting
+        assert client.counts()[f"{stand_in.url}/v1"]["answered"] == 1
+    assert f"{stand_in.url}/v1 gets no more requests: it does not answer; waiting for it up to 60 s" in told[0]
+    assert "answers again, after" in told[1]
+
+
+async def test_an_endpoint_that_is_away_at_the_start_does_not_stop_the_others(stand_in: StandIn, nobody: str) -> None:
+    told: list[str] = []
+    async with inference(nobody, stand_in.url, warn=told.append) as client:
+        assert await client.check(None) == "stand-in-qwen2.5-vl"
+        assert (await client.ask(body())).attempts == 1
+    assert told == [f"{nobody}/v1 gets no more requests: it does not answer; the others take its requests"]
 
 
 async def test_a_server_that_stays_away_is_given_up_after_the_wait(stand_in: StandIn) -> None:

@@ -51,11 +51,8 @@ def test_one_shape_is_grounded(tmp_path: Path, vllm: str) -> None:
     assert report["model"] == "tiny-grounder"
     assert report["servers"][f"{vllm}/v1"]["version"].startswith("0.32")
     assert report["tokens"]["completion"] > 60 * 20
-    assert (
-        job.run(vllm, "--recipe", str(TINY_GROUNDER_RECIPE))
-        .stderr.strip()
-        .endswith("60 images: 0 answered, 60 had answers before, 0 failed")
-    )
+    again = job.run(vllm, "--recipe", str(TINY_GROUNDER_RECIPE))
+    assert "60 images: 0 answered, 60 had answers before, 0 failed" in again.stderr
 
 
 def test_two_shapes_are_grounded_and_every_answer_is_strict_json(tmp_path: Path, vllm: str) -> None:
