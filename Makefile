@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 VLLM_BIN := .venv-vllm/bin
 
-.PHONY: demo test test-vllm demo-vllm check bench clean
+.PHONY: demo test test-fuzz test-vllm demo-vllm check bench clean
 
 # Annotates 60 drawn scenes through the stand-in; the second time it resumes.
 demo: .venv/.installed
@@ -11,6 +11,10 @@ demo: .venv/.installed
 # The fast tests: no GPU, no model, everything on loopback.
 test: .venv/.installed
 	$(BIN)/python -m pytest -m "not vllm"
+
+# 100,000 hostile answers.
+test-fuzz: .venv/.installed
+	FUZZED_TEXTS=100000 $(BIN)/python -m pytest tests/test_grounding.py -k test_no_text
 
 # The same job against a real vLLM on CPU, with a real (tiny) model.
 demo-vllm: .venv/.installed .venv-vllm/.installed
@@ -29,6 +33,7 @@ check: .venv/.installed
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.plan_rows 5
+	$(BIN)/python -m benchmarks.grounding
 
 clean:
 	rm -rf .venv .venv-vllm demo-output

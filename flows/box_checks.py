@@ -50,17 +50,18 @@ def check_objects(objects: list[Object]) -> tuple[list[Object], set[str]]:
     """The objects without exact duplicates, and the flags that speak of several objects or of a box's size."""
     flags: set[str] = set()
     kept: list[Object] = []
+    boxes_by_name: dict[str, list[list[int]]] = {}
     for item in objects:
-        if item in kept:
+        bbox = item["bbox"]
+        namesakes = boxes_by_name.setdefault(item["name"], [])
+        if bbox in namesakes:
             flags.add("duplicate")
             continue
-        if any(
-            item["name"] == other["name"] and iou(item["bbox"], other["bbox"]) > NEAR_DUPLICATE_IOU for other in kept
-        ):
+        if any(iou(bbox, other) > NEAR_DUPLICATE_IOU for other in namesakes):
             flags.add("near_duplicate")
-        x1, y1, x2, y2 = item["bbox"]
-        if (x2 - x1) * (y2 - y1) >= WHOLE_IMAGE_SHARE * 1_000_000:
+        if (bbox[2] - bbox[0]) * (bbox[3] - bbox[1]) >= WHOLE_IMAGE_SHARE * 1_000_000:
             flags.add("whole_image")
+        namesakes.append(bbox)
         kept.append(item)
     if _is_progression(kept):
         flags.add("progression")
@@ -69,8 +70,9 @@ def check_objects(objects: list[Object]) -> tuple[list[Object], set[str]]:
 
 def iou(a: list[int], b: list[int]) -> float:
     """Intersection over union of two boxes [x1, y1, x2, y2] that are not empty."""
-    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
     shared = width * height
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 

@@ -14,8 +14,6 @@ from flows.families import Family
 
 Stage = Literal["json", "repaired", "tags"]
 
-# Reasoning first, with or without its opening tag: a brace in it must not be taken for the answer.
-THINKING = re.compile(r".*</think>|<think>.*", re.DOTALL)
 FULL_WIDTH = str.maketrans("“”：，［］｛｝", '"":,[]{}')
 MAX_ANSWER_CHARS = 12_000  # json-repair is worse than quadratic on some texts; no honest answer is this long
 
@@ -52,7 +50,7 @@ def parse_answer(
     Tries strict JSON, mended JSON, then the tags that families write. Of a truncated answer the last object is left
     out, for its numbers may be cut. Raises UnparsableAnswer when no stage finds a list of objects with a usable one.
     """
-    text = THINKING.sub("", text[:MAX_ANSWER_CHARS])
+    text = _without_thinking(text[:MAX_ANSWER_CHARS])
     size = family.denominators(sent_width, sent_height)
     reason = "it holds no list of objects"
     for stage, rationale, items in _readings(text):
@@ -62,6 +60,11 @@ def parse_answer(
             return annotation
         reason = f"none of its {len(items)} objects is usable ({', '.join(annotation.flags)})"
     raise UnparsableAnswer(f"{reason}: {text!r:.200}")
+
+
+def _without_thinking(text: str) -> str:
+    """The text after the reasoning, with or without its opening tag: a brace in it must not be taken for the answer."""
+    return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def is_clean(text: str) -> bool:
@@ -168,10 +171,12 @@ def _object(item: Any, family: Family, size: tuple[float, float]) -> tuple[Objec
 
 def _numbers(box: Any) -> list[float] | None:
     """Four finite numbers from [a, b, c, d], [[a, b], [c, d]], or the like with numbers as text; else None."""
-    if isinstance(box, list) and all(isinstance(corner, list) for corner in box):
+    if isinstance(box, list) and box and isinstance(box[0], list) and all(isinstance(corner, list) for corner in box):
         box = [value for corner in box for value in corner]
     if not isinstance(box, list) or len(box) != 4:
         return None
+    if all(type(v) is int for v in box) and max(box) < 1e9 and min(box) > -1e9:  # as it should be: the fast way out
+        return box
     numbers = [float(v) if isinstance(v, str) and NUMBER_TEXT.fullmatch(v) else v for v in box]
     fine = (isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in numbers)  # NaN fails too
     return numbers if all(fine) else None

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ from flows.families import FAMILIES, Family, resolve_family
 from flows.grounding import Annotation, parse_answer
 from tests.ugly_answers import HEIGHT, WIDTH, Ugly, corpus
 
+FUZZED_TEXTS = int(os.environ.get("FUZZED_TEXTS", "2000"))
 QWEN = FAMILIES["qwen2.5-vl"]
 CLEAN = {"rationale": "一只猫在左边。", "objects": [{"bbox_2d": [28, 56, 280, 420], "label": "猫"}]}
 
@@ -173,12 +175,13 @@ pieces = st.lists(
 ).map("".join)  # fmt: skip
 
 
-@settings(max_examples=2000)
+@settings(max_examples=FUZZED_TEXTS)
 @given(
     st.text() | pieces | json_like.map(json.dumps) | json_like.map(repr),
     st.sampled_from(sorted(FAMILIES)),
     st.booleans(),
 )
+@pytest.mark.timeout(1800)
 def test_no_text_raises_anything_but_unparsable(text: str, family: str, truncated: bool) -> None:
     try:
         annotation = parse_answer(text, FAMILIES[family], 1000, 700, truncated=truncated)
