@@ -37,8 +37,9 @@ def main() -> int:
         )  # fmt: skip
         asked = read(f"{base_url}/stand_in/asked")
     show(Console(), output, truth_path, "by a stand-in that sees coloured shapes, not by a model")
-    print(f"Requests sent by this run: {sum(asked['texts'].values())}.", end=" ")
-    print("Run `make demo` again to see it resume: nothing that has an answer is asked again.")
+    requests = sum(asked["texts"].values())
+    hint = "Run `make demo` again to see it resume." if requests else "Nothing that had an answer was asked again."
+    print(f"Requests sent by this run: {requests}. {hint}")
     return 0 if code == 1 else 1  # one broken file is part of the demo
 
 
