@@ -13,7 +13,11 @@ from PIL import Image
 
 from demo.scenes import draw_scene, save_turned, save_with_alpha
 from flows.errors import ImageFailure
+from flows.families import FAMILIES, Family
+from flows.grounding import parse_answer
 from flows.images import ImageBudget, PreparedImage, prepare, smart_resize, to_rgb
+from flows.recipe import Recipe
+from tests.test_grounding import native, native_json
 
 BUDGET = ImageBudget(min_pixels=128 * 784, max_pixels=1280 * 784)
 
@@ -234,3 +238,30 @@ def test_a_lack_of_file_descriptors_is_not_the_images_fault(tmp_path: Path) -> N
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for descriptor in taken:
             os.close(descriptor)
+
+
+def test_of_an_animated_image_the_first_frame_is_sent(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (644, 476), colour) for colour in ("red", "blue")]
+    for name in ("a.gif", "a.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        red, _, blue = pixels(prepare(tmp_path, name, BUDGET)).getpixel((300, 200))  # type: ignore[misc]
+        assert red > 200 > 50 > blue
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=str)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_of_every_family_are_of_the_upright_image(tmp_path: Path, family: Family, orientation: int) -> None:
+    rng = random.Random(orientation)
+    width, height = rng.randint(28, 2000), rng.randint(28, 2000)
+    save_turned(Image.new("RGB", (width, height), "white"), tmp_path / "a.jpg", orientation)
+    budget = Recipe().image_budget(family)
+    prepared = prepare(tmp_path, "a.jpg", budget)
+    assert (prepared.width, prepared.height) == (width, height)
+    assert (prepared.sent_width, prepared.sent_height) == smart_resize(width, height, budget) == pixels(prepared).size
+    shares = [0.1, 0.2, 0.7, 0.9]
+    sent = (prepared.sent_width, prepared.sent_height)
+    across, down = family.denominators(*sent)
+    box = parse_answer(native_json(family, native(family, shares, sent), "x"), family, *sent).objects[0]["bbox"]
+    steps = [1 / across, 1 / down] * 2 if family.space != "unit" else [0.001] * 4
+    for ours, exact, step in zip(box, shares, steps, strict=True):
+        assert abs(ours - exact * 1000) <= 1 + step * 500
