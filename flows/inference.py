@@ -1,4 +1,4 @@
-"""Request bodies → completions over HTTP: bounded, retried in one layer, patient with servers that go away."""
+"""Request bodies → completions: bounded, retried in one layer, spread over endpoints, patient when they go away."""
 
 import asyncio
 import math
@@ -6,143 +6,22 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
-import aiohttp
-import httpx2
 import openai
-from openai import AsyncOpenAI, DefaultAioHttpClient
 
+from flows.endpoint import REQUEST_ERRORS, Completion, Endpoint, Trouble, classify, read_completion
 from flows.errors import ImageFailure, ServerRefused, ServerUnavailable
-from flows.json_text import json_object, loads
 
 MAX_ATTEMPTS = 4  # of one image on a server that is healthy
 MAX_SERVER_LOSSES = 6  # of one image: a server that dies each time it sees it is not to be blamed for ever
 SUSPECT_LOSSES = 2  # from then on it is asked apart from other suspects, lest innocent ones share its end
 MAX_STRIKES = 3  # attempts in a row without an answer before an endpoint rests, if there are others
 REST_SECONDS = 10
-HEALTH_TIMEOUT_SECONDS = 5
 HEALTH_INTERVAL_SECONDS = 0.5
 BACKOFF_SECONDS = (0.25, 8.0)  # first and longest
-
-# The openai client lets some of its transport's errors through as they are.
-REQUEST_ERRORS = (openai.OpenAIError, aiohttp.ClientError, httpx2.HTTPError, OSError, EOFError, ValueError)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """An answer; a whole one if its finish_reason is "stop"."""
-
-    text: str
-    finish_reason: Literal["stop", "length", "repetition"]
-    prompt_tokens: int
-    completion_tokens: int
-    attempts: int
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """An attempt without an answer: why, and what it says about image and server."""
-
-    kind: str  # the failure kind, should the attempts run out: server or timeout
-    message: str
-    busy: bool = False  # the server declined for load: no attempt is counted
-    refused: bool = False  # the server declines whatever it is asked: wrong key or model
-
-
-class Endpoint:
-    """One base URL: its client, its requests in flight, and whether it may get more."""
-
-    def __init__(self, url: str, api_key: str, timeout_seconds: float, connections: int) -> None:
-        self.url = url
-        self.in_flight = 0
-        self.answered = 0
-        self.troubles = 0  # attempts without an answer
-        self.strikes = 0  # attempts in a row without an answer
-        self.up = asyncio.Event()
-        self.up.set()
-        self.down_since = 0.0  # monotonic, while it is down
-        self._api_key = api_key
-        self._timeout_seconds = timeout_seconds
-        self._root = url.removesuffix("/v1")
-        self._probe = f"{self._root}/health"
-        # No time-outs in the client: its own count between reads, and a server that dribbles would never meet them.
-        # max_retries=0: retries live in Inference.ask, nowhere else.
-        limits = httpx2.Limits(max_connections=connections + 8, max_keepalive_connections=connections + 8)
-        self._client = AsyncOpenAI(
-            base_url=url,
-            api_key=api_key,
-            max_retries=0,
-            timeout=None,
-            http_client=DefaultAioHttpClient(limits=limits, timeout=None),
-        )
-
-    async def post(self, body: bytes) -> bytes:
-        """The raw response to a chat completion; ready-made bytes skip the client's own JSON pass, most of its cost.
-
-        Raises REQUEST_ERRORS; a TimeoutError (an OSError) when it takes too long.
-        """
-        self.in_flight += 1
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                response = await self._client.post(
-                    "/chat/completions",
-                    cast_to=httpx2.Response,
-                    content=body,
-                    options={"headers": {"Content-Type": "application/json"}},
-                )
-                return response.content
-        finally:
-            self.in_flight -= 1
-
-    async def is_healthy(self) -> bool:
-        """Whether the endpoint answers its probe now."""
-        return await self._get(self._probe) is not None
-
-    async def find_probe(self) -> None:
-        """Settles what to ask for health: behind some gateways there is no /health."""
-        if not await self.is_healthy():
-            self._probe = f"{self.url}/models"
-
-    async def models(self) -> list[str]:
-        """Names of the served models. Raises REQUEST_ERRORS."""
-        async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
-            response = await self._client.get(f"{self.url}/models", cast_to=httpx2.Response)
-        body = loads(response.content)
-        models = body.get("data") if isinstance(body, dict) else None
-        if not isinstance(models, list):
-            raise ValueError(f"no list of models but {response.content[:80]!r}")  # noqa: TRY004 - it is the server's
-        return [model["id"] for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
-
-    async def version(self) -> dict[str, Any]:
-        """What /version says, or nothing."""
-        return json_object(await self._get(f"{self._root}/version")) or {}
-
-    async def _get(self, url: str) -> bytes | None:
-        try:
-            async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
-                return (await self._client.get(url, cast_to=httpx2.Response)).content
-        except REQUEST_ERRORS:
-            return None
-
-    def describe(self, error: Exception) -> str:
-        """An error in one line, without the key: the server's own words, or else those of the lowest cause."""
-        if isinstance(error, openai.APIStatusError):
-            own = error.body.get("message") if isinstance(error.body, dict) else None
-            text = f"HTTP {error.status_code}: {own or error.message}"
-        elif isinstance(error, TimeoutError):
-            text = "no answer in time"
-        else:
-            cause = lowest_cause(error)
-            text = f"{type(cause).__name__}: {cause}"
-        return " ".join(text.replace(self._api_key, "***").split())[:500]
-
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._client.close()
 
 
 class Inference:
@@ -351,49 +230,3 @@ async def _served_models(endpoint: Endpoint) -> list[str]:
             f"no vLLM answers at {endpoint.url} ({endpoint.describe(error)}): start it (vllm serve MODEL --port "
             f"{urlsplit(endpoint.url).port or 80}), or set --api-base to where it runs"
         ) from None
-
-
-def classify(error: Exception, message: str, attempt: int) -> Trouble:
-    """What a failed attempt means; raises ImageFailure where the request itself is at fault."""
-    if not isinstance(error, openai.APIStatusError):
-        # TimeoutError is ours; openai's APITimeoutError is not asked: its transport files dropped connections there.
-        return Trouble("timeout" if isinstance(error, TimeoutError) else "server", message)
-    status = error.status_code
-    if status in (401, 403, 404):
-        return Trouble("server", message, refused=True)
-    if status in (408, 409, 425) or status >= 500 or status == 429:
-        return Trouble("server", message, busy=status in (429, 503))
-    raise ImageFailure("rejected", message, attempt)
-
-
-def lowest_cause(error: BaseException) -> BaseException:
-    """The error that the others were raised from."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def read_completion(response: bytes, attempt: int) -> Completion | Trouble:
-    """The completion in a 200 response.
-
-    Only finish_reason "stop" is whole; "length" and "repetition" (vLLM's stop for loops) are the model's doing. vLLM
-    answers 200 with "abort" and half a text when it is stopped, which is the server's trouble.
-    """
-    try:
-        body = loads(response)
-        choice = body["choices"][0]
-        text, finish_reason = choice["message"]["content"], choice["finish_reason"]
-    except (ValueError, LookupError, TypeError):
-        return Trouble("server", f"HTTP 200 that is no chat completion: {response[:200]!r}")
-    if finish_reason not in ("stop", "length", "repetition") or not isinstance(text, str):
-        return Trouble("server", f"an answer with finish_reason {finish_reason!r:.40} is not whole")
-    usage = body.get("usage")
-    tokens = usage if isinstance(usage, dict) else {}
-    return Completion(
-        text, finish_reason, _count(tokens, "prompt_tokens"), _count(tokens, "completion_tokens"), attempt
-    )
-
-
-def _count(usage: dict[str, Any], key: str) -> int:
-    value = usage.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0

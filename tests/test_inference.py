@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from flows.endpoint import Completion
 from flows.errors import ImageFailure, ServerRefused, ServerUnavailable
 from flows.families import FAMILIES
 from flows.images import PreparedImage
-from flows.inference import Completion, Inference, Trouble, read_completion
+from flows.inference import Inference
 from flows.recipe import Recipe, request_body
 from tests.client import StandIn
 
@@ -275,22 +276,3 @@ async def test_a_wrong_key_is_told_with_the_variable_to_set() -> None:
                 await client.check(None)
         async with Inference([f"{server.url}/v1"], "secret", max_concurrency=1) as client:
             assert (await client.ask(body())).text
-
-
-@pytest.mark.parametrize(
-    "response",
-    [
-        b"", b"<html>", b"[" * 200_000,
-        b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": null, "finish_reason": "stop"}]}',
-        b'{"choices": [{"message": {"content": null}, "finish_reason": "stop"}]}',
-        b'{"choices": [{"message": {"content": "half"}, "finish_reason": "abort"}]}',
-    ],
-)  # fmt: skip
-def test_a_200_that_is_no_whole_completion_is_the_servers_trouble(response: bytes) -> None:
-    assert isinstance(read_completion(response, 1), Trouble)
-
-
-def test_a_completion_with_a_lone_surrogate_can_be_written_down() -> None:
-    answer = read_completion(b'{"choices": [{"message": {"content": "\\ud83d!"}, "finish_reason": "stop"}]}', 1)
-    assert isinstance(answer, Completion)
-    assert answer.text.encode().endswith(b"!")
