@@ -176,8 +176,12 @@ async def annotate_chunks(plan: Plan, max_concurrency: int, retries: int) -> dic
 
     async def annotate(chunk: Chunk) -> None:
         nonlocal server_fault
+        error: BaseException | None
         async with live:
-            error = server_fault or await run_chunk(chunk, len(plan.chunks), retries)
+            try:
+                error = server_fault or await run_chunk(chunk, len(plan.chunks), retries)
+            except OSError as failure:  # the workspace's disk, outside the chunk's task
+                error = failure
         if isinstance(error, ServerFault):
             server_fault = error
         if error is not None:

@@ -85,8 +85,6 @@ def _run(options: argparse.Namespace) -> int:
     # No usage statistics and no look for news: a run talks to its servers and to nobody else. Read at import.
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    # The UI has every state change of every chunk; on a terminal the flow's own lines are enough.
-    os.environ.setdefault("PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL", "WARNING")
     from prefect.settings import get_current_settings
 
     api_url = get_current_settings().api.url
@@ -128,8 +126,8 @@ async def _annotate(options: argparse.Namespace, prefect_server: TemporaryPrefec
     # Set up by that import: loggers that would say a second time, or to the wrong reader, what is said here.
     for chatty in ("prefect.engine", "prefect.flows", "EventsWorker", "APILogWorker"):
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
-    for runs in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(runs).addFilter(_is_news)
+    for console in logging.getLogger().handlers:
+        console.addFilter(_is_news)
     try:
         parameters = annotate_images.validate_parameters(await _parameters(options, prefect_server))
         await _preflight(parameters)
@@ -186,8 +184,10 @@ def _complaint(problem: dict[str, Any]) -> str:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """What Prefect logs of ends and interruptions is said better, once, by this command."""
-    return not record.getMessage().startswith(("Finished in state", "Crash detected!"))
+    """What a terminal shows. The UI has every state change of every chunk, and this command tells the end itself."""
+    if record.name.startswith("prefect.task_runs") and record.levelno < logging.WARNING:
+        return False
+    return not record.getMessage().startswith(("Finished in state", "Crash detected!", "View at"))
 
 
 async def _preflight(parameters: dict[str, Any]) -> None:
