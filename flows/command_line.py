@@ -21,8 +21,6 @@ from flows.prefect_server import TemporaryPrefectServer, answers
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
-NEWLINE = b"\n"
-
 FINISHED, FINISHED_WITH_FAILURES, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -78,7 +76,8 @@ def _kept_answers(output: Path) -> str:
 
     parts = Workspace.at(output).parts
     answers = (path for path in parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl"))
-    return f"{sum(path.read_bytes().count(NEWLINE) for path in answers)} answers so far are kept in {parts}"
+    kept = sum(path.read_bytes().count(b"\n") for path in answers)
+    return f"{kept} answers so far are kept in {parts}"
 
 
 def _run(options: argparse.Namespace) -> int:
