@@ -155,8 +155,8 @@ async def test_a_server_that_goes_away_fails_the_run_but_keeps_what_it_answered(
     make_job: MakeJob, stand_in: StandIn
 ) -> None:
     job = make_job(40)
-    stand_in.set_faults({"kind": "crash", "match": "0025"})
-    state = await annotate(job, stand_in, max_concurrency=4)
+    stand_in.set_faults({"kind": "crash", "match": "0035"})
+    state = await annotate(job, stand_in, max_concurrency=4, chunk_size=40)
     assert state.is_failed()
     assert "failed chunks: " in str(state.message)
     answered = [row["image_path"] for row in lines_of(job.output)]
