@@ -11,11 +11,10 @@ if __name__ == "__main__":
 
 import asyncio
 import logging
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import acreate_markdown_artifact
@@ -27,7 +26,6 @@ from prefect.tasks import Task
 from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
-from flows.annotator import PREPARED_AHEAD
 from flows.errors import AnnotateError, ImageFailure, ServerFault, ServerUnavailable, UsageError
 from flows.plan import Chunk, Plan, keep_plan, remove_plan
 from flows.progress import showing_progress
@@ -79,7 +77,7 @@ async def annotate_images(
     output: Path,
     server: VLLMServer | None = None,
     recipe: AnnotationRecipe | None = None,
-    max_concurrency: Annotated[int, Field(ge=1, le=10_000)] = 64,
+    max_concurrency: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = "auto",
     chunk_size: Annotated[int, Field(ge=1, le=100_000)] = 500,
     image_column: Annotated[str, Field(min_length=1)] = "image_path",
     caption_column: str = "caption",
@@ -96,7 +94,7 @@ async def annotate_images(
         output: The result, a .jsonl file; images it already holds are not asked again.
         server: Where vLLM answers; empty takes http://localhost:8000/v1 and the model it serves.
         recipe: Prompts, sampling, schema and image budget; empty takes the built-in one.
-        max_concurrency: Most requests in flight.
+        max_concurrency: Most requests in flight; "auto" finds what each server can use, and follows it.
         chunk_size: Images a chunk; a chunk is one task run.
         image_column: The input column that holds the image path.
         caption_column: The input column that holds the caption; empty when there are none.
@@ -128,7 +126,7 @@ async def annotate_images(
             logger.info("Model %s at %s, recipe %s", run.model, ", ".join(run.versions), run.recipe_fingerprint)
             plan = await plan_chunks(chunk_size)
             async with showing_progress(run.annotator, plan.rows, logger):
-                stopped = await annotate_chunks(plan, max_concurrency, chunk_retries)
+                stopped = await annotate_chunks(plan, chunk_retries)
             merged = await merge_parts(plan, stopped)
             summary = await publish_report(plan, merged, sorted(stopped), time.monotonic() - started)
     except (UsageError, ServerFault) as error:
@@ -163,25 +161,25 @@ async def plan_chunks(chunk_size: int) -> Plan:
     return plan
 
 
-async def annotate_chunks(plan: Plan, max_concurrency: int, retries: int) -> dict[int, ImageFailure]:
-    """Runs the chunks, a few at once so that requests never run dry at a chunk's end.
+async def annotate_chunks(plan: Plan, retries: int) -> dict[int, ImageFailure]:
+    """Runs the chunks, each as soon as its rows are about to be needed.
 
     Returns the chunks (by number) that did not come to their end, with what their open images fail with. Once the
     server is gone or refuses, no further chunk starts.
     """
     stopped: dict[int, ImageFailure] = {}
-    chunk_size = max((chunk.length for chunk in plan.chunks), default=1)
-    live = asyncio.Semaphore(2 + math.ceil((max_concurrency + PREPARED_AHEAD) / chunk_size))
+    annotator = current_run().annotator
     server_fault: ServerFault | None = None
 
     async def annotate(chunk: Chunk) -> None:
         nonlocal server_fault
         error: BaseException | None
-        async with live:
-            try:
-                error = server_fault or await run_chunk(chunk, len(plan.chunks), retries)
-            except OSError as failure:  # the workspace's disk, outside the chunk's task
-                error = failure
+        try:
+            error = server_fault or await run_chunk(chunk, len(plan.chunks), retries)
+        except OSError as failure:  # the workspace's disk, outside the chunk's task
+            error = failure
+        finally:
+            annotator.end_turn(chunk)
         if isinstance(error, ServerFault):
             server_fault = error
         if error is not None:
@@ -190,6 +188,7 @@ async def annotate_chunks(plan: Plan, max_concurrency: int, retries: int) -> dic
 
     async with asyncio.TaskGroup() as group:
         for chunk in plan.chunks:
+            await annotator.turn(chunk)
             group.create_task(annotate(chunk))
     return stopped
 

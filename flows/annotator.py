@@ -18,12 +18,14 @@ from flows.families import Family
 from flows.grounding import is_clean
 from flows.images import PreparedImage, prepare
 from flows.inference import Inference
+from flows.plan import Chunk
 from flows.recipe import Recipe, request_body
 from flows.store import Part, Row, answer_line
 
 Result = TypeVar("Result")
 
 PREPARED_AHEAD = 16  # requests ready before a slot frees
+CHUNKS_AHEAD = 2  # chunks that have begun and not handed out all their rows: requests never run dry at a chunk's end
 BUDGET_FREE_FAILURES = 10  # a chunk of five images with three broken files is no sign of a broken server
 RATE_WINDOW_SECONDS = 30
 
@@ -80,9 +82,12 @@ class Annotator:
         self._model = model
         self._image_root = image_root
         self._error_budget = error_budget
-        # Bounds the images in memory; without it every row of a live chunk would hold its JPEG while it waits.
-        self._held = asyncio.Semaphore(inference.max_concurrency + PREPARED_AHEAD)
+        self._held = 0  # images in memory
+        self._room = asyncio.Event()  # set when there may be room for another
+        inference.pool.on_room = self._room.set
         self._feeding = asyncio.Lock()  # chunks hand out their rows one after the other, in input order
+        self._turns = asyncio.Semaphore(CHUNKS_AHEAD)
+        self._having_turn: set[int] = set()  # numbers of the chunks
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="prepare")
 
     async def __aenter__(self) -> Self:
@@ -96,11 +101,22 @@ class Annotator:
     @property
     def in_flight(self) -> int:
         """Requests sent and not answered."""
-        return self._inference.in_flight
+        return self._inference.pool.in_flight
 
-    def endpoint_counts(self) -> dict[str, dict[str, int]]:
-        """Answers and attempts without an answer, an endpoint."""
+    def endpoint_counts(self) -> dict[str, dict[str, Any]]:
+        """What each endpoint was given and gave."""
         return self._inference.counts()
+
+    async def turn(self, chunk: Chunk) -> None:
+        """Waits until the rows of this chunk are about to be needed: all but one chunk before it are handed out."""
+        await self._turns.acquire()
+        self._having_turn.add(chunk.number)
+
+    def end_turn(self, chunk: Chunk) -> None:
+        """Lets the next chunk begin: this one's rows are handed out, or will not be."""
+        if chunk.number in self._having_turn:
+            self._having_turn.remove(chunk.number)
+            self._turns.release()
 
     async def annotate(self, rows: Sequence[Row], part: Part) -> None:
         """Brings every row into the part, as an answer or as a failure.
@@ -127,13 +143,26 @@ class Annotator:
                     ) from None
 
         try:
-            async with asyncio.TaskGroup() as group, self._feeding:
-                for row in rows:
-                    await self._held.acquire()
-                    # A callback, not a finally in the task: a task cancelled before its first step runs no finally.
-                    group.create_task(settle(row)).add_done_callback(lambda _: self._held.release())
+            async with asyncio.TaskGroup() as group:
+                async with self._feeding:
+                    for row in rows:
+                        await self._hold_one()
+                        # A callback, not a finally in the task: one cancelled before its first step runs no finally.
+                        group.create_task(settle(row)).add_done_callback(self._let_go)
+                self.end_turn(part.chunk)
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
+
+    async def _hold_one(self) -> None:
+        """Bounds the images in memory; without it every row of a live chunk would hold its JPEG while it waits."""
+        while self._held >= self._inference.pool.limit + PREPARED_AHEAD:
+            self._room.clear()
+            await self._room.wait()
+        self._held += 1
+
+    def _let_go(self, _: asyncio.Task[None]) -> None:
+        self._held -= 1
+        self._room.set()
 
     async def _answer(self, row: Row, part: Part) -> None:
         image, body = await self._in_thread(self._prepare, row)

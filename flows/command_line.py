@@ -47,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
     add("--model-name", help="name of the served model (default: the one that is served)")
     add("--recipe", metavar="FILE|BLOCK", help="YAML file with fields of the recipe, or the name of a saved "
         "AnnotationRecipe block (default: the built-in recipe)")  # fmt: skip
-    add("--max-concurrency", type=int, help="most requests in flight (default: 64)")
+    add("--max-concurrency", type=_number_or_auto, metavar="N|auto", help="most requests in flight (default: auto, "
+        "which finds what the server can use)")  # fmt: skip
     add("--chunk-size", type=int, help="images a chunk (default: 500)")
     add("--image-column", help="input column with the image path (default: image_path)")
     add("--caption-column", help='input column with the caption, "" for none (default: caption)')
@@ -57,6 +58,13 @@ def parser() -> argparse.ArgumentParser:
     add("--request-timeout-seconds", type=float, help="how long a request may take (default: 600)")
     add("--chunk-retries", type=int, help="tries more for a chunk that lost its server (default: 1)")
     return options
+
+
+def _number_or_auto(text: str) -> int | str:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

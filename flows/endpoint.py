@@ -1,6 +1,7 @@
 """One vLLM server over HTTP: its requests, its health, and what its answers and errors mean."""
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,8 +10,10 @@ import httpx2
 import openai
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
+from flows.concurrency import ConcurrencyController, Sample
 from flows.errors import ImageFailure
 from flows.json_text import json_object, loads
+from flows.server_metrics import read_metrics
 
 HEALTH_TIMEOUT_SECONDS = 5
 
@@ -40,17 +43,35 @@ class Trouble:
 
 
 class Endpoint:
-    """One base URL: its client, its requests in flight, and whether it may get more."""
+    """One base URL: its client, its requests in flight, and whether it may get more.
 
-    def __init__(self, url: str, api_key: str, timeout_seconds: float, connections: int) -> None:
+    `limit` is the most that may be in flight: the controller's, if there is one, else as many as `connections`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str,
+        timeout_seconds: float,
+        connections: int,
+        controller: ConcurrencyController | None = None,
+    ) -> None:
         self.url = url
+        self.controller = controller
         self.in_flight = 0
+        self.most_in_flight = 0
         self.answered = 0
         self.troubles = 0  # attempts without an answer
         self.strikes = 0  # attempts in a row without an answer
         self.up = asyncio.Event()
         self.up.set()
         self.down_since = 0.0  # monotonic, while it is down
+        self.restarting = False  # somebody is starting its server again
+        self.lost = ""  # why nobody will, any more
+        self._fixed_limit = connections
+        self._completion_tokens = 0
+        self._request_seconds = 0.0  # of all answers
+        self._has_metrics: bool | None = None  # None until it was asked
         self._api_key = api_key
         self._timeout_seconds = timeout_seconds
         self._root = url.removesuffix("/v1")
@@ -66,23 +87,77 @@ class Endpoint:
             http_client=DefaultAioHttpClient(limits=limits, timeout=None),
         )
 
-    async def post(self, body: bytes) -> bytes:
+    @property
+    def limit(self) -> int:
+        """Most requests in flight, for now."""
+        return self._fixed_limit if self.controller is None else self.controller.limit
+
+    def reduce(self, why: str) -> None:
+        """Halves the limit for good."""
+        if self.controller is not None:
+            self.controller.reduce(time.monotonic(), why)
+        else:
+            self._fixed_limit = max(1, min(self._fixed_limit, self.most_in_flight) // 2)
+
+    def take(self) -> None:
+        """Counts a request that is about to be sent."""
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+
+    async def complete(self, body: bytes, attempt: int) -> "Completion | Trouble":
+        """The completion of one request, or the trouble that another attempt may end.
+
+        Raises ImageFailure where none can.
+        """
+        sent = time.monotonic()
+        try:
+            result = read_completion(await self._post(body), attempt)
+        except REQUEST_ERRORS as error:
+            return classify(error, self.describe(error), attempt)
+        if isinstance(result, Completion):
+            self.strikes = 0
+            self.answered += 1
+            self._completion_tokens += result.completion_tokens
+            self._request_seconds += time.monotonic() - sent
+        return result
+
+    async def _post(self, body: bytes) -> bytes:
         """The raw response to a chat completion; ready-made bytes skip the client's own JSON pass, most of its cost.
 
         Raises REQUEST_ERRORS; a TimeoutError (an OSError) when it takes too long.
         """
-        self.in_flight += 1
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                response = await self._client.post(
-                    "/chat/completions",
-                    cast_to=httpx2.Response,
-                    content=body,
-                    options={"headers": {"Content-Type": "application/json"}},
-                )
-                return response.content
-        finally:
-            self.in_flight -= 1
+        async with asyncio.timeout(self._timeout_seconds):
+            response = await self._client.post(
+                "/chat/completions",
+                cast_to=httpx2.Response,
+                content=body,
+                options={"headers": {"Content-Type": "application/json"}},
+            )
+            return response.content
+
+    async def sample(self) -> Sample | None:
+        """How the server does now: by its own metrics, or by its answers where it has none behind a gateway."""
+        text = await self._get(f"{self._root}/metrics")
+        metrics = read_metrics(text) if text is not None else None
+        if metrics is None and self._has_metrics:
+            return None  # for the moment
+        self._has_metrics = metrics is not None
+        at, flying, answered = time.monotonic(), self.in_flight, self.answered
+        if metrics is None:
+            tokens, seconds = self._completion_tokens, self._request_seconds
+            return Sample(at, flying, answered, flying, 0, tokens, seconds, answered, by_requests=True)
+        return Sample(
+            at,
+            flying,
+            answered,
+            metrics.running,
+            metrics.waiting,
+            metrics.generation_tokens,
+            metrics.token_gap_seconds,
+            metrics.token_gaps,
+            metrics.kv_cache_usage,
+            metrics.preemptions,
+        )
 
     async def is_healthy(self) -> bool:
         """Whether the endpoint answers its probe now."""

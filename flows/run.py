@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -61,7 +61,7 @@ async def open_run(
     output: Path,
     server: VLLMServer | None,
     recipe: AnnotationRecipe | None,
-    max_concurrency: int,
+    max_concurrency: int | Literal["auto"],
     image_column: str,
     caption_column: str,
     error_budget: float,

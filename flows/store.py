@@ -105,6 +105,7 @@ class Part:
     """What one chunk has so far: answers in `<chunk>.jsonl`, failures in `<chunk>.failures.jsonl`."""
 
     def __init__(self, workspace: Workspace, chunk: Chunk) -> None:
+        self.chunk = chunk
         self._answers = PartFile(answers_path(workspace, chunk))
         self._failures = PartFile(failures_path(workspace, chunk))
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from PIL import Image
@@ -31,7 +31,9 @@ def body(caption: str = "a", model: str = "stand-in-qwen2.5-vl", **changes: obje
 
 
 @asynccontextmanager
-async def inference(*servers: str, max_concurrency: int = 8, **options: Any) -> AsyncIterator[Inference]:
+async def inference(
+    *servers: str, max_concurrency: int | Literal["auto"] = 8, **options: Any
+) -> AsyncIterator[Inference]:
     async with Inference(
         [f"{server}/v1" for server in servers], "none", max_concurrency=max_concurrency, **options
     ) as client:

@@ -1,33 +1,56 @@
-"""Continuous batching in simulation: slots, a queue, prefill and decode times."""
+"""Continuous batching in simulation: slots, a queue, a KV cache, prefill and decode times that grow with the batch."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import random
+from collections import deque
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS = 0.02, 0.001
+BLOCK_TOKENS = 16
+
 
 @dataclass(frozen=True)
 class Timing:
-    """How fast the simulated engine is."""
+    """How fast the simulated engine is, and which of its limits is met first."""
 
     slots: int = 64  # sequences that run at once (vLLM's --max-num-seqs)
     prefill_seconds: float = 0.01
     decode_seconds_per_token: float = 0.0002
-    slowdown_per_running: float = 0.0  # each sequence beside a request makes its tokens this share slower
+    compute_slots: int = 1_000_000  # with more sequences the batch is bound by compute: each slows all the others
+    slowdown_per_running: float = 0.0  # each sequence beside another makes its tokens this share slower
     kv_cache_tokens: int = 500_000
+    completion_tokens: int = 0  # mean length of an answer; 0 takes the length of its text
+    completion_spread: float = 0.0  # answers are longer or shorter by up to this share of the mean
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request in the engine."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    arrived: float
+    finished: asyncio.Future[None]
+    to_prefill: float = 0.0  # seconds an engine that is not compute-bound would need
+    generated: float = 0.0  # tokens
+
+    @property
+    def tokens_held(self) -> float:
+        return self.prompt_tokens + self.generated
 
 
 class Engine:
-    """Runs requests in simulated time and keeps vLLM's metrics of them."""
+    """Runs requests in simulated time and keeps vLLM's metrics of them, token counters by the step as vLLM does."""
 
     def __init__(self, timing: Timing, model: str) -> None:
         self.timing = timing
-        self.running = self.waiting = self.tokens_held = 0
         self.most_at_once = 0  # running and waiting, since the start
-        self._slots = asyncio.Semaphore(timing.slots)
+        self._running: list[Sequence] = []
+        self._waiting: deque[Sequence] = deque()
+        self._loop: asyncio.Task[None] | None = None
+        self._lengths = random.Random(5)
         self.registry = CollectorRegistry()
         labels = {"model_name": model, "engine": "0"}
 
@@ -40,8 +63,8 @@ class Engine:
         def histogram(name: str, text: str) -> Histogram:
             return Histogram(f"vllm:{name}", text, list(labels), registry=self.registry).labels(**labels)
 
-        gauge("num_requests_running", "Requests in the batch.").set_function(lambda: self.running)
-        gauge("num_requests_waiting", "Requests in the queue.").set_function(lambda: self.waiting)
+        gauge("num_requests_running", "Requests in the batch.").set_function(lambda: len(self._running))
+        gauge("num_requests_waiting", "Requests in the queue.").set_function(lambda: len(self._waiting))
         gauge("kv_cache_usage_perc", "Share of the KV cache in use.").set_function(self._kv_cache_usage)
         self.preemptions = counter("num_preemptions", "Requests put back into the queue.")
         self.prompt_tokens = counter("prompt_tokens", "Tokens read.")
@@ -52,35 +75,29 @@ class Engine:
             "vllm:request_success", "Finished requests.", [*labels, "finished_reason"], registry=self.registry
         )
         self._labels = labels
+        # A histogram's sum and count; prometheus_client's own would want an observation a token.
+        self._gap_seconds = gauge("inter_token_latency_seconds_sum", "Seconds between two tokens of an answer.")
+        self._gaps = gauge("inter_token_latency_seconds_count", "Gaps between two tokens of an answer.")
+        cache = {"block_size": str(BLOCK_TOKENS), "num_gpu_blocks": str(timing.kv_cache_tokens // BLOCK_TOKENS)}
+        Gauge("vllm:cache_config_info", "Settings.", list(cache), registry=self.registry).labels(**cache).set(1)
 
-    def _kv_cache_usage(self) -> float:
-        return min(1.0, self.tokens_held / self.timing.kv_cache_tokens)
+    @property
+    def load(self) -> int:
+        """Requests that run or wait."""
+        return len(self._running) + len(self._waiting)
 
-    @asynccontextmanager
-    async def generating(self, prompt_tokens: int, completion_tokens: int) -> AsyncIterator[None]:
-        """Queues for a slot and holds it for as long as prefill and decode take; the body runs once they are over."""
-        arrived = time.monotonic()
-        self.waiting += 1
-        self.most_at_once = max(self.most_at_once, self.running + self.waiting)
-        try:
-            await self._slots.acquire()
-        finally:
-            self.waiting -= 1
-        self.queue_seconds.observe(time.monotonic() - arrived)
-        self.running += 1
-        self.tokens_held += prompt_tokens + completion_tokens
-        try:
-            crowded = 1 + self.timing.slowdown_per_running * (self.running - 1)
-            decode = completion_tokens * self.timing.decode_seconds_per_token * crowded
-            await asyncio.sleep(self.timing.prefill_seconds + decode)
-            yield
-        finally:
-            self.running -= 1
-            self.tokens_held -= prompt_tokens + completion_tokens
-            self._slots.release()
-        self.prompt_tokens.inc(prompt_tokens)
-        self.generation_tokens.inc(completion_tokens)
-        self.latency_seconds.observe(time.monotonic() - arrived)
+    async def generate(self, prompt_tokens: int, completion_tokens: int) -> int:
+        """Returns the number of tokens written, once they are."""
+        sequence = Sequence(
+            prompt_tokens, self._length(completion_tokens), _now(), asyncio.get_running_loop().create_future()
+        )
+        self._waiting.append(sequence)
+        self.most_at_once = max(self.most_at_once, self.load)
+        if self._loop is None or self._loop.done():
+            self._loop = asyncio.create_task(self._run())
+        await sequence.finished
+        self.latency_seconds.observe(_now() - sequence.arrived)
+        return sequence.completion_tokens
 
     def finished(self, reason: str) -> None:
         """Counts a finished request."""
@@ -89,3 +106,76 @@ class Engine:
     def metrics(self) -> bytes:
         """The text of /metrics."""
         return generate_latest(self.registry)
+
+    def _length(self, of_text: int) -> int:
+        mean, spread = self.timing.completion_tokens or of_text, self.timing.completion_spread
+        return max(1, round(mean * self._lengths.uniform(1 - spread, 1 + spread)))
+
+    def _tokens_held(self) -> float:
+        return sum(sequence.tokens_held for sequence in self._running)
+
+    def _kv_cache_usage(self) -> float:
+        return min(1.0, self._tokens_held() / self.timing.kv_cache_tokens)
+
+    async def _run(self) -> None:
+        while self._running or self._waiting:
+            self._admit()
+            running, timing = len(self._running), self.timing
+            crowding = max(1.0, running / timing.compute_slots) * (1 + timing.slowdown_per_running * (running - 1))
+            begun = _now()
+            await asyncio.sleep(self._step_seconds(crowding))
+            tokens = self._advance((_now() - begun) / crowding)
+            self.generation_tokens.inc(tokens)
+            self._gaps.inc(tokens)
+            self._gap_seconds.inc(tokens * self.timing.decode_seconds_per_token * crowding)
+            self._preempt()
+
+    def _admit(self) -> None:
+        held = self._tokens_held()
+        while self._waiting and len(self._running) < self.timing.slots:
+            sequence = self._waiting[0]
+            if self._running and held + sequence.tokens_held > self.timing.kv_cache_tokens:
+                return
+            held += sequence.tokens_held
+            self._running.append(self._waiting.popleft())
+            # A preempted sequence has lost its cache: what it had written is read again with its prompt.
+            sequence.to_prefill = self.timing.prefill_seconds * sequence.tokens_held / max(1, sequence.prompt_tokens)
+            if not sequence.generated:
+                self.queue_seconds.observe(_now() - sequence.arrived)
+
+    def _step_seconds(self, crowding: float) -> float:
+        """Until the first sequence is through, within what keeps the metrics fresh."""
+        per_token = self.timing.decode_seconds_per_token
+        left = (s.to_prefill + (s.completion_tokens - s.generated) * per_token for s in self._running)
+        return min(LONGEST_STEP_SECONDS, max(SHORTEST_STEP_SECONDS, min(left) * crowding))
+
+    def _advance(self, work: float) -> float:
+        """Does so many seconds of work on every sequence; returns the tokens written."""
+        written = 0.0
+        for sequence in list(self._running):
+            prefill = min(sequence.to_prefill, work)
+            sequence.to_prefill -= prefill
+            if sequence.to_prefill > 0:
+                continue
+            if prefill and not sequence.generated:
+                self.prompt_tokens.inc(sequence.prompt_tokens)
+            open_tokens = sequence.completion_tokens - sequence.generated
+            tokens = min(open_tokens, (work - prefill) / max(1e-9, self.timing.decode_seconds_per_token))
+            sequence.generated += tokens
+            written += tokens
+            if tokens >= open_tokens:
+                self._running.remove(sequence)
+                if not sequence.finished.done():
+                    sequence.finished.set_result(None)
+        return written
+
+    def _preempt(self) -> None:
+        """The last to come goes back to the head of the queue when the sequences have outgrown the cache."""
+        while len(self._running) > 1 and self._tokens_held() > self.timing.kv_cache_tokens:
+            self._waiting.appendleft(self._running.pop())
+            self.preemptions.inc()
+
+
+def _now() -> float:
+    """The loop's clock, which tests may run faster."""
+    return asyncio.get_running_loop().time()

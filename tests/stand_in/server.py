@@ -51,6 +51,7 @@ class Settings:
     budget: ImageBudget = field(default_factory=lambda: ImageBudget(min_pixels=56 * 56, max_pixels=12_845_056))
     timing: Timing = field(default_factory=Timing)
     canned: bool = False  # answer without looking at the image, for measuring clients
+    metrics: bool = True
 
 
 class Refused(Exception):
@@ -99,11 +100,13 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
 
     @app.get("/metrics")
     async def metrics() -> Response:
+        if not settings.metrics:
+            return _json({"detail": "Not Found"}, 404)
         return Response(engine.metrics(), media_type="text/plain; version=0.0.4")
 
     @app.get("/load")
     async def load() -> dict[str, int]:
-        return {"server_load": engine.running + engine.waiting}
+        return {"server_load": engine.load}
 
     @app.post("/stand_in/faults")
     async def set_faults(new: list[Fault]) -> None:
@@ -140,7 +143,7 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
         if fault is not None and (response := await _fault_response(fault, body)) is not None:
             return response
         if settings.canned:
-            answer, visual_tokens = CANNED_ANSWER, 0
+            answer, visual_tokens = CANNED_ANSWER, CANNED_PROMPT_TOKENS
         else:
             data = await asyncio.to_thread(_image_bytes, url, settings)
             images[hashlib.sha1(data, usedforsecurity=False).hexdigest()] += 1
@@ -157,8 +160,7 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
         if prompt_tokens > settings.max_model_len:
             raise Refused(400, f"This model's maximum context length is {settings.max_model_len} tokens.")
         tokens = max(1, len(answer) // TEXT_TOKEN_CHARACTERS)
-        async with engine.generating(prompt_tokens, tokens):
-            pass
+        tokens = await engine.generate(prompt_tokens, tokens)
         engine.finished(finish_reason)
         return _json(_completion(settings.model, answer, finish_reason, prompt_tokens, tokens))
 
@@ -166,6 +168,7 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
 
 
 CANNED_ANSWER = '{"rationale": "A red circle.", "objects": [{"bbox_2d": [28, 28, 196, 224], "label": "red circle"}]}'
+CANNED_PROMPT_TOKENS = 1000
 
 
 def _json(body: dict[str, Any], status: int = 200) -> Response:

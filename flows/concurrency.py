@@ -1,0 +1,241 @@
+"""How many requests an endpoint should hold: found from what vLLM says of itself, and followed when it moves.
+
+vLLM queues what it cannot run and never sends a 429, so neither errors nor latency alone show the right number. What
+shows it: requests that wait in the engine's queue are too many (they can be taken away without loss); where nothing
+waits, the pace of the tokens tells whether more requests in the batch still bring more tokens a second.
+
+The limit starts small and grows as the tokens do: it doubles for as long as a doubling doubles them. After that it is
+held, the part of the queue that is always there is taken away, and now and then a larger or smaller limit is tried for
+a few seconds and kept if it was worth it.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+FIRST_LIMIT = 4
+CEILING = 2048  # requests an endpoint; twice the most sequences that vLLM runs by default
+USED = 0.9  # share of the limit that must be in flight for the endpoint to show anything
+TAKEN_IN = 0.8  # share of what is in flight that the engine knows of, running or waiting
+RAMP_SECONDS = 0.2  # at one limit, while it doubles
+RAMP_POLL_SECONDS, HOLD_POLL_SECONDS = 0.1, 0.5
+STALL_SECONDS = 0.8  # without more running, with requests waiting: the engine takes no more
+HOLD_SECONDS = 2.0  # of one look at a limit that is held
+STILL_CLIMBING = 0.3  # worth (see below) of a step of the ramp, for another one
+STILL_CLIMBING_BY_REQUESTS = 0.75  # those who were on their way blur what a step brought
+WORTHWHILE = 0.1  # from this worth on the larger of two limits is kept
+TRIAL, TRIAL_OF_LESS = 1.3, 1.15  # ratio of the larger limit to the smaller in a trial; less costs while it is tried
+TRIAL_PAUSE_SECONDS = (2.0, 60.0)  # first, and longest after trials that were not worth it
+SETTLE_SECONDS = (0.5, 10.0)  # least and most; else half the life of a request
+MOVED = 1.25  # a pace that changes by this much without our doing means that the knee has moved
+FULL_CACHE = 0.95
+SMALL = 8  # a limit that is not worth the trial of a smaller one
+PREEMPTED = 0.5  # preemptions an answer
+KEPT_CHANGES = 200
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look at an endpoint; counts that only grow count from the server's or the client's start."""
+
+    at: float  # monotonic seconds
+    in_flight: int  # our requests
+    answered: int  # ours
+    running: float
+    waiting: float
+    tokens: float  # written
+    pace_seconds: float  # spent on `pace_count` tokens or requests
+    pace_count: float
+    kv_cache_usage: float = 0.0
+    preemptions: float = 0.0
+    by_requests: bool = False  # the server has no metrics: pace and tokens are those of answered requests
+
+
+@dataclass(frozen=True)
+class Change:
+    """A new limit, and why."""
+
+    at: float
+    limit: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a limit brought: tokens a second, and seconds between two tokens of an answer."""
+
+    limit: int
+    tokens_per_second: float
+    pace: float
+
+
+class ConcurrencyController:
+    """The limit of one endpoint, moved by `update`. Pure: time and measurements come with the samples."""
+
+    def __init__(self, ceiling: int = CEILING) -> None:
+        self.limit = min(FIRST_LIMIT, ceiling)
+        self.changes: deque[Change] = deque(maxlen=KEPT_CHANGES)
+        self._ceiling = ceiling
+        self._ramping = True
+        self._before: Level | None = None  # the rung below, or what the trial that is going on is compared with
+        self._upwards = False  # the direction of the last trial without a particular reason
+        self._pause = TRIAL_PAUSE_SECONDS[0]
+        self._next_trial = 0.0
+        self._usual_pace = 0.0  # at this limit
+        self._window: list[Sample] = []  # at this limit, while it is used
+
+    @property
+    def poll_seconds(self) -> float:
+        """How often to look."""
+        return RAMP_POLL_SECONDS if self._ramping else HOLD_POLL_SECONDS
+
+    def update(self, sample: Sample) -> None:
+        """Takes a sample into account; `limit` may be another one afterwards."""
+        if sample.in_flight < USED * self.limit:
+            self._window.clear()  # too little to do: nothing can be learned
+            return
+        self._window.append(sample)
+        if self._ramping:
+            self._ramp(sample)
+        else:
+            self._hold(sample)
+
+    def reduce(self, at: float, why: str) -> None:
+        """Halves the limit and stays below the old one: the server ran out of memory."""
+        self._ceiling = max(1, self.limit // 2)
+        self._set(at, self._ceiling, why)
+        self._ramping, self._before = False, None
+
+    def _ramp(self, sample: Sample) -> None:
+        level, seconds = self._level(self._window), sample.at - self._window[0].at
+        crowded = sample.waiting >= 1
+        if crowded or sample.running + sample.waiting < TAKEN_IN * sample.in_flight:
+            recent = [one for one in self._window if sample.at - one.at <= STALL_SECONDS]
+            if seconds >= STALL_SECONDS and sample.running <= 1.02 * recent[0].running:
+                limit = math.ceil(sample.running + _spare(sample)) if crowded else self.limit
+                self._end_ramp(sample.at, min(limit, self.limit), f"the engine runs {sample.running:.0f} at once")
+        elif self.limit >= self._ceiling:
+            self._end_ramp(sample.at, self.limit, "")
+        elif seconds >= RAMP_SECONDS and level is not None and self._shows(self._window):
+            self._climb(sample, self._before or Level(level.limit // 2, 0.0, level.pace), level)
+
+    def _climb(self, sample: Sample, below: Level, level: Level) -> None:
+        """The next step of the ramp, or its end."""
+        worth = max(0.0, min(1.0, _worth(below, level, by_pace=True)))
+        why = f"the last step brought {worth:.0%} of its share"
+        if worth >= (STILL_CLIMBING_BY_REQUESTS if sample.by_requests else STILL_CLIMBING):
+            self._before = level
+            # Were there a sharp knee below this limit, twice the knee would be just here: never more is asked for.
+            self._set(sample.at, round(self.limit * (1 + worth)), why)
+        else:
+            knee = below.limit + worth * (level.limit - below.limit)
+            self._end_ramp(sample.at, math.ceil(1.1 * knee), why)
+
+    def _end_ramp(self, at: float, limit: int, why: str) -> None:
+        self._ramping, self._before = False, None
+        self._next_trial = at + self._pause
+        self._set(at, limit, why)
+
+    def _hold(self, sample: Sample) -> None:
+        settled = [one for one in self._window if one.at - self._window[0].at >= self._settling_seconds()]
+        if not settled or sample.at - settled[0].at < HOLD_SECONDS or not self._shows(settled):
+            return
+        if (level := self._level(settled)) is None:
+            return
+        always_waiting = min(one.waiting for one in settled)
+        if (surplus := math.floor(always_waiting - _spare(sample))) >= 1:
+            self._end_trial(sample.at, worth_it=False)
+            self._set(sample.at, self.limit - surplus, f"{always_waiting:.0f} requests were always waiting")
+        elif self._before is not None:
+            self._judge(sample.at, self._before, level)
+        elif trial := self._due_trial(settled, level, always_waiting):
+            limit, why = trial
+            self._before = level
+            self._set(sample.at, limit, f"trial: {why}")
+        self._window.clear()
+
+    def _due_trial(self, settled: list[Sample], level: Level, always_waiting: float) -> tuple[int, str] | None:
+        """A limit that may be better, and why; None while there is no reason to look for one."""
+        first, last = settled[0], settled[-1]
+        usual, self._usual_pace = self._usual_pace, self._usual_pace or level.pace
+        if usual and level.pace > MOVED * usual:
+            self._usual_pace = level.pace
+            return math.floor(self.limit * max(0.5, usual / level.pace)), "tokens come slower than before"
+        if usual and level.pace < usual / MOVED:
+            self._usual_pace = level.pace
+            self._next_trial = last.at
+        if last.at < self._next_trial:
+            return None
+        if last.preemptions - first.preemptions > PREEMPTED * (last.answered - first.answered):
+            return math.floor(self.limit / TRIAL_OF_LESS), "the KV cache overflows, requests are preempted"
+        if always_waiting >= 1:
+            return None  # as it should be
+        self._upwards = not self._upwards or self.limit < SMALL
+        if not self._upwards:
+            return math.floor(self.limit / TRIAL_OF_LESS), "less may do"
+        if last.kv_cache_usage < FULL_CACHE and self.limit < self._ceiling:
+            return math.ceil(self.limit * TRIAL), "nothing waits"
+        return None
+
+    def _judge(self, at: float, before: Level, level: Level) -> None:
+        """Ends a trial with the better of both limits."""
+        small, large = sorted((before, level), key=lambda one: one.limit)
+        worth = _worth(small, large) if small.limit < large.limit else 0.0
+        better = large if worth >= WORTHWHILE else small
+        self._end_trial(at, worth_it=better is level)
+        gain = 100 * (large.tokens_per_second / max(1e-9, small.tokens_per_second) - 1)
+        self._set(at, better.limit, f"{large.limit} brought {gain:+.0f} % tokens over {small.limit}")
+
+    def _end_trial(self, at: float, *, worth_it: bool) -> None:
+        """After a good one the next follows at once, after bad ones ever later."""
+        if self._before is not None:
+            shortest, longest = TRIAL_PAUSE_SECONDS
+            self._pause = shortest if worth_it else min(longest, 2 * self._pause)
+            self._next_trial = at + (0.0 if worth_it else self._pause)
+            self._upwards ^= worth_it  # and in the same direction
+            self._usual_pace = 0.0
+        self._before = None
+
+    def _shows(self, samples: list[Sample]) -> bool:
+        """Whether what was counted is of this limit: tokens are at once, requests once those of before are answered."""
+        return not samples[-1].by_requests or samples[-1].answered - samples[0].answered >= 2 * self.limit
+
+    def _settling_seconds(self) -> float:
+        """Half the life of a request, by Little's law: until then a new limit does not show."""
+        first, last = self._window[0], self._window[-1]
+        answered = last.answered - first.answered
+        least, most = SETTLE_SECONDS
+        if not answered:
+            return most
+        return min(most, max(least, 0.5 * last.in_flight * (last.at - first.at) / answered))
+
+    def _level(self, samples: list[Sample]) -> Level | None:
+        """What the samples say of the limit; None while no token was written."""
+        first, last = samples[0], samples[-1]
+        seconds, gaps = last.at - first.at, last.pace_count - first.pace_count
+        if seconds <= 0 or gaps <= 0:
+            return None
+        pace = (last.pace_seconds - first.pace_seconds) / gaps
+        return Level(self.limit, (last.tokens - first.tokens) / seconds, pace)
+
+    def _set(self, at: float, limit: int, why: str) -> None:
+        limit = max(1, min(limit, self._ceiling))
+        if limit != self.limit:
+            self.limit = limit
+            self.changes.append(Change(at, limit, why))
+        self._window.clear()
+
+
+def _spare(sample: Sample) -> float:
+    """Requests that should wait: a short queue keeps the batch full while answers travel."""
+    return max(1.0, 0.05 * sample.running)
+
+
+def _worth(small: Level, large: Level, *, by_pace: bool = False) -> float:
+    """What the requests that the larger limit has more are worth: 1 as much as the others, 0 nothing."""
+    ratio = large.limit / small.limit
+    if by_pace:
+        gain = ratio * small.pace / large.pace if large.pace else ratio
+    else:
+        gain = large.tokens_per_second / small.tokens_per_second if small.tokens_per_second else ratio
+    return (gain - 1) / (ratio - 1)
