@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 VLLM_BIN := .venv-vllm/bin
 
-.PHONY: demo test test-fuzz test-vllm demo-vllm check bench clean
+.PHONY: demo test test-fuzz test-vllm demo-vllm check bench bench-concurrency clean
 
 # Annotates 60 drawn scenes through the stand-in; the second time it resumes.
 demo: .venv/.installed
@@ -34,6 +34,10 @@ bench: .venv/.installed
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.plan_rows 5
 	$(BIN)/python -m benchmarks.grounding
+
+# The right number of requests at once, found and fixed: 20 minutes.
+bench-concurrency: .venv/.installed
+	$(BIN)/python -m benchmarks.concurrency
 
 clean:
 	rm -rf .venv .venv-vllm demo-output

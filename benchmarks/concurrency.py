@@ -23,7 +23,8 @@ from demo.scenes import draw_scene
 from flows.families import FAMILIES
 from flows.images import PreparedImage
 from flows.inference import Inference
-from flows.recipe import Recipe, read_recipe_file, request_body
+from flows.recipe import Recipe, request_body
+from flows.yaml_fields import read_fields
 from tests.client import StandIn
 
 SECONDS = 60
@@ -170,7 +171,7 @@ def main() -> None:
     given = options.parse_args()
     if given.client:
         url, model, concurrency, seconds, recipe = given.client
-        fields = read_recipe_file(Path(recipe)) if recipe else {}
+        fields = read_fields(Path(recipe), "recipe", Recipe) if recipe else {}
         number: int | Literal["auto"] = "auto" if concurrency == "auto" else int(concurrency)
         asyncio.run(answers_in(url, model, number, float(seconds), Recipe(**fields)))
     elif given.vllm:

@@ -1,4 +1,4 @@
-"""Where vLLM answers."""
+"""Where vLLM answers, and how to start it."""
 
 import os
 from urllib.parse import urlsplit
@@ -7,28 +7,30 @@ from prefect.blocks.core import Block
 from pydantic import Field, SecretStr, field_validator
 
 from flows.errors import UsageError
+from flows.serving.launch import Launch
 
 DEFAULT_ENDPOINT = "http://localhost:8000/v1"
+NO_KEY = "none"
 API_KEY_VARIABLE = "VLLM_API_KEY"  # the name that `vllm serve` itself reads its key from
 
 
 class VLLMServer(Block):
-    """One or several OpenAI-compatible endpoints that serve one model."""
+    """One or several OpenAI-compatible endpoints that serve one model; with `start` also servers of one's own."""
 
     _block_type_name = "vLLM Server"
     _block_type_slug = "vllm-server"
-    _description = "Endpoints, model and key of the vLLM servers that annotate."
+    _description = "Endpoints, model and key of the vLLM servers that annotate, and how to start them."
 
     endpoints: list[str] = Field(
-        default=[DEFAULT_ENDPOINT],
-        min_length=1,
+        default=[],
         title="Endpoints",
-        description="Base URLs, such as http://gpu-1:8000/v1; with several, requests go to the least busy one.",
+        description="Base URLs, such as http://gpu-1:8000/v1; with several, requests go to the least busy one. Empty "
+        f"takes the servers of Start, or else {DEFAULT_ENDPOINT}.",
     )
     model: str | None = Field(
         default=None,
         title="Model",
-        description="Name of the served model; empty takes the one that the endpoints serve.",
+        description="Name of the served model; empty takes the one that the endpoints serve, or the folder of Start.",
     )
     api_key: SecretStr | None = Field(
         default=None,
@@ -36,10 +38,25 @@ class VLLMServer(Block):
         description=f"Empty takes the environment variable {API_KEY_VARIABLE} of the machine that runs the flow.",
     )
 
+    start: Launch | None = Field(
+        default=None,
+        title="Start",
+        description="How to start vLLM on the machine that runs the flow; empty when somebody else starts it.",
+    )
+
     @field_validator("endpoints")
     @classmethod
     def _http_urls_once(cls, endpoints: list[str]) -> list[str]:
         return list(dict.fromkeys(_base_url(endpoint.strip()) for endpoint in endpoints))
+
+    def urls(self) -> list[str]:
+        """The base URLs of all endpoints, those of the servers to start first."""
+        started = self.start.urls() if self.start is not None else []
+        return list(dict.fromkeys([*started, *self.endpoints])) or [DEFAULT_ENDPOINT]
+
+    def expected_model(self) -> str | None:
+        """The name that requests will use, where it is known before any server is asked."""
+        return self.start.served_name(self.model) if self.start is not None else self.model
 
     def resolved_api_key(self) -> str:
         """The key to send; where none is set a made-up one, for the client insists and such a server ignores it."""
@@ -49,7 +66,7 @@ class VLLMServer(Block):
             raise UsageError(
                 f"the API key in the block or in {API_KEY_VARIABLE} has characters no HTTP header can hold"
             )
-        return key or "none"
+        return key or NO_KEY
 
 
 def _base_url(url: str) -> str:

@@ -1,11 +1,11 @@
-"""`make demo-vllm`: the same job against a real vLLM on CPU, with a real model of 3.2 M parameters."""
+"""`make demo-vllm`: the same job on a real vLLM on CPU, which the flow starts, with a model of 3.2 M parameters."""
 
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from demo.processes import TINY_GROUNDER_RECIPE, vllm_on_cpu
+from demo.processes import TINY_GROUNDER_RECIPE, TINY_GROUNDER_SERVER
 from demo.run import show
 from demo.scenes import write_small_folder
 from flows.command_line import main as annotate
@@ -18,12 +18,10 @@ def main() -> int:
     folder = Path("demo-output/vllm")
     input_path, truth_path = write_small_folder(folder, IMAGES, shapes=2)
     output = folder / "labeled.jsonl"
-    print("starting vllm serve on CPU, half a minute …", flush=True)
-    with vllm_on_cpu(Path(".venv-vllm"), folder / "vllm.log") as base_url:
-        code = annotate(
-            ["--input", str(input_path), "--image-root", str(folder / "images"), "--output", str(output),
-             "--api-base", f"{base_url}/v1", "--recipe", str(TINY_GROUNDER_RECIPE), "--max-concurrency", "8"]
-        )  # fmt: skip
+    code = annotate(
+        ["--input", str(input_path), "--image-root", str(folder / "images"), "--output", str(output),
+         "--server", str(TINY_GROUNDER_SERVER), "--recipe", str(TINY_GROUNDER_RECIPE)]
+    )  # fmt: skip
     show(Console(), output, truth_path, "by tiny-grounder, 3.2 M parameters, through vLLM on CPU")
     return code
 

@@ -92,7 +92,7 @@ async def annotate_images(
         input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption a row.
         image_root: The folder that image paths are relative to; nothing outside it is read.
         output: The result, a .jsonl file; images it already holds are not asked again.
-        server: Where vLLM answers; empty takes http://localhost:8000/v1 and the model it serves.
+        server: Where vLLM answers, or how to start it; empty takes http://localhost:8000/v1 and the model it serves.
         recipe: Prompts, sampling, schema and image budget; empty takes the built-in one.
         max_concurrency: Most requests in flight; "auto" finds what each server can use, and follows it.
         chunk_size: Images a chunk; a chunk is one task run.
@@ -118,6 +118,7 @@ async def annotate_images(
         error_budget=error_budget,
         server_wait_seconds=server_wait_seconds,
         request_timeout_seconds=request_timeout_seconds,
+        say=logger.info,
         warn=logger.warning,
     )
     try:

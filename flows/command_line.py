@@ -14,13 +14,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flows.prefect_server import TemporaryPrefectServer, answers
 
 if TYPE_CHECKING:
+    from prefect.blocks.core import Block
     from prefect.client.schemas.objects import State
 
+SERVER_FIELDS = (("endpoints",), ("model",), ("api_key",), ("start",))
+SomeBlock = TypeVar("SomeBlock", bound="Block")
 FINISHED, FINISHED_WITH_FAILURES, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -45,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
     add("--api-base", action="append", metavar="URL", help="vLLM's base URL; several times for several servers "
         "(default: http://localhost:8000/v1; a key is read from VLLM_API_KEY)")  # fmt: skip
     add("--model-name", help="name of the served model (default: the one that is served)")
+    add("--server", metavar="FILE|BLOCK", help="YAML file with fields of the server, or the name of a saved VLLMServer "
+        "block: where vLLM answers, or how to start it")  # fmt: skip
     add("--recipe", metavar="FILE|BLOCK", help="YAML file with fields of the recipe, or the name of a saved "
         "AnnotationRecipe block (default: the built-in recipe)")  # fmt: skip
     add("--max-concurrency", type=_number_or_auto, metavar="N|auto", help="most requests in flight (default: auto, "
@@ -161,31 +166,46 @@ async def _parameters(options: argparse.Namespace, prefect_server: TemporaryPref
     """The flow's parameters, as far as they were given."""
     from blocks import AnnotationRecipe, VLLMServer
     from flows.errors import UsageError
-    from flows.recipe import read_recipe_file
 
     given = {name: value for name, value in vars(options).items() if value is not None}
-    endpoints, model, recipe = given.pop("api_base", None), given.pop("model_name", None), given.pop("recipe", None)
-    server = {"endpoints": endpoints, "model": model}
-    given["server"] = VLLMServer(**{name: value for name, value in server.items() if value is not None})
-    if recipe is None or Path(recipe).suffix in (".yaml", ".yml", ".json") or Path(recipe).exists():
-        given["recipe"] = AnnotationRecipe(**(read_recipe_file(Path(recipe)) if recipe else {}))
-        return given
+    endpoints, model = given.pop("api_base", None), given.pop("model_name", None)
+    if "server" in given and (endpoints is not None or model is not None):
+        raise UsageError("--server says it all: leave out --api-base and --model-name, or name them in it")
+    shown = {name: value for name, value in (("endpoints", endpoints), ("model", model)) if value is not None}
+    server = await _block("server", VLLMServer, given.pop("server", None), prefect_server)
+    given["server"] = server if server is not None else VLLMServer(**shown)
+    recipe = await _block("recipe", AnnotationRecipe, given.pop("recipe", None), prefect_server)
+    given["recipe"] = recipe if recipe is not None else AnnotationRecipe()
+    return given
+
+
+async def _block(
+    what: str, kind: type[SomeBlock], given: str | None, prefect_server: TemporaryPrefectServer | None
+) -> SomeBlock | None:
+    """A block from a YAML file or by its saved name; None where nothing was given."""
+    from flows.errors import UsageError
+    from flows.yaml_fields import read_fields
+
+    if given is None:
+        return None
+    if Path(given).suffix in (".yaml", ".yml", ".json") or Path(given).exists():
+        return kind(**read_fields(Path(given), what, kind))
     if prefect_server is not None:
         await asyncio.to_thread(prefect_server.wait_until_ready)
     try:
-        given["recipe"] = await AnnotationRecipe.aload(recipe)
+        return await kind.aload(given)
     except ValueError:
         raise UsageError(
-            f"recipe {recipe!r} is neither a file nor a saved AnnotationRecipe block: save it in the Prefect UI or "
-            "with AnnotationRecipe(...).save(name), or give a .yaml file"
+            f"{what} {given!r} is neither a file nor a saved {kind.__name__} block: save it in the Prefect UI or "
+            f"with {kind.__name__}(...).save(name), or give a .yaml file"
         ) from None
-    return given
 
 
 def _complaint(problem: dict[str, Any]) -> str:
     """What pydantic found wrong with a field of the recipe or the server, in the words of the command line."""
     name = ".".join(map(str, problem["loc"]))
-    where = {"endpoints": "--api-base", "": "recipe"}.get(name, f"recipe field {name}")
+    of = "server" if problem["loc"][:1] in SERVER_FIELDS else "recipe"
+    where = {"endpoints": "--api-base", "": of}.get(name, f"{of} field {name}")
     value = "" if name == "endpoints" else f" {problem['input']!r:.60}"  # a URL may hold a secret
     return f"{where}{value}: {problem['msg'].removeprefix('Value error, ')}"
 
@@ -199,11 +219,10 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 async def _preflight(parameters: dict[str, Any]) -> None:
     """Opens the run and closes it: what can be refused is refused before a Prefect server is waited for."""
-    from flows.run import open_run
+    from flows.run import check_run, open_run
 
     needed = inspect.signature(open_run).parameters
-    async with open_run(**{name: value for name, value in parameters.items() if name in needed}):
-        pass
+    await check_run(**{name: value for name, value in parameters.items() if name in needed})
 
 
 async def _exit_code(state: "State[Any]", output: Path) -> int:

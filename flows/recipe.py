@@ -3,14 +3,11 @@
 import base64
 import hashlib
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 import orjson
-import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from flows.errors import UsageError
 from flows.families import SPACES, Family, FamilyName, resolve_family
 from flows.images import ImageBudget, PreparedImage
 
@@ -120,22 +117,6 @@ class Recipe(BaseModel):
     def temperature_of(self, attempt: int) -> float:
         """The sampling temperature of a try, the first being 1: the recipe's own, then up the ladder."""
         return self.temperature if attempt == 1 else max(self.temperature, REASK_TEMPERATURES[attempt - 2])
-
-
-def read_recipe_file(path: Path) -> dict[str, Any]:
-    """The recipe fields in a YAML file. Raises UsageError where it is no mapping of known fields."""
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"recipe {str(path)!r} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
-    known = ", ".join(Recipe.model_fields)
-    if not isinstance(fields, dict):
-        raise UsageError(f"recipe {str(path)!r} must be a mapping of fields: {known}")
-    if unknown := [str(name) for name in fields if name not in Recipe.model_fields]:
-        raise UsageError(f"recipe {str(path)!r} has unknown fields {', '.join(unknown)}; known are {known}")
-    return fields
 
 
 def recipe_settings(recipe: Recipe, model: str) -> dict[str, Any]:

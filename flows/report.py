@@ -16,6 +16,7 @@ def summarise(run: Run, plan: Plan, merged: Merged, *, seconds: float, failed_ch
     `already_done` those that it had before. Rates and tokens are of this run alone.
     """
     tally = run.annotator.tally
+    starts = {keeper.replica.url: {"starts": keeper.starts} for keeper in run.keepers}
     done_before = plan.counts.distinct - merged.answered - merged.failures.total()
     return {
         "images": {
@@ -43,7 +44,10 @@ def summarise(run: Run, plan: Plan, merged: Merged, *, seconds: float, failed_ch
         "family": run.recipe_settings["family"],
         "model": run.model,
         "endpoints": list(run.versions),
-        "servers": {url: version | run.annotator.endpoint_counts()[url] for url, version in run.versions.items()},
+        "servers": {
+            url: version | run.annotator.endpoint_counts()[url] | starts.get(url, {})
+            for url, version in run.versions.items()
+        },
     }
 
 

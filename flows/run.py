@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,15 @@ from typing import Any, Literal
 import polars as pl
 
 from blocks import AnnotationRecipe, VLLMServer
+from blocks.vllm_server import NO_KEY
 from flows.annotator import Annotator
 from flows.errors import UsageError
-from flows.families import resolve_family
+from flows.families import Family, resolve_family
 from flows.inference import Inference
 from flows.plan import Plan, Source, check_source, make_plan, open_plan, plan_is_for, remove_plan
 from flows.recipe import fingerprint, recipe_settings
+from flows.serving.keeper import Keeper, kept_servers, watching
+from flows.serving.preflight import preflight
 from flows.store import OUR_FIELDS, settle
 from flows.workspace import Workspace
 
@@ -36,6 +39,7 @@ class Run:
     recipe_fingerprint: str
     versions: dict[str, dict[str, Any]]  # endpoint → what its /version says
     annotator: Annotator
+    keepers: Sequence[Keeper] = ()  # of the servers that are started for the run
 
 
 # Clients and semaphores belong to the flow's event loop: they reach its tasks by context, not as task parameters. Here
@@ -67,34 +71,83 @@ async def open_run(
     error_budget: float,
     server_wait_seconds: float,
     request_timeout_seconds: float,
+    say: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Run]:
     """A run, for as long as the context lasts. Raises UsageError or ServerFault before anything is written."""
     server, recipe = server or VLLMServer(), recipe or AnnotationRecipe()
-    source = Source(input.expanduser(), image_column, caption_column)
+    source, image_root, workspace = await _checked_files(input, image_root, output, image_column, caption_column, warn)
+    async with AsyncExitStack() as stack:
+        keepers: list[Keeper] = []
+        if server.start is not None:
+            found = await asyncio.to_thread(preflight, server.start, server.model, own_key(server))
+            found.check()
+            # Ahead of the minutes-long start: nothing that can be refused should wait for it.
+            stack.enter_context(workspace.locked())
+            guard_recipe(workspace, recipe, found.model_name)
+            folder = Path(server.start.log_folder or workspace.logs).expanduser()
+            keepers = await stack.enter_async_context(kept_servers(found.replicas, folder, say))
+        inference = await stack.enter_async_context(
+            Inference(
+                server.urls(),
+                server.resolved_api_key(),
+                max_concurrency=max_concurrency,
+                request_timeout_seconds=request_timeout_seconds,
+                server_wait_seconds=server_wait_seconds,
+                warn=warn,
+            )
+        )
+        await stack.enter_async_context(watching(keepers, inference.pool))
+        model = await inference.check(server.expected_model())
+        versions = await inference.versions()
+        if server.start is None:
+            stack.enter_context(workspace.locked())
+        family, settings, identity = guard_recipe(workspace, recipe, model)
+        annotator = Annotator(inference, recipe, family, model, image_root, error_budget)
+        await stack.enter_async_context(annotator)
+        yield Run(workspace, source, image_root, model, settings, identity, versions, annotator, keepers)
+
+
+async def check_run(**parameters: Any) -> None:
+    """Raises what `open_run` with these parameters would, as far as it can be known without starting a server."""
+    server: VLLMServer | None = parameters["server"]
+    if server is None or server.start is None:
+        async with open_run(**parameters):
+            return
+    files = {name: parameters[name] for name in ("input", "image_root", "output", "image_column", "caption_column")}
+    await _checked_files(**files, warn=lambda _: None)
+    (await asyncio.to_thread(preflight, server.start, server.model, own_key(server))).check()
+
+
+async def _checked_files(
+    input: Path,  # noqa: A002
+    image_root: Path,
+    output: Path,
+    image_column: str,
+    caption_column: str,
+    warn: Callable[[str], None],
+) -> tuple[Source, Path, Workspace]:
+    source, workspace = Source(input.expanduser(), image_column, caption_column), Workspace.at(output)
     image_root = image_root.expanduser()
-    workspace = Workspace.at(output)
     check_paths(source, image_root, workspace)
     columns = await asyncio.to_thread(check_source, source)
     if replaced := [name for name in columns if name in replaced_columns(source)]:
         warn(f"the input's columns {', '.join(map(repr, replaced))} are replaced in the output by ours of these names")
-    async with Inference(
-        server.endpoints,
-        server.resolved_api_key(),
-        max_concurrency=max_concurrency,
-        request_timeout_seconds=request_timeout_seconds,
-        server_wait_seconds=server_wait_seconds,
-        warn=warn,
-    ) as inference:
-        model = await inference.check(server.model)
-        versions = await inference.versions()
-        family = resolve_family(recipe.family, model)
-        identity = fingerprint(recipe, model)
-        with workspace.locked():
-            settings = recipe_settings(recipe, model)
-            workspace.guard_recipe(settings, identity)
-            async with Annotator(inference, recipe, family, model, image_root, error_budget) as annotator:
-                yield Run(workspace, source, image_root, model, settings, identity, versions, annotator)
+    return source, image_root, workspace
+
+
+def own_key(server: VLLMServer) -> str:
+    """The key that a server of ours is to ask for; empty for none."""
+    key = server.resolved_api_key()
+    return "" if key == NO_KEY else key
+
+
+def guard_recipe(workspace: Workspace, recipe: AnnotationRecipe, model: str) -> tuple[Family, dict[str, Any], str]:
+    """The recipe's family, settings and fingerprint. Raises UsageError where the output was written with another."""
+    family, settings = resolve_family(recipe.family, model), recipe_settings(recipe, model)
+    identity = fingerprint(recipe, model)
+    workspace.guard_recipe(settings, identity)
+    return family, settings, identity
 
 
 def replaced_columns(source: Source) -> set[str]:

@@ -107,8 +107,12 @@ class Job:
 
     def start(self, server: str, *more: str, **environment: str) -> "subprocess.Popen[str]":
         """The command, as a process of its own."""
+        return self.start_with(self.arguments(server, *more), **environment)
+
+    def start_with(self, arguments: list[str], **environment: str) -> "subprocess.Popen[str]":
+        """The command with these arguments alone."""
         return subprocess.Popen(
-            [sys.executable, "-m", "flows.annotate", *self.arguments(server, *more)],
+            [sys.executable, "-m", "flows.annotate", *arguments],
             cwd=ROOT,
             env=os.environ | environment,
             text=True,

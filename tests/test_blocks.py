@@ -26,8 +26,15 @@ def test_endpoints_are_urls_without_a_trailing_slash_each_once() -> None:
     ]
     with pytest.raises(ValidationError, match="must start with http"):
         VLLMServer(endpoints=["gpu-1:8000"])
-    with pytest.raises(ValidationError):
-        VLLMServer(endpoints=[])
+    assert VLLMServer().urls() == ["http://localhost:8000/v1"]
+
+
+def test_the_servers_to_start_are_endpoints_too() -> None:
+    start = {"model_path": "/models/Qwen2.5-VL-7B", "port": 9000, "data_parallel_size": 2}
+    server = VLLMServer(start=start, endpoints=["http://gpu-2:8000/v1"])
+    assert server.urls() == ["http://127.0.0.1:9000/v1", "http://127.0.0.1:9001/v1", "http://gpu-2:8000/v1"]
+    assert server.expected_model() == "Qwen2.5-VL-7B"
+    assert VLLMServer(start=start, model="qwen").expected_model() == "qwen"
 
 
 @pytest.mark.parametrize("url", ["http://", "http://a:abc/v1", "http://a:99999/v1", "http://[bad/v1"])

@@ -12,7 +12,8 @@ from blocks import AnnotationRecipe
 from flows.errors import UsageError
 from flows.families import FAMILIES, Family
 from flows.images import PreparedImage
-from flows.recipe import Recipe, answer_schema, fingerprint, read_recipe_file, request_body, system_prompt
+from flows.recipe import Recipe, answer_schema, fingerprint, request_body, system_prompt
+from flows.yaml_fields import read_fields
 
 MODEL = "qwen2.5-vl-7b"
 IMAGE = PreparedImage(b"\xff\xd8jpeg", 640, 480, 644, 476)
@@ -129,10 +130,10 @@ def test_a_bad_recipe_file_is_named_with_its_fault(tmp_path: Path, text: str | N
     if text is not None:
         path.write_text(text)
     with pytest.raises(UsageError, match=complaint):
-        read_recipe_file(path)
+        read_fields(path, "recipe", Recipe)
 
 
 def test_a_recipe_file_gives_its_fields(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("language: zh\nmax_visual_tokens: 200\n")
-    assert AnnotationRecipe(**read_recipe_file(path)).max_visual_tokens == 200
+    assert AnnotationRecipe(**read_fields(path, "recipe", Recipe)).max_visual_tokens == 200

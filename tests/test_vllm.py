@@ -1,32 +1,54 @@
 """The whole path through a real vLLM on CPU and a real, tiny model: prompt, JSON, boxes."""
 
+import asyncio
 import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import orjson
 import pytest
 import yaml
 
-from demo.processes import TINY_GROUNDER_RECIPE, vllm_on_cpu
+from blocks import VLLMServer
+from demo.processes import TINY_GROUNDER, TINY_GROUNDER_RECIPE, TINY_GROUNDER_SERVER
 from demo.scenes import write_small_folder
 from demo.scoring import Score, score
 from flows.errors import ImageFailure
 from flows.families import FAMILIES
 from flows.images import ImageBudget, smart_resize
+from flows.prefect_server import free_port
 from flows.recipe import Recipe, answer_schema
+from flows.serving.keeper import kept_servers
+from flows.serving.preflight import preflight
+from flows.yaml_fields import read_fields
 from tests.conftest import ROOT, Job, lines_of
 
+VLLM = ROOT / ".venv-vllm" / "bin" / "vllm"
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(600)]
+
+
+def tiny_grounder(**start: Any) -> VLLMServer:
+    """How the demo starts vLLM, on a free port; with changes."""
+    fields = read_fields(TINY_GROUNDER_SERVER, "server", VLLMServer)
+    fields["start"] |= {"port": free_port(), "model_path": str(TINY_GROUNDER), "executable": str(VLLM)} | start
+    return VLLMServer(**fields)
 
 
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real `vllm serve` of the tiny grounder."""
-    with vllm_on_cpu(ROOT / ".venv-vllm", tmp_path_factory.mktemp("vllm") / "vllm.log") as url:
-        yield url
+    """A real `vllm serve` of the tiny grounder, started as the flow would; yields its URL."""
+    server = tiny_grounder()
+    assert server.start is not None
+    found = preflight(server.start, server.model, "")
+    found.check()
+    servers = kept_servers(found.replicas, tmp_path_factory.mktemp("vllm"), print)
+    with asyncio.Runner() as runner:
+        runner.run(servers.__aenter__())
+        yield server.urls()[0].removesuffix("/v1")
+        runner.run(servers.__aexit__(None, None, None))
 
 
 def annotated(folder: Path, vllm: str, shapes: int, count: int = 60) -> tuple[Job, Score]:

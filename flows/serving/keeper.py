@@ -1,0 +1,250 @@
+"""One server of ours: found or started, watched, started again when it dies, stopped by the last run that uses it."""
+
+import asyncio
+import fcntl
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from flows.endpoint import Endpoint
+from flows.errors import ServerUnavailable, UsageError
+from flows.pool import Pool
+from flows.serving import guardian
+from flows.serving.log_causes import Cause, cause_of
+from flows.serving.preflight import Replica
+from flows.serving.probe import free_port_after, port_is_taken, served_models
+from flows.serving.record import ServerRecord, Users, read_record, record_path
+
+POLL_SECONDS = 0.5
+# Not forgotten while they live: a Popen that is warns, and a server that is kept lives longer than this process.
+_STARTED: "list[subprocess.Popen[bytes]]" = []
+NEWS_SECONDS = 30  # between two lines about a server that is still loading
+UNRESPONSIVE_SECONDS = 300  # a server that lives and does not answer for so long is ended
+RECOVERED_SECONDS = 600  # a server that has been well for so long may die as often again
+LONGEST_BACKOFF_SECONDS = 60
+
+
+class ServerDied(ServerUnavailable):
+    """The server ended, or did not come up; `cause` is what its log says."""
+
+    def __init__(self, message: str, cause: Cause) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class Keeper:
+    """Looks after one replica, for as long as a run uses it."""
+
+    def __init__(self, replica: Replica, log_folder: Path, say: Callable[[str], None]) -> None:
+        self.replica = replica
+        self.starts = 0  # by this run
+        self._log_folder = log_folder
+        self._say = say
+        self._record_path = record_path(replica.port)
+        self._users = Users(self._record_path)
+        self._log: Path | None = None  # of the server that was started or found last
+
+    async def open(self) -> None:
+        """Returns once the server answers. Raises ServerDied or UsageError with the cause and what to do."""
+        while not self._users.try_share():  # noqa: ASYNC110 - it is being ended, for the last run has left it
+            await asyncio.sleep(POLL_SECONDS)
+        async with self._alone_in_starting():
+            await self._find_or_start()
+
+    async def close(self) -> None:
+        """Stops the server, unless another run uses it, somebody else has started it, or it is to be kept."""
+        with self._users:
+            record = read_record(self._record_path)
+            if record is None:
+                return
+            if record.keep:
+                self._say(f"{self.replica.url} stays up, as it was asked to")
+            elif self._users.is_alone():
+                await asyncio.to_thread(record.end)
+                self._forget(record)
+                self._say(f"stopped the server at {self.replica.url}")
+            else:
+                self._say(f"{self.replica.url} stays up for another run that uses it")
+
+    async def watch(self, endpoint: Endpoint, pool: Pool) -> None:
+        """Starts the server again whenever it dies, while requests wait; gives up after too many times."""
+        deaths, started = 0, time.monotonic()
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            if endpoint.up.is_set() or not await self._is_dead(endpoint.down_since):
+                continue
+            deaths = 1 if time.monotonic() - started > RECOVERED_SECONDS else deaths + 1
+            cause = self._cause()
+            if cause.is_memory:
+                pool.reduce(endpoint, f"its server ran out of memory ({cause.summary})")
+            if deaths > self.replica.launch.max_restarts:
+                pool.lose(endpoint, f"its server died {deaths} times, the last time of this: {cause}")
+                return
+            await self._restart(endpoint, cause, deaths)
+            started = time.monotonic()
+
+    async def _is_dead(self, down_since: float) -> bool:
+        """Whether the server is gone, or has lived without a word for too long."""
+        if await self._served_models():
+            return False
+        record = read_record(self._record_path)
+        lives = (record is not None and record.is_alive) or self._port_is_taken()
+        return not lives or time.monotonic() - down_since > UNRESPONSIVE_SECONDS
+
+    async def _restart(self, endpoint: Endpoint, cause: Cause, number: int) -> None:
+        self._say(f"{self.replica.url} has died and is started again, time {number}; {cause}")
+        endpoint.restarting = True
+        await asyncio.sleep(min(LONGEST_BACKOFF_SECONDS, 2 ** (number - 1)))
+        try:
+            async with self._alone_in_starting():
+                record = read_record(self._record_path)
+                if record is not None and not await self._served_models():  # it hangs, or left processes behind
+                    await asyncio.to_thread(record.end)
+                await self._find_or_start()
+        except (ServerUnavailable, UsageError) as error:
+            self._say(f"{self.replica.url} did not come up again: {error}")
+        finally:
+            endpoint.restarting = False
+
+    async def _find_or_start(self) -> None:
+        record, models = read_record(self._record_path), await self._served_models()
+        if models and self.replica.model in models:
+            whose = "an earlier run has left" if record is not None else "somebody else has started"
+            self._log = record.log if record is not None else None
+            self._say(f"uses the server at {self.replica.url}, which {whose}")
+            return
+        if record is not None and record.is_alive and record.command == self.replica.command and models is None:
+            self._say(f"waits for the server at {self.replica.url}, which an earlier run has started")
+            await self._wait_until_healthy(record.log, lambda: record.is_alive)
+            return
+        if record is not None:
+            if not self._users.is_alone():
+                raise UsageError(
+                    f"another run uses the server on port {self.replica.port}, which serves {models or 'nothing yet'}: "
+                    "choose another port"
+                )
+            self._say(f"ends what an earlier run has left on port {self.replica.port}")
+            await asyncio.to_thread(record.end)
+            self._users.try_share()
+        if self._port_is_taken():
+            free = free_port_after(self.replica.launch.host, self.replica.port)
+            what = f"a server of {', '.join(models)}" if models else "another program"
+            raise UsageError(f"port {self.replica.port} is taken by {what}: set port to a free one, such as {free}")
+        await self._start()
+
+    async def _start(self) -> None:
+        replica = self.replica
+        self._log_folder.mkdir(parents=True, exist_ok=True)
+        log = self._log = self._log_folder / f"vllm-{replica.port}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+        self._say(f"starts {shlex.join(replica.command)}; its log is {log}")
+        linger = "keep" if replica.launch.keep else str(replica.launch.linger_seconds)
+        with log.open("ab") as output:
+            # Waited for by polling, as servers of other runs are, and it outlives this event loop.
+            process = subprocess.Popen(  # noqa: ASYNC220
+                [sys.executable, guardian.__file__, str(self._record_path), str(self._users.path), str(log), linger,
+                 *replica.command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | replica.environment,
+                start_new_session=True,  # its group is the server's, apart from the run's, whatever becomes of that
+            )  # fmt: skip
+        self.starts += 1
+        _STARTED.append(process)
+        await self._wait_until_healthy(log, lambda: process.poll() is None)
+
+    async def _wait_until_healthy(self, log: Path, is_alive: Callable[[], bool]) -> None:
+        started = news = time.monotonic()
+        patience = self.replica.launch.start_timeout_seconds
+        while not await self._served_models():
+            now = time.monotonic()
+            if not is_alive() or now - started > patience:
+                cause = cause_of(log)
+                if (record := read_record(self._record_path)) is not None:
+                    await asyncio.to_thread(record.end)
+                    self._forget(record)
+                what = "ended while it started" if now - started <= patience else f"was not ready after {patience:g} s"
+                raise ServerDied(f"the server at {self.replica.url} {what}: {cause}; its log is {log}", cause)
+            if now - news > NEWS_SECONDS:
+                self._say(f"{self.replica.url} is loading, {now - started:.0f} s: {last_line(log)}")
+                news = now
+            await asyncio.sleep(POLL_SECONDS)
+        self._say(f"{self.replica.url} is ready after {time.monotonic() - started:.0f} s")
+
+    async def _served_models(self) -> list[str] | None:
+        return await asyncio.to_thread(served_models, self.replica.url, self.replica.api_key)
+
+    def _port_is_taken(self) -> bool:
+        return port_is_taken(self.replica.launch.host, self.replica.port)
+
+    def _cause(self) -> Cause:
+        """What the newest log says, of this run's server or of the one that an earlier run has left."""
+        record = read_record(self._record_path)
+        log = record.log if record is not None else self._log
+        return cause_of(log) if log is not None else Cause("", "somebody else had started it, so its log is not known")
+
+    def _forget(self, record: ServerRecord) -> None:
+        for process in _STARTED:
+            process.poll()
+        if not record.group:
+            self._record_path.unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def _alone_in_starting(self) -> AsyncIterator[None]:
+        """Keeps other runs that want a server on this port from starting one at the same time."""
+        with self._record_path.with_suffix(".starting").open("a") as file:
+            said = False
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not said:
+                        self._say(f"waits for another run that is starting {self.replica.url}")
+                    said = True
+                    await asyncio.sleep(POLL_SECONDS)
+            yield
+
+
+@asynccontextmanager
+async def kept_servers(
+    replicas: Sequence[Replica], log_folder: Path, say: Callable[[str], None]
+) -> AsyncIterator[list[Keeper]]:
+    """The servers, all answering, for as long as the context lasts."""
+    keepers = [Keeper(replica, log_folder, say) for replica in replicas]
+    try:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for keeper in keepers:
+                    group.create_task(keeper.open())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        yield keepers
+    finally:
+        await asyncio.gather(*(keeper.close() for keeper in keepers))
+
+
+@asynccontextmanager
+async def watching(keepers: Sequence[Keeper], pool: Pool) -> AsyncIterator[None]:
+    """Looks after the servers of a pool while the context lasts."""
+    endpoints = {endpoint.url: endpoint for endpoint in pool.endpoints}
+    watches = [asyncio.create_task(keeper.watch(endpoints[keeper.replica.url], pool)) for keeper in keepers]
+    try:
+        yield
+    finally:
+        for watch in watches:
+            watch.cancel()
+        for watch in watches:
+            with suppress(asyncio.CancelledError):
+                await watch
+
+
+def last_line(log: Path) -> str:
+    """What the server said last."""
+    lines = [line for line in log.read_text(errors="replace")[-4000:].splitlines() if line.strip()]
+    return lines[-1].strip()[-200:] if lines else "it has not said anything yet"

@@ -1,0 +1,140 @@
+"""What is known on this machine of the servers that runs have started: who leads them, and who uses them.
+
+A file a port in the user's state folder outlives every run, so that a server left by a killed one is found again.
+"""
+
+import fcntl
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from flows.json_text import json_object
+from flows.serving.guardian import TERMINATE_SECONDS
+
+KILL_SECONDS = 10
+
+
+def record_path(port: int) -> Path:
+    """Where the record of the server on a port lies; folders made. Home folders can be shared between machines."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    folder = state / "vllm-annotate" / "servers"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{socket.gethostname()}-{port}.json"
+
+
+@dataclass(frozen=True)
+class ServerRecord:
+    """A server that a run has started: its guardian, which leads its process group."""
+
+    pid: int
+    started: int  # clock ticks since boot: a process of the same number is another one
+    command: list[str]
+    keep: bool
+    log: Path
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the guardian runs, and with it the server."""
+        return _started(self.pid) == self.started
+
+    @property
+    def group(self) -> list[int]:
+        """The processes of the server. When the guardian was killed they go on without it."""
+        if _started(self.pid) not in (None, self.started):
+            return []  # the number is another process's by now
+        return [pid for pid, group in _process_groups() if group == self.pid]
+
+    def end(self) -> None:
+        """Stops the server, with patience for its last requests; returns when no process of it is left."""
+        if self.is_alive:
+            _signal(self.pid, signal.SIGTERM)
+            self._wait(TERMINATE_SECONDS + KILL_SECONDS)
+        for pid in self.group:
+            _signal(pid, signal.SIGKILL)
+        self._wait(KILL_SECONDS)
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self.group and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def read_record(path: Path) -> ServerRecord | None:
+    """The record of a server of which at least one process is left; one without is removed."""
+    try:
+        fields = json_object(path.read_bytes()) or {}
+        record = ServerRecord(
+            fields["pid"], fields["started"], list(fields["command"]), bool(fields["keep"]), Path(fields["log"])
+        )
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+    if record.is_alive or record.group:
+        return record
+    path.unlink(missing_ok=True)
+    return None
+
+
+class Users:
+    """A share in a server's users file: while any is held, the guardian leaves the server alone."""
+
+    def __init__(self, record: Path) -> None:
+        self.path = record.with_suffix(".users")
+        self._file = self.path.open("a")
+
+    def try_share(self) -> bool:
+        """Takes a share; False while the guardian is just ending the server."""
+        return self._lock(fcntl.LOCK_SH)
+
+    def is_alone(self) -> bool:
+        """Whether nobody else has a share. Keeps the file to itself if so."""
+        if self._lock(fcntl.LOCK_EX):
+            return True
+        self._lock(fcntl.LOCK_SH)  # a failed change of a lock loses the old one
+        return False
+
+    def _lock(self, kind: int) -> bool:
+        try:
+            fcntl.flock(self._file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _started(pid: int) -> int | None:
+    """When a process started; None when there is none, or only its remains."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _process_groups() -> Iterator[tuple[int, int]]:
+    """Process and group, of all that run."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended by itself
+        if fields[0] not in "ZX":
+            yield int(stat.parent.name), int(fields[2])
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with suppress(OSError):
+        os.kill(pid, number)

@@ -1,0 +1,290 @@
+"""Servers of one's own, as real processes: found, started, watched, killed, started again, stopped."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.errors import ServerUnavailable, UsageError
+from flows.inference import Inference
+from flows.prefect_server import free_port
+from flows.serving.keeper import ServerDied, kept_servers, watching
+from flows.serving.launch import Launch
+from flows.serving.preflight import Replica, preflight
+from flows.serving.probe import served_models
+from flows.serving.record import ServerRecord, read_record, record_path
+from tests.client import StandIn
+from tests.conftest import ROOT
+from tests.serving.conftest import qwen_config
+from tests.test_inference import body
+
+MakeModel = Callable[..., Path]
+
+
+@pytest.fixture
+def launch(vllm: Path, make_model: MakeModel) -> Callable[..., Launch]:
+    model, port = make_model(qwen_config("7B"), "qwen2.5-vl-7b"), free_port()
+
+    def make(**fields: Any) -> Launch:
+        return Launch(
+            **{
+                "model_path": str(model),
+                "executable": str(vllm),
+                "port": port,
+                "start_timeout_seconds": 30,
+                "linger_seconds": 4,
+            }
+            | fields
+        )
+
+    return make
+
+
+def replicas(launch: Launch) -> list[Replica]:
+    found = preflight(launch, None, "")
+    found.check()
+    return found.replicas
+
+
+def record_of(launch: Launch) -> ServerRecord:
+    record = read_record(record_path(launch.port))
+    assert record is not None
+    return record
+
+
+async def test_a_server_is_started_used_and_stopped(launch: Callable[..., Launch], tmp_path: Path) -> None:
+    said: list[str] = []
+    start = launch()
+    async with kept_servers(replicas(start), tmp_path / "logs", said.append) as keepers:
+        async with Inference(start.urls(), "none", max_concurrency=2) as inference, watching(keepers, inference.pool):
+            assert await inference.check("qwen2.5-vl-7b") == "qwen2.5-vl-7b"
+            assert (await inference.ask(body(model="qwen2.5-vl-7b"))).text
+        assert len(record_of(start).group) == 3  # guardian, server, engine
+    assert read_record(record_path(start.port)) is None
+    assert served_models(start.urls()[0]) is None
+    assert [line.split()[0] for line in said] == ["starts", f"{start.urls()[0]}", "stopped"]
+
+
+async def test_replicas_are_servers_of_their_own(launch: Callable[..., Launch], tmp_path: Path) -> None:
+    start = launch(data_parallel_size=2)
+    async with kept_servers(replicas(start), tmp_path / "logs", print):
+        assert [served_models(url) for url in start.urls()] == [["qwen2.5-vl-7b"]] * 2
+
+
+@pytest.mark.parametrize("victim", ["engine", "server", "guardian", "all"])
+async def test_a_server_that_is_killed_is_started_again_and_no_request_fails(
+    launch: Callable[..., Launch], tmp_path: Path, victim: str
+) -> None:
+    start = launch(environment={"STAND_IN_PREFILL_SECONDS": "0.2"})
+    told: list[str] = []
+    async with (
+        kept_servers(replicas(start), tmp_path / "logs", told.append) as keepers,
+        Inference(start.urls(), "none", max_concurrency=4, server_wait_seconds=1, warn=told.append) as inference,
+        watching(keepers, inference.pool),
+    ):
+        asking = [asyncio.create_task(inference.ask(body(f"{n}", "qwen2.5-vl-7b"))) for n in range(40)]
+        await asyncio.sleep(0.5)
+        record = record_of(start)
+        guardian, server, engine = sorted(record.group)
+        for pid in {"engine": [engine], "server": [server], "guardian": [guardian], "all": record.group}[victim]:
+            os.kill(pid, signal.SIGKILL)
+        answers = await asyncio.gather(*asking)
+        assert len(answers) == 40
+        if victim == "guardian":  # the server lives on without it, and is still ours to stop
+            assert keepers[0].starts == 1
+        else:
+            assert keepers[0].starts == 2
+            assert any("is started again, time 1" in line for line in told)
+            assert record_of(start).pid != record.pid
+
+
+async def test_a_server_that_dies_too_often_is_given_up_with_its_cause(
+    launch: Callable[..., Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = launch(max_restarts=1)
+    async with (
+        kept_servers(replicas(start), tmp_path / "logs", print) as keepers,
+        Inference(start.urls(), "none", max_concurrency=4, server_wait_seconds=60) as inference,
+        watching(keepers, inference.pool),
+    ):
+        monkeypatch.setenv("STAND_IN_DIES_SAYING", "RuntimeError: No CUDA GPUs are available")
+        os.killpg(record_of(start).pid, signal.SIGKILL)
+        with pytest.raises(ServerUnavailable, match=r"its server died 2 times.*No CUDA GPUs are available.*check nvidia-smi"):
+            await inference.ask(body(model="qwen2.5-vl-7b"))
+
+
+async def test_out_of_memory_in_mid_run_lowers_the_concurrency(launch: Callable[..., Launch], tmp_path: Path) -> None:
+    start = launch(environment={"STAND_IN_PREFILL_SECONDS": "0.1"})
+    told: list[str] = []
+    async with (
+        kept_servers(replicas(start), tmp_path / "logs", print) as keepers,
+        Inference(start.urls(), "none", max_concurrency=8, warn=told.append) as inference,
+        watching(keepers, inference.pool),
+    ):
+        await asyncio.gather(*(inference.ask(body(f"{n}", "qwen2.5-vl-7b")) for n in range(16)))
+        record = record_of(start)
+        with record.log.open("a") as log:
+            log.write("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.32 GiB.\n")
+        os.killpg(record.pid, signal.SIGKILL)
+        await asyncio.gather(*(inference.ask(body(f"{n}", "qwen2.5-vl-7b")) for n in range(16)))
+        assert inference.pool.limit == 4
+    assert any("gets at most 4 requests at once from now on" in line for line in told)
+
+
+@pytest.mark.parametrize("saying", ["ValueError: Cannot find the config file for awq", "nothing that is known"])
+async def test_a_start_that_fails_tells_its_cause(
+    launch: Callable[..., Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saying: str
+) -> None:
+    monkeypatch.setenv("STAND_IN_DIES_SAYING", saying)
+    with pytest.raises(ServerDied, match=f"ended while it started: {saying}.*its log is"):
+        async with kept_servers(replicas(launch()), tmp_path / "logs", print):
+            pass
+
+
+async def test_a_start_that_takes_too_long_is_ended(launch: Callable[..., Launch], tmp_path: Path) -> None:
+    start = launch(start_timeout_seconds=1, environment={"STAND_IN_LOAD_SECONDS": "60"})
+    with pytest.raises(ServerDied, match="was not ready after 1 s"):
+        async with kept_servers(replicas(start), tmp_path / "logs", print):
+            pass
+
+
+async def test_a_port_that_serves_the_model_is_used_and_left_alone(
+    launch: Callable[..., Launch], tmp_path: Path
+) -> None:
+    start = launch()
+    said: list[str] = []
+    with StandIn.started("--model", "qwen2.5-vl-7b") as other:
+        start = launch(port=other.port)
+        assert any("already serves" in note for note in preflight(start, None, "").notes)
+        async with kept_servers(replicas(start), tmp_path / "logs", said.append):
+            pass
+        assert other.answers()
+    assert "somebody else has started" in said[0]
+
+
+async def test_a_port_with_something_else_on_it_is_refused_with_a_free_one(
+    launch: Callable[..., Launch], tmp_path: Path
+) -> None:
+    with StandIn.started("--model", "another") as other:
+        found = preflight(launch(port=other.port), None, "")
+        with pytest.raises(
+            UsageError, match=rf"port {other.port} is taken by a server of another: set port to a free one, such as \d+"
+        ):
+            found.check()
+        with pytest.raises(UsageError, match="is taken by a server of another"):
+            async with kept_servers(found.replicas, tmp_path / "logs", print):
+                pass
+
+
+RUN_AND_WAIT = """
+import asyncio, json, sys
+from pathlib import Path
+from flows.serving.keeper import kept_servers
+from flows.serving.launch import Launch
+from flows.serving.preflight import preflight
+
+async def main():
+    found = preflight(Launch(**json.loads(sys.argv[1])), None, "")
+    async with kept_servers(found.replicas, Path(sys.argv[2]), lambda line: print(line, flush=True)):
+        print("up", flush=True)
+        await asyncio.sleep(float(sys.argv[3]))
+
+asyncio.run(main())
+"""
+
+
+def another_run(start: Launch, logs: Path, seconds: float = 3600) -> "subprocess.Popen[str]":
+    """A run in a process of its own, once its server is up."""
+    run = subprocess.Popen(
+        [sys.executable, "-c", RUN_AND_WAIT, start.model_dump_json(), str(logs), str(seconds)],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert run.stdout is not None
+    for line in run.stdout:
+        if line == "up\n":
+            break
+    return run
+
+
+async def test_a_server_left_by_a_killed_run_is_found_and_used(launch: Callable[..., Launch], tmp_path: Path) -> None:
+    start = launch()
+    said: list[str] = []
+    run = another_run(start, tmp_path / "logs")
+    left = record_of(start)
+    run.kill()
+    run.communicate()
+    async with kept_servers(replicas(start), tmp_path / "logs", said.append) as keepers:
+        assert record_of(start) == left
+        assert keepers[0].starts == 0
+    assert "which an earlier run has left" in said[0]
+    assert not left.group
+
+
+async def test_a_server_left_by_a_killed_run_ends_by_itself(launch: Callable[..., Launch], tmp_path: Path) -> None:
+    start = launch()
+    run = another_run(start, tmp_path / "logs")
+    left = record_of(start)
+    run.kill()
+    run.communicate()
+    deadline = time.monotonic() + 20
+    while left.group and time.monotonic() < deadline:
+        await asyncio.sleep(0.2)
+    assert not left.group
+
+
+async def test_a_server_of_other_settings_that_was_left_is_replaced(
+    launch: Callable[..., Launch], tmp_path: Path
+) -> None:
+    start = launch()
+    run = another_run(start, tmp_path / "logs")
+    left = record_of(start)
+    run.kill()
+    run.communicate()
+    other = preflight(start, "another-name", "").replicas
+    async with kept_servers(other, tmp_path / "logs", print):
+        assert served_models(start.urls()[0]) == ["another-name"]
+        assert not left.group
+
+
+async def test_the_last_of_two_runs_stops_the_server(launch: Callable[..., Launch], tmp_path: Path) -> None:
+    start = launch()
+    said: list[str] = []
+    async with kept_servers(replicas(start), tmp_path / "logs", said.append):
+        other = another_run(start, tmp_path / "logs", 2)
+    assert "stays up for another run that uses it" in said[-1]
+    assert served_models(start.urls()[0]) == ["qwen2.5-vl-7b"]
+    await asyncio.to_thread(other.communicate)
+    assert served_models(start.urls()[0]) is None
+
+
+async def test_a_server_that_is_to_be_kept_outlives_the_run(launch: Callable[..., Launch], tmp_path: Path) -> None:
+    start = launch(keep=True)
+    async with kept_servers(replicas(start), tmp_path / "logs", print):
+        pass
+    await asyncio.sleep(6)  # longer than the guardian lingers
+    assert served_models(start.urls()[0]) == ["qwen2.5-vl-7b"]
+    record_of(start).end()
+
+
+async def test_a_cancelled_start_leaves_nothing(launch: Callable[..., Launch], tmp_path: Path) -> None:
+    start = launch(environment={"STAND_IN_LOAD_SECONDS": "60"})
+
+    async def run() -> None:
+        async with kept_servers(replicas(start), tmp_path / "logs", print):
+            pass
+
+    task = asyncio.create_task(run())
+    while read_record(record_path(start.port)) is None:
+        await asyncio.sleep(0.05)
+    left = record_of(start)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not left.group

@@ -1,0 +1,185 @@
+"""A real vLLM on CPU that the flow starts and looks after: used, stopped, killed, started again, told why it fails."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from demo.processes import TINY_GROUNDER, TINY_GROUNDER_RECIPE, TINY_GROUNDER_SERVER
+from demo.scenes import write_small_folder
+from flows.prefect_server import free_port
+from flows.serving.probe import served_models
+from flows.serving.record import ServerRecord, read_record, record_path
+from tests.client import StandIn
+from tests.conftest import ROOT, Job, lines_of
+from tests.serving.conftest import qwen_config
+
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(900)]
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def make_job(folder: Path, count: int = 40, **start: Any) -> Job:
+    """A job whose server.yaml is the demo's, on a free port; with changes."""
+    write_small_folder(folder, count, shapes=1, seed=5)
+    job = Job(folder, [f"{number:04d}.png" for number in range(count)])
+    fields = yaml.safe_load(TINY_GROUNDER_SERVER.read_text())
+    own = {
+        "port": free_port(),
+        "model_path": str(TINY_GROUNDER),
+        "executable": str(ROOT / ".venv-vllm" / "bin" / "vllm"),
+    }
+    extra = start.pop("extra_arguments", [])
+    fields["start"] |= own | start
+    fields["start"]["extra_arguments"] += extra
+    (folder / "server.yaml").write_text(yaml.safe_dump(fields))
+    return job
+
+
+def arguments(job: Job) -> list[str]:
+    paths = {"--input": job.input, "--image-root": job.images, "--output": job.output,
+             "--server": job.folder / "server.yaml", "--recipe": TINY_GROUNDER_RECIPE}  # fmt: skip
+    return [str(word) for pair in paths.items() for word in pair]
+
+
+def run(job: Job) -> tuple[int, str]:
+    process = job.start_with(arguments(job))
+    _, errors = process.communicate(timeout=600)
+    print(errors)
+    return process.returncode, errors
+
+
+def url_of(job: Job) -> str:
+    port = yaml.safe_load((job.folder / "server.yaml").read_text())["start"]["port"]
+    return f"http://127.0.0.1:{port}/v1"
+
+
+def wait_for_answers(job: Job) -> ServerRecord:
+    deadline = time.monotonic() + 300
+    while not any(part.stat().st_size for part in job.work.glob("parts/*.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    record = read_record(record_path(int(url_of(job).split(":")[2].removesuffix("/v1"))))
+    assert record is not None
+    return record
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+
+
+def test_started_used_and_stopped_with_no_process_left(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    process = job.start_with(arguments(job))
+    record = wait_for_answers(job)
+    assert len(record.group) >= 3  # guardian, API server, engine
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert not record.group
+    assert served_models(url_of(job)) is None
+    assert len(lines_of(job.output)) == 40
+
+
+def test_a_killed_engine_is_replaced_and_no_image_fails(tmp_path: Path) -> None:
+    job = make_job(tmp_path, 400)
+    process = job.start_with(arguments(job))
+    record = wait_for_answers(job)
+    engines = [pid for pid in record.group if "EngineCore" in name_of(pid)]
+    assert engines
+    os.kill(engines[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=600)
+    print(errors)
+    assert process.returncode == 0, errors
+    assert "has died and is started again, time 1" in errors
+    assert len(lines_of(job.output)) == 400
+    assert not lines_of(job.failures)
+    report = json.loads((tmp_path / "labeled.report.json").read_text())
+    assert report["servers"][url_of(job)]["starts"] == 2
+
+
+def test_after_a_killed_run_the_next_finds_the_server_and_stops_it(tmp_path: Path) -> None:
+    job = make_job(tmp_path, 400)
+    process = job.start_with(arguments(job))
+    record = wait_for_answers(job)
+    process.kill()
+    process.communicate()
+    code, errors = run(job)
+    assert code == 0, errors
+    assert "which an earlier run has left" in errors
+    assert len(lines_of(job.output)) == 400
+    assert not record.group
+
+
+def test_a_killed_run_that_has_no_successor_leaves_no_server(tmp_path: Path) -> None:
+    job = make_job(tmp_path, 400, linger_seconds=2)
+    process = job.start_with(arguments(job))
+    record = wait_for_answers(job)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while record.group and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not record.group
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ({"model_path": "/nowhere/qwen"}, "there is no model folder /nowhere/qwen"),
+        ({"max_model_len": 1_000_000}, "max_model_len 1000000 is more than the model's own"),
+        ({"tensor_parallel_size": 3}, "TP=3 cannot split"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_start(tmp_path: Path, start: dict[str, Any], message: str) -> None:
+    code, errors = run(make_job(tmp_path, 2, **start))
+    assert code == 2
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
+
+
+def test_tp_3_on_40_heads_is_refused_with_what_would_work(tmp_path: Path) -> None:
+    model = tmp_path / "Qwen2.5-VL-32B-Instruct"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(qwen_config("32B")))
+    code, errors = run(make_job(tmp_path, 2, model_path=str(model), tensor_parallel_size=3))
+    assert code == 2
+    assert "TP=3 cannot split 40 heads: TP can be 1, 2, 4, 8; or use replicas, or PP" in errors
+
+
+def test_a_taken_port_is_refused_with_a_free_one(tmp_path: Path) -> None:
+    with StandIn.started() as other:
+        code, errors = run(make_job(tmp_path, 2, port=other.port))
+    assert code == 2
+    assert f"port {other.port} is taken by a server of stand-in-qwen2.5-vl: set port to a free one" in errors
+
+
+@pytest.mark.parametrize(
+    ("extra", "cause", "remedy"),
+    [
+        (["--no-such-flag"], "unrecognized arguments: --no-such-flag", "take it out of extra_arguments"),
+        (
+            ["--tensor-parallel-size=3"],
+            "must be divisible by tensor parallel size (3)",
+            "choose a tensor_parallel_size",
+        ),
+        (["--max-model-len=1000000"], "is greater than the derived max_model_len", "at most the model's own limit"),
+        (["--quantization=awq"], "Cannot find the config file for awq", "leave quantization empty"),
+    ],
+)
+def test_what_preflight_cannot_see_is_told_from_the_log(
+    tmp_path: Path, extra: list[str], cause: str, remedy: str
+) -> None:
+    code, errors = run(make_job(tmp_path, 2, extra_arguments=extra))
+    assert code == 2
+    last = errors.strip().splitlines()[-1]
+    assert "ended while it started" in last
+    assert cause in last
+    assert remedy in last
