@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import yaml
 
 from flows.prefect_server import free_port
 from flows.serving.probe import served_models
-from flows.serving.record import read_record, record_path
 from tests.conftest import Job, lines_of
-from tests.serving.conftest import make_model, qwen_config, vllm
+from tests.serving.conftest import arguments, make_model, port_of, qwen_config, vllm, wait_for_answers
 
 __all__ = ["make_model", "vllm"]  # fixtures
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -34,24 +32,10 @@ def started_job(make_job: Callable[..., Job], vllm: Path, make_model: Callable[.
     return make
 
 
-def arguments(job: Job) -> list[str]:
-    paths = {
-        "--input": job.input,
-        "--image-root": job.images,
-        "--output": job.output,
-        "--server": job.folder / "server.yaml",
-    }
-    return [str(word) for pair in paths.items() for word in pair]
-
-
 def run(job: Job, **environment: str) -> tuple[int, str]:
     process = job.start_with(arguments(job), **environment)
     _, errors = process.communicate(timeout=120)
     return process.returncode, errors
-
-
-def port_of(job: Job) -> int:
-    return int(yaml.safe_load((job.folder / "server.yaml").read_text())["start"]["port"])
 
 
 def test_the_flow_starts_the_server_uses_it_and_stops_it(started_job: Callable[..., Job]) -> None:
@@ -124,14 +108,3 @@ def test_after_a_sigkill_the_next_run_finds_the_server_and_goes_on(started_job: 
     assert "which an earlier run has left" in errors
     assert sorted(row["image_path"] for row in lines_of(job.output)) == job.names
     assert not record.group
-
-
-def wait_for_answers(job: Job) -> Any:
-    """Until the first answers are on disk; returns the record of the server."""
-    deadline = time.monotonic() + 60
-    while not any(part.stat().st_size for part in job.work.glob("parts/*.jsonl")):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    record = read_record(record_path(port_of(job)))
-    assert record is not None
-    return record

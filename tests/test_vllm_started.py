@@ -14,10 +14,9 @@ from demo.processes import TINY_GROUNDER, TINY_GROUNDER_RECIPE, TINY_GROUNDER_SE
 from demo.scenes import write_small_folder
 from flows.prefect_server import free_port
 from flows.serving.probe import served_models
-from flows.serving.record import ServerRecord, read_record, record_path
 from tests.client import StandIn
 from tests.conftest import ROOT, Job, lines_of
-from tests.serving.conftest import qwen_config
+from tests.serving.conftest import arguments, port_of, qwen_config, wait_for_answers
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(900)]
 
@@ -44,32 +43,15 @@ def make_job(folder: Path, count: int = 40, **start: Any) -> Job:
     return job
 
 
-def arguments(job: Job) -> list[str]:
-    paths = {"--input": job.input, "--image-root": job.images, "--output": job.output,
-             "--server": job.folder / "server.yaml", "--recipe": TINY_GROUNDER_RECIPE}  # fmt: skip
-    return [str(word) for pair in paths.items() for word in pair]
-
-
 def run(job: Job) -> tuple[int, str]:
-    process = job.start_with(arguments(job))
+    process = job.start_with(arguments(job, "--recipe", str(TINY_GROUNDER_RECIPE)))
     _, errors = process.communicate(timeout=600)
     print(errors)
     return process.returncode, errors
 
 
 def url_of(job: Job) -> str:
-    port = yaml.safe_load((job.folder / "server.yaml").read_text())["start"]["port"]
-    return f"http://127.0.0.1:{port}/v1"
-
-
-def wait_for_answers(job: Job) -> ServerRecord:
-    deadline = time.monotonic() + 300
-    while not any(part.stat().st_size for part in job.work.glob("parts/*.jsonl")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    record = read_record(record_path(int(url_of(job).split(":")[2].removesuffix("/v1"))))
-    assert record is not None
-    return record
+    return f"http://127.0.0.1:{port_of(job)}/v1"
 
 
 def name_of(pid: int) -> str:
@@ -78,8 +60,8 @@ def name_of(pid: int) -> str:
 
 def test_started_used_and_stopped_with_no_process_left(tmp_path: Path) -> None:
     job = make_job(tmp_path)
-    process = job.start_with(arguments(job))
-    record = wait_for_answers(job)
+    process = job.start_with(arguments(job, "--recipe", str(TINY_GROUNDER_RECIPE)))
+    record = wait_for_answers(job, 300)
     assert len(record.group) >= 3  # guardian, API server, engine
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
@@ -90,8 +72,8 @@ def test_started_used_and_stopped_with_no_process_left(tmp_path: Path) -> None:
 
 def test_a_killed_engine_is_replaced_and_no_image_fails(tmp_path: Path) -> None:
     job = make_job(tmp_path, 400)
-    process = job.start_with(arguments(job))
-    record = wait_for_answers(job)
+    process = job.start_with(arguments(job, "--recipe", str(TINY_GROUNDER_RECIPE)))
+    record = wait_for_answers(job, 300)
     engines = [pid for pid in record.group if "EngineCore" in name_of(pid)]
     assert engines
     os.kill(engines[0], signal.SIGKILL)
@@ -107,8 +89,8 @@ def test_a_killed_engine_is_replaced_and_no_image_fails(tmp_path: Path) -> None:
 
 def test_after_a_killed_run_the_next_finds_the_server_and_stops_it(tmp_path: Path) -> None:
     job = make_job(tmp_path, 400)
-    process = job.start_with(arguments(job))
-    record = wait_for_answers(job)
+    process = job.start_with(arguments(job, "--recipe", str(TINY_GROUNDER_RECIPE)))
+    record = wait_for_answers(job, 300)
     process.kill()
     process.communicate()
     code, errors = run(job)
@@ -120,8 +102,8 @@ def test_after_a_killed_run_the_next_finds_the_server_and_stops_it(tmp_path: Pat
 
 def test_a_killed_run_that_has_no_successor_leaves_no_server(tmp_path: Path) -> None:
     job = make_job(tmp_path, 400, linger_seconds=2)
-    process = job.start_with(arguments(job))
-    record = wait_for_answers(job)
+    process = job.start_with(arguments(job, "--recipe", str(TINY_GROUNDER_RECIPE)))
+    record = wait_for_answers(job, 300)
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 60

@@ -3,13 +3,16 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.conftest import ROOT
+from flows.serving.record import ServerRecord, read_record, record_path
+from tests.conftest import ROOT, Job
 
 # The sizes in Qwen's own config.json files; the AWQ version of the 72B pads its intermediate size.
 QWEN = {
@@ -77,3 +80,30 @@ def processes_with(*words: str) -> list[int]:
         if words[-1] in command and int(entry.parent.name) != os.getpid():
             found.append(int(entry.parent.name))
     return found
+
+
+def arguments(job: Job, *more: str) -> list[str]:
+    """The command line of a job whose server.yaml says how to start the server."""
+    paths = {
+        "--input": job.input,
+        "--image-root": job.images,
+        "--output": job.output,
+        "--server": job.folder / "server.yaml",
+    }
+    return [*(str(word) for pair in paths.items() for word in pair), *more]
+
+
+def port_of(job: Job) -> int:
+    """Where its server.yaml wants the server."""
+    return int(yaml.safe_load((job.folder / "server.yaml").read_text())["start"]["port"])
+
+
+def wait_for_answers(job: Job, seconds: float = 60) -> ServerRecord:
+    """Until the first answers are on disk; returns the record of the server."""
+    deadline = time.monotonic() + seconds
+    while not any(part.stat().st_size for part in job.work.glob("parts/*.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    record = read_record(record_path(port_of(job)))
+    assert record is not None
+    return record
