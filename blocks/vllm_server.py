@@ -6,11 +6,11 @@ from urllib.parse import urlsplit
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr, field_validator
 
+from flows.endpoint import NO_KEY
 from flows.errors import UsageError
 from flows.serving.launch import Launch
 
 DEFAULT_ENDPOINT = "http://localhost:8000/v1"
-NO_KEY = "none"
 API_KEY_VARIABLE = "VLLM_API_KEY"  # the name that `vllm serve` itself reads its key from
 
 
@@ -52,7 +52,8 @@ class VLLMServer(Block):
     def urls(self) -> list[str]:
         """The base URLs of all endpoints, those of the servers to start first."""
         started = self.start.urls() if self.start is not None else []
-        return list(dict.fromkeys([*started, *self.endpoints])) or [DEFAULT_ENDPOINT]
+        others = [url for url in self.endpoints if url.replace("//localhost:", "//127.0.0.1:") not in started]
+        return list(dict.fromkeys([*started, *others])) or [DEFAULT_ENDPOINT]
 
     def expected_model(self) -> str | None:
         """The name that requests will use, where it is known before any server is asked."""

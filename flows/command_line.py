@@ -10,6 +10,7 @@ import glob
 import inspect
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from prefect.blocks.core import Block
     from prefect.client.schemas.objects import State
 
+SECRET = re.compile(r"endpoints|environment|key|token|secret|password", re.IGNORECASE)
 SERVER_FIELDS = (("endpoints",), ("model",), ("api_key",), ("start",))
 SomeBlock = TypeVar("SomeBlock", bound="Block")
 FINISHED, FINISHED_WITH_FAILURES, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -206,7 +208,8 @@ def _complaint(problem: dict[str, Any]) -> str:
     name = ".".join(map(str, problem["loc"]))
     of = "server" if problem["loc"][:1] in SERVER_FIELDS else "recipe"
     where = {"endpoints": "--api-base", "": of}.get(name, f"{of} field {name}")
-    value = "" if name == "endpoints" else f" {problem['input']!r:.60}"  # a URL may hold a secret
+    may_be_secret = SECRET.search(name) is not None
+    value = "" if may_be_secret else f" {problem['input']!r:.60}"
     return f"{where}{value}: {problem['msg'].removeprefix('Value error, ')}"
 
 

@@ -29,6 +29,7 @@ TRIAL_PAUSE_SECONDS = (2.0, 60.0)  # first, and longest after trials that were n
 SETTLE_SECONDS = (0.5, 10.0)  # least and most; else half the life of a request
 MOVED = 1.25  # a pace that changes by this much without our doing means that the knee has moved
 FULL_CACHE = 0.95
+AWAY_SECONDS = 5.0  # between two samples
 SMALL = 8  # a limit that is not worth the trial of a smaller one
 PREEMPTED = 0.5  # preemptions an answer
 KEPT_CHANGES = 200
@@ -91,6 +92,9 @@ class ConcurrencyController:
 
     def update(self, sample: Sample) -> None:
         """Takes a sample into account; `limit` may be another one afterwards."""
+        if self._window and _is_a_new_start(self._window[-1], sample):
+            self._window.clear()
+            self._before = None
         if sample.in_flight < USED * self.limit:
             self._window.clear()  # too little to do: nothing can be learned
             return
@@ -137,15 +141,20 @@ class ConcurrencyController:
         self._set(at, limit, why)
 
     def _hold(self, sample: Sample) -> None:
-        settled = [one for one in self._window if one.at - self._window[0].at >= self._settling_seconds()]
+        settling = self._settling_seconds()
+        settled = [one for one in self._window if one.at - self._window[0].at >= settling]
         if not settled or sample.at - settled[0].at < HOLD_SECONDS or not self._shows(settled):
             return
         if (level := self._level(settled)) is None:
             return
         always_waiting = min(one.waiting for one in settled)
-        if (surplus := math.floor(always_waiting - _spare(sample))) >= 1:
+        ours = sample.in_flight / max(
+            1.0, sample.in_flight, sample.running + sample.waiting
+        )  # of a server we may share
+        if (surplus := math.floor(ours * (always_waiting - _spare(sample)))) >= 1:
             self._end_trial(sample.at, worth_it=False)
-            self._set(sample.at, self.limit - surplus, f"{always_waiting:.0f} requests were always waiting")
+            least = 1 if ours > 0.5 else min(self.limit, FIRST_LIMIT)  # others would only take what we give up
+            self._set(sample.at, max(least, self.limit - surplus), f"{always_waiting:.0f} requests were always waiting")
         elif self._before is not None:
             self._judge(sample.at, self._before, level)
         elif trial := self._due_trial(settled, level, always_waiting):
@@ -224,6 +233,12 @@ class ConcurrencyController:
             self.limit = limit
             self.changes.append(Change(at, limit, why))
         self._window.clear()
+
+
+def _is_a_new_start(last: Sample, sample: Sample) -> bool:
+    """Whether the two cannot be compared: the server has started again, or was away, or is measured otherwise."""
+    went_back = sample.pace_count < last.pace_count or sample.tokens < last.tokens
+    return went_back or sample.by_requests != last.by_requests or sample.at - last.at > AWAY_SECONDS
 
 
 def _spare(sample: Sample) -> float:

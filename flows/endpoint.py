@@ -4,6 +4,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import aiohttp
 import httpx2
@@ -16,6 +17,7 @@ from flows.json_text import json_object, loads
 from flows.server_metrics import read_metrics
 
 HEALTH_TIMEOUT_SECONDS = 5
+NO_KEY = "none"  # sent where there is no key: the client insists on one, and such a server ignores it
 
 # The openai client lets some of its transport's errors through as they are.
 REQUEST_ERRORS = (openai.OpenAIError, aiohttp.ClientError, httpx2.HTTPError, OSError, EOFError, ValueError)
@@ -66,8 +68,8 @@ class Endpoint:
         self.up = asyncio.Event()
         self.up.set()
         self.down_since = 0.0  # monotonic, while it is down
-        self.restarting = False  # somebody is starting its server again
-        self.lost = ""  # why nobody will, any more
+        self.kept = False  # somebody looks after its server and starts it again: no end of patience
+        self.lost = ""  # why nobody does any more
         self._fixed_limit = connections
         self._completion_tokens = 0
         self._request_seconds = 0.0  # of all answers
@@ -75,7 +77,7 @@ class Endpoint:
         self._api_key = api_key
         self._timeout_seconds = timeout_seconds
         self._root = url.removesuffix("/v1")
-        self._probe = f"{self._root}/health"
+        self._probe: str | None = None  # what to ask for health, once known
         # No time-outs in the client: its own count between reads, and a server that dribbles would never meet them.
         # max_retries=0: retries live in Inference.ask, nowhere else.
         limits = httpx2.Limits(max_connections=connections + 8, max_keepalive_connections=connections + 8)
@@ -84,7 +86,8 @@ class Endpoint:
             api_key=api_key,
             max_retries=0,
             timeout=None,
-            http_client=DefaultAioHttpClient(limits=limits, timeout=None),
+            # A proxy of the environment's stands between machines, never between a machine and itself.
+            http_client=DefaultAioHttpClient(limits=limits, timeout=None, trust_env=not is_loopback(url)),
         )
 
     @property
@@ -160,13 +163,12 @@ class Endpoint:
         )
 
     async def is_healthy(self) -> bool:
-        """Whether the endpoint answers its probe now."""
-        return await self._get(self._probe) is not None
-
-    async def find_probe(self) -> None:
-        """Settles what to ask for health: behind some gateways there is no /health."""
-        if not await self.is_healthy():
-            self._probe = f"{self.url}/models"
+        """Whether the endpoint answers now; behind some gateways there is no /health, and /models tells."""
+        for probe in [self._probe] if self._probe else [f"{self._root}/health", f"{self.url}/models"]:
+            if await self._get(probe) is not None:
+                self._probe = probe
+                return True
+        return False
 
     async def models(self) -> list[str]:
         """Names of the served models. Raises REQUEST_ERRORS."""
@@ -199,11 +201,19 @@ class Endpoint:
         else:
             cause = lowest_cause(error)
             text = f"{type(cause).__name__}: {cause}"
-        return " ".join(text.replace(self._api_key, "***").split())[:500]
+        if self._api_key != NO_KEY:
+            text = text.replace(self._api_key, "***")
+        return " ".join(text.split())[:500]
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.close()
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the URL is of this machine."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def classify(error: Exception, message: str, attempt: int) -> Trouble:

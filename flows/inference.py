@@ -78,7 +78,7 @@ class Inference:
             except ServerUnavailable as error:
                 away[endpoint] = error
                 continue
-            await endpoint.find_probe()
+            await endpoint.is_healthy()  # settles how to ask
             served.append(set(names))
             if model is not None and model not in names:
                 listed = ", ".join(map(repr, names)) or "none"

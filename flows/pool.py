@@ -7,10 +7,10 @@ away it queues, first come first served.
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from flows.endpoint import Endpoint
 from flows.errors import ServerUnavailable
@@ -37,7 +37,7 @@ class Pool:
     async def __aenter__(self) -> Self:
         for endpoint in self.endpoints:
             if endpoint.controller is not None:
-                self._tasks[endpoint.url, "steer"] = asyncio.create_task(self._steer(endpoint))
+                self._go_on(endpoint, "steer", self._steer(endpoint))
         return self
 
     async def __aexit__(
@@ -127,11 +127,22 @@ class Pool:
         others = any(other.up.is_set() for other in self.endpoints)
         then = "the others take its requests" if others else f"waiting for it up to {self._wait_seconds:g} s"
         self._warn(f"{endpoint.url} gets no more requests: {why}; {then}")
-        self._tasks[endpoint.url, "watch"] = asyncio.create_task(self._watch(endpoint, rest_seconds))
+        self._go_on(endpoint, "watch", self._watch(endpoint, rest_seconds))
+
+    def _go_on(self, endpoint: Endpoint, what: str, work: Coroutine[Any, Any, None]) -> None:
+        """Works beside the requests; should that fail, somebody hears of it."""
+        task = self._tasks[endpoint.url, what] = asyncio.create_task(work)
+        task.add_done_callback(
+            lambda done: (
+                done.cancelled()
+                or done.exception() is None
+                or self._warn(f"{endpoint.url}: {what} ended by {done.exception()!r}: please report this")
+            )
+        )
 
     def lose(self, endpoint: Endpoint, why: str) -> None:
         """Nobody will start the endpoint's server again: no patience with it."""
-        endpoint.lost = why
+        endpoint.kept, endpoint.lost = False, why
         self.take_down(endpoint, why)
 
     def reduce(self, endpoint: Endpoint, why: str) -> None:
@@ -147,14 +158,14 @@ class Pool:
                     if not (turn := self._queue.popleft()).done():
                         turn.set_exception(error)
             await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
-        endpoint.strikes = 0
+        endpoint.strikes, endpoint.lost = 0, ""
         endpoint.up.set()
         self._warn(f"{endpoint.url} answers again, after {time.monotonic() - endpoint.down_since:.0f} s")
         self._hand_out()
 
     def _given_up(self) -> ServerUnavailable | None:
         """The error of a pool whose endpoints have all been away for too long."""
-        if any(endpoint.up.is_set() or endpoint.restarting for endpoint in self.endpoints):
+        if any(endpoint.up.is_set() or endpoint.kept for endpoint in self.endpoints):
             return None
         lost = [f"{endpoint.url}: {endpoint.lost}" for endpoint in self.endpoints if endpoint.lost]
         if len(lost) == len(self.endpoints):

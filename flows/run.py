@@ -12,8 +12,8 @@ from typing import Any, Literal
 import polars as pl
 
 from blocks import AnnotationRecipe, VLLMServer
-from blocks.vllm_server import NO_KEY
 from flows.annotator import Annotator
+from flows.endpoint import NO_KEY
 from flows.errors import UsageError
 from flows.families import Family, resolve_family
 from flows.inference import Inference
@@ -82,10 +82,12 @@ async def open_run(
         if server.start is not None:
             found = await asyncio.to_thread(preflight, server.start, server.model, own_key(server))
             found.check()
+            for note in found.notes:
+                say(note)
             # Ahead of the minutes-long start: nothing that can be refused should wait for it.
             stack.enter_context(workspace.locked())
             guard_recipe(workspace, recipe, found.model_name)
-            folder = Path(server.start.log_folder or workspace.logs).expanduser()
+            folder = Path(server.start.log_folder or workspace.logs).expanduser().resolve()
             keepers = await stack.enter_async_context(kept_servers(found.replicas, folder, say))
         inference = await stack.enter_async_context(
             Inference(

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from flows.concurrency import ConcurrencyController
+from flows.concurrency import ConcurrencyController, Sample
 from tests.simulation import Client, simulate
-from tests.stand_in.batching import Timing
+from tests.stand_in.batching import Engine, Timing
 
 RATE = {4: 8, 16: 16, 64: 32, 120: 40, 256: 64}  # capacity → answers a second
 
@@ -126,3 +126,25 @@ def test_running_out_of_memory_halves_it_for_good() -> None:
     client = Client(engine("slots", 64), controller)
     simulate(client.run(60))
     assert controller.limit <= before // 2
+
+
+def test_a_server_that_starts_again_counts_from_zero_and_that_stops_nothing() -> None:
+    controller = ConcurrencyController()
+    client = Client(engine("slots", 16), controller)
+
+    async def story() -> None:
+        again = Engine(engine("compute", 64), "simulated")
+        asyncio.get_running_loop().call_at(300, setattr, client, "engine", again)
+        await client.run(480)
+
+    simulate(story())
+    assert 48 <= controller.limit <= 110
+
+
+def test_what_others_have_in_the_queue_is_not_taken_from_us() -> None:
+    """Somebody else keeps 400 requests waiting: the limit does not fall to nothing for it."""
+    controller = ConcurrencyController()
+    for tick in range(400):
+        at = tick * 0.5
+        controller.update(Sample(at, controller.limit, tick, 64, 400, at * 1000, at * 10, at * 1000))
+    assert controller.limit == 4

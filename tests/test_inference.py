@@ -278,3 +278,12 @@ async def test_a_wrong_key_is_told_with_the_variable_to_set() -> None:
                 await client.check(None)
         async with Inference([f"{server.url}/v1"], "secret", max_concurrency=1) as client:
             assert (await client.ask(body())).text
+
+
+async def test_a_proxy_of_the_environment_does_not_stand_before_a_server_on_this_machine(
+    stand_in: StandIn, nobody: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", nobody)
+    async with inference(stand_in.url) as client:
+        assert await client.check(None) == "stand-in-qwen2.5-vl"
+        assert (await client.ask(body())).text

@@ -58,16 +58,20 @@ def _launch(options: dict[str, Any]) -> tuple[str | None, Launch]:
     """The model's name and the settings, from the file and, over it, from the options."""
     from blocks import VLLMServer
 
-    server = read_fields(Path(options["server"]), "server", VLLMServer) if "server" in options else {}
-    start = server.get("start") or {}
+    fields = read_fields(Path(options["server"]), "server", VLLMServer) if "server" in options else {}
+    start = fields.get("start")
     given = {name: options[name] for name in Launch.model_fields if name in options}
-    if "model_path" not in start | given:
+    if given and (start is None or isinstance(start, dict)):
+        fields["start"] = (start or {}) | given
+    if fields.get("start") is None or fields["start"] == {}:
         raise UsageError("which model? Set --model-path, or start.model_path in the file of --server")
     try:
-        return server.get("model"), Launch(**(start | given))
+        server = VLLMServer(**fields)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, one['loc']))} {one['input']!r:.60}: {one['msg']}" for one in error.errors())
+        problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False))
         raise UsageError("; ".join(problems)) from None
+    assert server.start is not None  # noqa: S101 - for the type checker
+    return server.model, server.start
 
 
 def _gpus(text: str) -> list[Gpu]:
@@ -76,7 +80,7 @@ def _gpus(text: str) -> list[Gpu]:
     try:
         memory = int(float(size) * GIB)
         return [Gpu(index, "assumed", memory, memory) for index in range(int(count))]
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UsageError(f"--assume-gpus {text!r} is not of the form 3x24: number of GPUs x GiB of each") from None
 
 

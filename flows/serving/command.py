@@ -29,7 +29,7 @@ def find_version(executable: str) -> tuple[Version, str]:
     """
     try:
         result = subprocess.run(
-            [executable, "--version"], capture_output=True, text=True, timeout=VERSION_SECONDS, check=False
+            [_found(executable), "--version"], capture_output=True, text=True, timeout=VERSION_SECONDS, check=False
         )
     except FileNotFoundError:
         raise UsageError(
@@ -175,4 +175,5 @@ def server_environment(launch: Launch, gpus: Sequence[int], api_key: str) -> dic
 
 
 def _found(executable: str) -> str:
-    return shutil.which(os.path.expanduser(executable)) or executable  # noqa: PTH111 - a bare name stays one
+    path = shutil.which(os.path.expanduser(executable))  # noqa: PTH111 - a bare name stays one
+    return os.path.abspath(path) if path is not None else executable  # noqa: PTH100 - a venv's links are not to be resolved

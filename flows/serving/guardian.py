@@ -23,25 +23,29 @@ TERMINATE_SECONDS = 40  # vLLM finishes the requests in flight first
 def main() -> int:
     """Returns the server's exit code."""
     record, users, log, linger, *command = sys.argv[1:]
+    told = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
     _write_record(Path(record), {"command": command, "keep": linger == "keep", "log": log})
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_end, args=[server], daemon=True).start())
+    threading.Thread(target=_end_when_told, args=[server, told], daemon=True).start()
     if linger != "keep":
-        threading.Thread(target=_end_when_unused, args=[server, Path(users), float(linger)], daemon=True).start()
+        threading.Thread(target=_tell_when_unused, args=[told, Path(users), float(linger)], daemon=True).start()
     code = server.wait()
     _end_group()
     return code
 
 
 def _write_record(path: Path, record: "dict[str, object]") -> None:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]  # its start, since boot
     fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps({"pid": os.getpid(), "started": int(ticks), **record}))
+    fresh.touch(mode=0o600)
+    fresh.write_text(json.dumps({"pid": os.getpid(), "boot": boot, "started": int(ticks), **record}))
     fresh.replace(path)
 
 
-def _end_when_unused(server: "subprocess.Popen[bytes]", users: Path, linger_seconds: float) -> None:
+def _tell_when_unused(told: threading.Event, users: Path, linger_seconds: float) -> None:
     with users.open("a") as file:
         while True:
             fcntl.flock(file, fcntl.LOCK_EX)  # waits until no run holds its share
@@ -51,11 +55,12 @@ def _end_when_unused(server: "subprocess.Popen[bytes]", users: Path, linger_seco
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue  # another run has come
-            _end(server)
-            return
+            told.set()
+            threading.Event().wait()  # keeps the lock until the end: a run that comes now waits for it
 
 
-def _end(server: "subprocess.Popen[bytes]") -> None:
+def _end_when_told(server: "subprocess.Popen[bytes]", told: threading.Event) -> None:
+    told.wait()
     server.terminate()
     deadline = time.monotonic() + TERMINATE_SECONDS
     while server.poll() is None and time.monotonic() < deadline:

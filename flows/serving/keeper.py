@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from flows.endpoint import Endpoint
@@ -17,14 +17,15 @@ from flows.pool import Pool
 from flows.serving import guardian
 from flows.serving.log_causes import Cause, cause_of
 from flows.serving.preflight import Replica
-from flows.serving.probe import free_port_after, port_is_taken, served_models
+from flows.serving.probe import port_is_taken, port_is_taken_by, served_models
 from flows.serving.record import ServerRecord, Users, read_record, record_path
 
 POLL_SECONDS = 0.5
+RECORD_SECONDS = 10  # a guardian takes to write its record
 # Not forgotten while they live: a Popen that is warns, and a server that is kept lives longer than this process.
 _STARTED: "list[subprocess.Popen[bytes]]" = []
 NEWS_SECONDS = 30  # between two lines about a server that is still loading
-UNRESPONSIVE_SECONDS = 300  # a server that lives and does not answer for so long is ended
+UNRESPONSIVE_SECONDS = 120  # a server that lives and does not answer for so long is ended
 RECOVERED_SECONDS = 600  # a server that has been well for so long may die as often again
 LONGEST_BACKOFF_SECONDS = 60
 
@@ -47,6 +48,7 @@ class Keeper:
         self._say = say
         self._record_path = record_path(replica.port)
         self._users = Users(self._record_path)
+        self._guardian: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None  # of the server that was started or found last
 
     async def open(self) -> None:
@@ -59,34 +61,38 @@ class Keeper:
     async def close(self) -> None:
         """Stops the server, unless another run uses it, somebody else has started it, or it is to be kept."""
         with self._users:
-            record = read_record(self._record_path)
+            record = await self._record()
             if record is None:
                 return
             if record.keep:
-                self._say(f"{self.replica.url} stays up, as it was asked to")
-            elif self._users.is_alone():
+                self._say(f"{self.replica.url} stays up, as it was asked to; kill {record.pid} stops it")
+            elif self._users.try_alone():
                 await asyncio.to_thread(record.end)
-                self._forget(record)
                 self._say(f"stopped the server at {self.replica.url}")
             else:
                 self._say(f"{self.replica.url} stays up for another run that uses it")
 
     async def watch(self, endpoint: Endpoint, pool: Pool) -> None:
         """Starts the server again whenever it dies, while requests wait; gives up after too many times."""
-        deaths, started = 0, time.monotonic()
-        while True:
-            await asyncio.sleep(POLL_SECONDS)
-            if endpoint.up.is_set() or not await self._is_dead(endpoint.down_since):
-                continue
-            deaths = 1 if time.monotonic() - started > RECOVERED_SECONDS else deaths + 1
-            cause = self._cause()
-            if cause.is_memory:
-                pool.reduce(endpoint, f"its server ran out of memory ({cause.summary})")
-            if deaths > self.replica.launch.max_restarts:
-                pool.lose(endpoint, f"its server died {deaths} times, the last time of this: {cause}")
-                return
-            await self._restart(endpoint, cause, deaths)
-            started = time.monotonic()
+        deaths, started, was_well = 0, time.monotonic(), True
+        try:
+            while True:
+                await asyncio.sleep(POLL_SECONDS)
+                if endpoint.up.is_set() or not await self._is_dead(endpoint.down_since):
+                    was_well = was_well or endpoint.up.is_set()
+                    continue
+                deaths = 1 if time.monotonic() - started > RECOVERED_SECONDS else deaths + 1
+                cause = self._cause()
+                if cause.is_memory and was_well:  # not when it is out of memory while it loads: that asks for none
+                    pool.reduce(endpoint, f"its server ran out of memory ({cause.summary})")
+                if deaths > self.replica.launch.max_restarts:
+                    pool.lose(endpoint, f"its server died {deaths} times, the last time of this: {cause}")
+                    return
+                await self._restart(cause, deaths)
+                started, was_well = time.monotonic(), False
+        except Exception as error:
+            pool.lose(endpoint, f"nobody looks after its server any more, for {error!r}")
+            raise
 
     async def _is_dead(self, down_since: float) -> bool:
         """Whether the server is gone, or has lived without a word for too long."""
@@ -96,46 +102,50 @@ class Keeper:
         lives = (record is not None and record.is_alive) or self._port_is_taken()
         return not lives or time.monotonic() - down_since > UNRESPONSIVE_SECONDS
 
-    async def _restart(self, endpoint: Endpoint, cause: Cause, number: int) -> None:
+    async def _restart(self, cause: Cause, number: int) -> None:
+        dead = read_record(self._record_path)
         self._say(f"{self.replica.url} has died and is started again, time {number}; {cause}")
-        endpoint.restarting = True
         await asyncio.sleep(min(LONGEST_BACKOFF_SECONDS, 2 ** (number - 1)))
         try:
             async with self._alone_in_starting():
-                record = read_record(self._record_path)
-                if record is not None and not await self._served_models():  # it hangs, or left processes behind
-                    await asyncio.to_thread(record.end)
+                # What hangs or has left processes behind goes; what another run has started meanwhile stays.
+                if dead is not None and read_record(self._record_path) == dead and not await self._served_models():
+                    await asyncio.to_thread(dead.end)
                 await self._find_or_start()
-        except (ServerUnavailable, UsageError) as error:
+        except (ServerUnavailable, UsageError, OSError) as error:
             self._say(f"{self.replica.url} did not come up again: {error}")
-        finally:
-            endpoint.restarting = False
 
     async def _find_or_start(self) -> None:
-        record, models = read_record(self._record_path), await self._served_models()
-        if models and self.replica.model in models:
+        replica, record, models = self.replica, read_record(self._record_path), await self._served_models()
+        same = record is None or record.command == replica.command
+        if models and replica.model in models and same:
             whose = "an earlier run has left" if record is not None else "somebody else has started"
             self._log = record.log if record is not None else None
-            self._say(f"uses the server at {self.replica.url}, which {whose}")
-            return
-        if record is not None and record.is_alive and record.command == self.replica.command and models is None:
-            self._say(f"waits for the server at {self.replica.url}, which an earlier run has started")
+            self._say(f"uses the server at {replica.url}, which {whose}")
+        elif record is not None and record.is_alive and same and models is None:
+            self._log = record.log
+            self._say(f"waits for the server at {replica.url}, which an earlier run has started")
             await self._wait_until_healthy(record.log, lambda: record.is_alive)
-            return
-        if record is not None:
-            if not self._users.is_alone():
-                raise UsageError(
-                    f"another run uses the server on port {self.replica.port}, which serves {models or 'nothing yet'}: "
-                    "choose another port"
-                )
-            self._say(f"ends what an earlier run has left on port {self.replica.port}")
-            await asyncio.to_thread(record.end)
-            self._users.try_share()
-        if self._port_is_taken():
-            free = free_port_after(self.replica.launch.host, self.replica.port)
-            what = f"a server of {', '.join(models)}" if models else "another program"
-            raise UsageError(f"port {self.replica.port} is taken by {what}: set port to a free one, such as {free}")
-        await self._start()
+        else:
+            if record is not None:
+                await self._make_room(record)
+            if self._port_is_taken():
+                raise UsageError(port_is_taken_by(replica.launch.host, replica.port, models))
+            await self._start()
+
+    async def _make_room(self, record: ServerRecord) -> None:
+        """Ends a server of other settings that an earlier run has left. Raises UsageError where it is still wanted."""
+        port = self.replica.port
+        if record.keep and record.is_alive:
+            raise UsageError(
+                f"port {port} has a server of other settings that was to be kept (process {record.pid}): set another "
+                f"port, or stop it with kill {record.pid}"
+            )
+        if not self._users.try_alone():
+            raise UsageError(f"port {port} has a server of other settings that another run uses: set another port")
+        self._say(f"ends the server of other settings that an earlier run has left on port {port}")
+        await asyncio.to_thread(record.end)
+        self._users.try_share()
 
     async def _start(self) -> None:
         replica = self.replica
@@ -156,6 +166,7 @@ class Keeper:
             )  # fmt: skip
         self.starts += 1
         _STARTED.append(process)
+        self._guardian = process
         await self._wait_until_healthy(log, lambda: process.poll() is None)
 
     async def _wait_until_healthy(self, log: Path, is_alive: Callable[[], bool]) -> None:
@@ -165,9 +176,8 @@ class Keeper:
             now = time.monotonic()
             if not is_alive() or now - started > patience:
                 cause = cause_of(log)
-                if (record := read_record(self._record_path)) is not None:
+                if (record := await self._record()) is not None and record.log == log:
                     await asyncio.to_thread(record.end)
-                    self._forget(record)
                 what = "ended while it started" if now - started <= patience else f"was not ready after {patience:g} s"
                 raise ServerDied(f"the server at {self.replica.url} {what}: {cause}; its log is {log}", cause)
             if now - news > NEWS_SECONDS:
@@ -175,6 +185,15 @@ class Keeper:
                 news = now
             await asyncio.sleep(POLL_SECONDS)
         self._say(f"{self.replica.url} is ready after {time.monotonic() - started:.0f} s")
+
+    async def _record(self) -> ServerRecord | None:
+        """The record of the server; that of one just started is a moment late."""
+        deadline = time.monotonic() + RECORD_SECONDS
+        while (record := read_record(self._record_path)) is None and time.monotonic() < deadline:
+            if self._guardian is None or self._guardian.poll() is not None:
+                break
+            await asyncio.sleep(0.05)
+        return record
 
     async def _served_models(self) -> list[str] | None:
         return await asyncio.to_thread(served_models, self.replica.url, self.replica.api_key)
@@ -187,12 +206,6 @@ class Keeper:
         record = read_record(self._record_path)
         log = record.log if record is not None else self._log
         return cause_of(log) if log is not None else Cause("", "somebody else had started it, so its log is not known")
-
-    def _forget(self, record: ServerRecord) -> None:
-        for process in _STARTED:
-            process.poll()
-        if not record.group:
-            self._record_path.unlink(missing_ok=True)
 
     @asynccontextmanager
     async def _alone_in_starting(self) -> AsyncIterator[None]:
@@ -233,18 +246,21 @@ async def kept_servers(
 async def watching(keepers: Sequence[Keeper], pool: Pool) -> AsyncIterator[None]:
     """Looks after the servers of a pool while the context lasts."""
     endpoints = {endpoint.url: endpoint for endpoint in pool.endpoints}
+    for keeper in keepers:
+        endpoints[keeper.replica.url].kept = True
     watches = [asyncio.create_task(keeper.watch(endpoints[keeper.replica.url], pool)) for keeper in keepers]
     try:
         yield
     finally:
         for watch in watches:
             watch.cancel()
-        for watch in watches:
-            with suppress(asyncio.CancelledError):
-                await watch
+        await asyncio.gather(*watches, return_exceptions=True)  # what went wrong in one was told to the pool
 
 
 def last_line(log: Path) -> str:
     """What the server said last."""
-    lines = [line for line in log.read_text(errors="replace")[-4000:].splitlines() if line.strip()]
+    try:
+        lines = [line for line in log.read_text(errors="replace")[-4000:].splitlines() if line.strip()]
+    except OSError as error:
+        return f"its log cannot be read ({error.strerror})"
     return lines[-1].strip()[-200:] if lines else "it has not said anything yet"

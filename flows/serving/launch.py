@@ -1,10 +1,19 @@
 """How vLLM is to be started: the settings."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+LAST_PORT = 65_535
+# In extra_arguments they would disagree with what this project believes, or show a secret to everybody's `ps`.
+FIELDS_OF_THEIR_OWN = {
+    "--api-key": "api_key of the server",
+    "--port": "port",
+    "--host": "host",
+    "--served-model-name": "model of the server",
+    "--data-parallel-size": "data_parallel_size",
+}
 MAX_MODEL_LEN = 8192  # tokens: an image budget of 1280, a long caption and an answer of 1536 fit well
 
 
@@ -36,7 +45,7 @@ class Launch(BaseModel):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="Share of each GPU's memory that vLLM may take."
     )
-    port: Annotated[int, Field(ge=1024, le=65_535)] = Field(default=8000, description="Of the first replica.")
+    port: Annotated[int, Field(ge=1024, le=LAST_PORT)] = Field(default=8000, description="Of the first replica.")
     host: str = Field(default="127.0.0.1", description="Where it listens; 0.0.0.0 lets other machines in.")
     gpus: list[Annotated[int, Field(ge=0)]] | None = Field(
         default=None, description="Which GPUs (CUDA_VISIBLE_DEVICES); empty takes them all."
@@ -59,11 +68,30 @@ class Launch(BaseModel):
     log_folder: str | None = Field(default=None, description="Empty takes the folder logs in the run's work folder.")
     keep: bool = Field(default=False, description="Whether the servers stay up after the run.")
 
+    @field_validator("extra_arguments")
+    @classmethod
+    def _not_what_fields_say(cls, arguments: list[str]) -> list[str]:
+        for argument in arguments:
+            flag = argument.partition("=")[0]
+            if flag in FIELDS_OF_THEIR_OWN:
+                raise ValueError(f"{flag} has a field of its own: {FIELDS_OF_THEIR_OWN[flag]}")
+        return arguments
+
+    @model_validator(mode="after")
+    def _ports_for_all(self) -> Self:
+        if self.port + self.data_parallel_size - 1 > LAST_PORT:
+            raise ValueError(
+                f"port {self.port} and the {self.data_parallel_size - 1} after it pass {LAST_PORT}: set a lower one"
+            )
+        return self
+
     def urls(self) -> list[str]:
         """The replicas' base URLs, for clients on this machine."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host  # noqa: S104
+        host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        host = f"[{host}]" if ":" in host else host
         return [f"http://{host}:{self.port + replica}/v1" for replica in range(self.data_parallel_size)]
 
     def served_name(self, model: str | None) -> str:
         """The name that requests use: the block's, or the last part of the path."""
-        return model or Path(self.model_path).name
+        path = Path(self.model_path).expanduser()
+        return model or (path.resolve() if path.is_dir() else path).name

@@ -6,7 +6,15 @@ from pathlib import Path
 
 READ_BYTES = 400_000  # of the log's end
 LAST_LINES = 4
-NO_ERRORS = ("DEBUG ", "INFO ", "INFO:", "WARNING ")  # they name settings and dangers that sound like causes
+NO_ERRORS = (
+    "DEBUG ",
+    "INFO ",
+    "INFO:",
+    "WARNING ",
+    "[W",
+    "W1",
+    "W0",
+)  # they name settings and dangers that sound like causes
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ KNOWN: list[tuple[str, str]] = [
      "take another quantization of the model, or a newer GPU"),
     (r"not aligned with the quantized weight shape|not divisible by +(?:group_size|min_thread)",
      "the quantization's groups cannot be split so: choose a smaller tensor_parallel_size or replicas"),
-    (r"trust[-_]remote[-_]code|contains custom code which must be executed",
+    (r"contains custom code which must be executed|If the (?:model|tokenizer) is a custom",
      "the model brings code of its own: set trust_remote_code if you trust who made it"),
     (r"gated repo", "accept the model's licence on Hugging Face and set HF_TOKEN in environment"),
     (r"offline mode is enabled|outgoing traffic has been disabled|couldn't connect to 'https://huggingface|"

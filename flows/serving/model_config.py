@@ -74,34 +74,35 @@ def _neighbours(folder: Path) -> str:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Reads config.json and the sizes of the weights beside it. Raises UsageError where it is no model's."""
+    """Reads config.json and the sizes of the weights beside it.
+
+    Raises UsageError where it is no JSON object, ValueError where it does not say enough: some models leave to
+    transformers what all of their kind have in common.
+    """
     whole = json_object(path.read_bytes())
     if whole is None:
         raise UsageError(f"{path} is no JSON object: download the model again")
-    try:
-        fields = whole | next((_section(whole, name) for name in TEXT_SECTIONS if _section(whole, name)), {})
-        heads = _count(fields, "num_attention_heads")
-        kv_heads = _count(fields, "num_key_value_heads", heads)
-        head_dim = _count(fields, "head_dim", _count(fields, "hidden_size") // heads)
-        quantization = _section(fields, "quantization_config")
-        vision = _vision_tower(whole)
-        return ModelConfig(
-            name=path.parent.name,
-            layers=_count(fields, "num_hidden_layers"),
-            heads=heads,
-            kv_heads=kv_heads,
-            intermediate_size=_count(fields, "intermediate_size", 0),
-            vocab_size=_count(fields, "vocab_size", 0),
-            vision_heads=vision[2],
-            vision_intermediate_size=vision[3],
-            max_model_len=_count(fields, "max_position_embeddings", 0) or None,
-            quantization=quantization.get("quant_method"),
-            group_size=_count(quantization, "group_size", 0) or None,
-            weight_bytes=_weight_files_bytes(path.parent) or _estimated_bytes(fields, quantization, vision),
-            kv_bytes_per_token=_kv_bytes_per_token(fields, kv_heads, head_dim),
-        )
-    except (ValueError, ZeroDivisionError) as error:
-        raise UsageError(f"{path}: {error}; is it a language model's? If so, download it again") from None
+    fields = whole | next((_section(whole, name) for name in TEXT_SECTIONS if _section(whole, name)), {})
+    heads = _count(fields, "num_attention_heads")
+    kv_heads = _count(fields, "num_key_value_heads", heads)
+    head_dim = _count(fields, "head_dim", _count(fields, "hidden_size") // heads)
+    quantization = _section(fields, "quantization_config")
+    vision = _vision_tower(whole)
+    return ModelConfig(
+        name=path.parent.name,
+        layers=_count(fields, "num_hidden_layers"),
+        heads=heads,
+        kv_heads=kv_heads,
+        intermediate_size=_count(fields, "intermediate_size", 0),
+        vocab_size=_count(fields, "vocab_size", 0),
+        vision_heads=vision[2],
+        vision_intermediate_size=vision[3],
+        max_model_len=_count(fields, "max_position_embeddings", 0) or None,
+        quantization=str(quantization["quant_method"]) if quantization.get("quant_method") else None,
+        group_size=_count(quantization, "group_size", 0) or None,
+        weight_bytes=_weight_files_bytes(path.parent) or _estimated_bytes(fields, quantization, vision),
+        kv_bytes_per_token=_kv_bytes_per_token(fields, kv_heads, head_dim),
+    )
 
 
 def _section(fields: dict[str, Any], name: str) -> dict[str, Any]:
@@ -110,12 +111,12 @@ def _section(fields: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _count(fields: dict[str, Any], name: str, default: int | None = None) -> int:
-    """A whole number; `default` where the field is absent, null or -1 (which means none). Raises ValueError."""
+    """A whole number above 0; `default` where it is absent, null, 0 or -1 (which mean none). Raises ValueError."""
     value = fields.get(name)
-    if (value is None or value == -1) and default is not None:
+    if value in (None, 0, -1) and default is not None:
         return default
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"{name} is {value!r:.40}, no whole number")
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r:.40}, no whole number above 0")
     return value
 
 

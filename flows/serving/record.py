@@ -34,6 +34,7 @@ class ServerRecord:
     """A server that a run has started: its guardian, which leads its process group."""
 
     pid: int
+    boot: str  # the machine's, since which
     started: int  # clock ticks since boot: a process of the same number is another one
     command: list[str]
     keep: bool
@@ -42,14 +43,17 @@ class ServerRecord:
     @property
     def is_alive(self) -> bool:
         """Whether the guardian runs, and with it the server."""
-        return _started(self.pid) == self.started
+        return self.boot == boot_id() and _started(self.pid) == self.started
 
     @property
     def group(self) -> list[int]:
         """The processes of the server. When the guardian was killed they go on without it."""
-        if _started(self.pid) not in (None, self.started):
+        if self.is_alive:
+            return [pid for pid, group in _process_groups() if group == self.pid]
+        if self.boot != boot_id() or _started(self.pid) is not None:
             return []  # the number is another process's by now
-        return [pid for pid, group in _process_groups() if group == self.pid]
+        # A group can even have the number of one that is long gone: only what calls itself vLLM is taken for ours.
+        return [pid for pid, group in _process_groups() if group == self.pid and b"vllm" in _command(pid).lower()]
 
     def end(self) -> None:
         """Stops the server, with patience for its last requests; returns when no process of it is left."""
@@ -67,18 +71,20 @@ class ServerRecord:
 
 
 def read_record(path: Path) -> ServerRecord | None:
-    """The record of a server of which at least one process is left; one without is removed."""
+    """The record of a server of which at least one process is left."""
     try:
         fields = json_object(path.read_bytes()) or {}
         record = ServerRecord(
-            fields["pid"], fields["started"], list(fields["command"]), bool(fields["keep"]), Path(fields["log"])
+            int(fields["pid"]),
+            str(fields["boot"]),
+            int(fields["started"]),
+            list(fields["command"]),
+            bool(fields["keep"]),
+            Path(fields["log"]),
         )
     except (OSError, KeyError, TypeError, ValueError):
         return None
-    if record.is_alive or record.group:
-        return record
-    path.unlink(missing_ok=True)
-    return None
+    return record if record.is_alive or record.group else None
 
 
 class Users:
@@ -92,8 +98,8 @@ class Users:
         """Takes a share; False while the guardian is just ending the server."""
         return self._lock(fcntl.LOCK_SH)
 
-    def is_alone(self) -> bool:
-        """Whether nobody else has a share. Keeps the file to itself if so."""
+    def try_alone(self) -> bool:
+        """Takes the file for itself; False, with the share it had, while somebody else has one."""
         if self._lock(fcntl.LOCK_EX):
             return True
         self._lock(fcntl.LOCK_SH)  # a failed change of a lock loses the old one
@@ -113,6 +119,18 @@ class Users:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def boot_id() -> str:
+    """Tells this boot of the machine from every other."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _started(pid: int) -> int | None:

@@ -120,20 +120,26 @@ def test_text_fields_are_found_in_sections(make_model: MakeModel) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "error", "message"),
     [
-        b"",
-        b"[]",
-        b"{}",
-        b"\xff\x00",
-        b'{"num_attention_heads": "many"}',
-        b'{"num_attention_heads": 0, "hidden_size": 1, "num_hidden_layers": 1}',
-        b'{"num_attention_heads": 4, "hidden_size": 8, "num_hidden_layers": 2, "max_position_embeddings": "4k"}',
+        (b"", UsageError, "no JSON object: download"),
+        (b"[]", UsageError, "no JSON object: download"),
+        (b"\xff\x00", UsageError, "no JSON object: download"),
+        (b"{}", ValueError, "num_attention_heads is None"),
+        (b'{"num_attention_heads": "many"}', ValueError, "num_attention_heads is 'many', no whole number"),
+        (b'{"num_attention_heads": 0}', ValueError, "num_attention_heads is 0"),
+        (
+            b'{"num_attention_heads": 4, "num_key_value_heads": [1], "hidden_size": 8}',
+            ValueError,
+            "num_key_value_heads",
+        ),
     ],
 )
-def test_a_config_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_config_that_says_too_little_is_told_apart_from_none(
+    tmp_path: Path, content: bytes, error: type[Exception], message: str
+) -> None:
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(UsageError, match="download"):
+    with pytest.raises(error, match=message):
         read_config(tmp_path / "config.json")
 
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ import pytest
 from flows.errors import ServerUnavailable, UsageError
 from flows.inference import Inference
 from flows.prefect_server import free_port
-from flows.serving.keeper import ServerDied, kept_servers, watching
+from flows.serving.keeper import Keeper, ServerDied, kept_servers, watching
 from flows.serving.launch import Launch
 from flows.serving.preflight import Replica, preflight
 from flows.serving.probe import served_models
-from flows.serving.record import ServerRecord, read_record, record_path
+from flows.serving.record import ServerRecord, boot_id, read_record, record_path
 from tests.client import StandIn
 from tests.conftest import ROOT
 from tests.serving.conftest import qwen_config
@@ -116,9 +118,7 @@ async def test_a_server_that_dies_too_often_is_given_up_with_its_cause(
     ):
         monkeypatch.setenv("STAND_IN_DIES_SAYING", "RuntimeError: No CUDA GPUs are available")
         os.killpg(record_of(start).pid, signal.SIGKILL)
-        with pytest.raises(
-            ServerUnavailable, match=r"its server died 2 times.*No CUDA GPUs.*check nvidia-smi"
-        ):
+        with pytest.raises(ServerUnavailable, match=r"its server died 2 times.*No CUDA GPUs.*check nvidia-smi"):
             await inference.ask(body(model="qwen2.5-vl-7b"))
 
 
@@ -290,3 +290,95 @@ async def test_a_cancelled_start_leaves_nothing(launch: Callable[..., Launch], t
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not left.group
+
+
+async def test_a_start_that_is_cancelled_at_once_leaves_nothing(launch: Callable[..., Launch], tmp_path: Path) -> None:
+    start = launch(environment={"STAND_IN_LOAD_SECONDS": "60"})
+    keeper = Keeper(replicas(start)[0], tmp_path / "logs", print)
+    task = asyncio.create_task(keeper.open())
+    while not keeper.starts:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await keeper.close()
+    assert read_record(record_path(start.port)) is None
+
+
+async def test_a_server_that_hangs_is_ended_and_started_again(
+    launch: Callable[..., Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.serving.keeper.UNRESPONSIVE_SECONDS", 3)
+    start = launch()
+    async with (
+        kept_servers(replicas(start), tmp_path / "logs", print) as keepers,
+        Inference(
+            start.urls(), "none", max_concurrency=2, server_wait_seconds=1, request_timeout_seconds=2
+        ) as inference,
+        watching(keepers, inference.pool),
+    ):
+        record = record_of(start)
+        for pid in record.group:
+            if pid != record.pid:
+                os.kill(pid, signal.SIGSTOP)
+        assert (await inference.ask(body(model="qwen2.5-vl-7b"))).text
+        assert keepers[0].starts == 2
+        assert not record.group
+
+
+async def test_settings_that_differ_are_not_passed_over(launch: Callable[..., Launch], tmp_path: Path) -> None:
+    start = launch(keep=True)
+    async with kept_servers(replicas(start), tmp_path / "logs", print):
+        pass
+    other = launch(max_model_len=4096)
+    with pytest.raises(UsageError, match=r"server of other settings that was to be kept .* stop it with kill \d+"):
+        async with kept_servers(replicas(other), tmp_path / "logs", print):
+            pass
+    assert served_models(start.urls()[0]) == ["qwen2.5-vl-7b"]
+    async with kept_servers(replicas(launch(keep=True)), tmp_path / "logs", print) as keepers:
+        assert keepers[0].starts == 0
+    record_of(start).end()
+
+
+def test_a_stranger_in_a_group_of_the_recorded_number_is_left_alone(vllm: Path) -> None:
+    """A daemon whose leader has ended, in a group of a number that an old record names."""
+    leader = subprocess.Popen(
+        ["sh", "-c", "sleep 60 & echo $!"], start_new_session=True, stdout=subprocess.PIPE, text=True
+    )
+    assert leader.stdout is not None
+    stranger = int(leader.stdout.readline())
+    leader.wait()
+    leader.stdout.close()
+    ServerRecord(leader.pid, boot_id(), 1, ["vllm"], keep=False, log=Path("x")).end()
+    os.kill(stranger, 0)
+    os.kill(stranger, signal.SIGKILL)
+
+
+def test_a_record_of_another_boot_is_nobodys(vllm: Path) -> None:
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    here = ServerRecord(os.getpid(), boot_id(), ticks, ["vllm"], keep=False, log=Path("x"))
+    assert here.is_alive
+    assert not replace(here, boot="another").is_alive
+    assert not replace(here, boot="another").group
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"pid": "\\u0000", "boot": 1, "started": {}}', b"\xff", b"[1]"])
+def test_a_record_that_is_garbage_is_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "record.json"
+    path.write_bytes(content)
+    assert read_record(path) is None
+
+
+async def test_a_log_folder_that_is_gone_ends_no_run_that_does_well(
+    launch: Callable[..., Launch], tmp_path: Path
+) -> None:
+    start = launch(max_restarts=1)
+    async with (
+        kept_servers(replicas(start), tmp_path / "logs", print) as keepers,
+        Inference(start.urls(), "none", max_concurrency=2) as inference,
+        watching(keepers, inference.pool),
+    ):
+        shutil.rmtree(tmp_path / "logs")
+        (tmp_path / "logs").write_text("a file now")
+        os.killpg(record_of(start).pid, signal.SIGKILL)
+        with pytest.raises(ServerUnavailable, match="its server died 2 times"):
+            await inference.ask(body(model="qwen2.5-vl-7b"))

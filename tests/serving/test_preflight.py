@@ -1,18 +1,22 @@
 """What is known before a start, and `python -m flows.serving`, which prints it."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from flows.serving.__main__ import main
-from flows.serving.gpus import find_gpus
+from flows.serving.gpus import Gpu, find_gpus
 from flows.serving.launch import Launch
-from flows.serving.preflight import preflight
+from flows.serving.model_config import GIB
+from flows.serving.preflight import preflight, visible_gpus
 from tests.conftest import ROOT
 from tests.serving.conftest import qwen_config
+from tests.test_inference import raw_server
 
 MakeModel = Callable[..., Path]
 
@@ -102,7 +106,7 @@ def test_replicas_get_their_own_ports_and_cards(
     [
         ([], "which model? Set --model-path"),
         (["--model-path", "/m", "--assume-gpus", "three"], "--assume-gpus 'three' is not of the form 3x24"),
-        (["--model-path", "/m", "--port", "x"], "port 'x': Input should be a valid integer"),
+        (["--model-path", "/m", "--port", "x"], "start.port: Input should be a valid integer"),
         (["--server", "/nowhere.yaml"], "server '/nowhere.yaml' cannot be read"),
     ],
 )
@@ -153,3 +157,74 @@ def test_flags_that_are_gone_are_noted(vllm: Path, make_model: MakeModel) -> Non
 def test_a_machine_without_nvml_has_no_gpus_and_a_reason() -> None:
     cards, why_none = find_gpus()
     assert cards or why_none
+
+
+def test_of_more_cards_than_needed_the_freest_are_taken(vllm: Path, make_model: MakeModel) -> None:
+    start = Launch(model_path=str(make_model(qwen_config("7B"))), executable=str(vllm), tensor_parallel_size=2)
+    cards = [Gpu(0, "busy", 24 * GIB, 2 * GIB), Gpu(1, "free", 24 * GIB, 23 * GIB), Gpu(2, "free", 24 * GIB, 23 * GIB)]
+    found = preflight(start, None, "", cards)
+    assert found.replicas[0].environment["CUDA_VISIBLE_DEVICES"] == "1,2"
+
+
+def test_a_small_card_beside_a_large_one_does_not_decide(vllm: Path, make_model: MakeModel) -> None:
+    start = Launch(model_path=str(make_model(qwen_config("32B"))), executable=str(vllm))
+    cards = [Gpu(0, "small", 8 * GIB, 8 * GIB), Gpu(1, "large", 80 * GIB, 80 * GIB)]
+    assert not preflight(start, None, "", cards).problems
+
+
+def test_the_cards_of_a_scheduler_are_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, expected in (("3", [3]), ("0,2", [0, 2]), ("", None), ("GPU-8a1b", None)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert visible_gpus() == expected
+
+
+def test_cards_are_counted_without_knowing_the_model(vllm: Path) -> None:
+    start = Launch(model_path="Qwen/Qwen2.5-VL-7B-Instruct", executable=str(vllm), tensor_parallel_size=4)
+    cards = [Gpu(index, "card", 24 * GIB, 24 * GIB) for index in range(2)]
+    assert preflight(start, None, "", cards).problems == [
+        "TP=4 takes 4 GPUs of 2: lower tensor_parallel_size, pipeline_parallel_size or data_parallel_size"
+    ]
+
+
+def test_a_config_that_leaves_things_to_transformers_is_no_problem(vllm: Path, make_model: MakeModel) -> None:
+    start = Launch(
+        model_path=str(make_model({"model_type": "gemma3", "text_config": {"hidden_size": 2560}})), executable=str(vllm)
+    )
+    found = preflight(start, None, "", [])
+    assert not found.problems
+    assert "leaves out what the checks need (num_attention_heads is None" in found.text()
+
+
+def test_what_may_be_a_secret_is_not_printed(vllm: Path, make_model: MakeModel) -> None:
+    start = Launch(
+        model_path=str(make_model(qwen_config("7B"))), executable=str(vllm), environment={"HF_TOKEN": "hf_secret"}
+    )
+    text = preflight(start, None, "sesame", []).text()
+    assert "HF_TOKEN=…" in text
+    assert "hf_secret" not in text
+    assert "sesame" not in text
+
+
+@pytest.mark.parametrize("flag", ["--api-key", "--port=9", "--host", "--served-model-name"])
+def test_flags_with_a_field_of_their_own_are_refused(flag: str) -> None:
+    with pytest.raises(ValidationError, match="has a field of its own"):
+        Launch(model_path="/m", extra_arguments=[flag, "secret"])
+
+
+def test_the_last_replica_needs_a_port_too() -> None:
+    with pytest.raises(ValidationError, match="set a lower one"):
+        Launch(model_path="/m", port=65_535, data_parallel_size=2)
+
+
+async def test_a_program_that_speaks_no_http_is_a_taken_port(vllm: Path, make_model: MakeModel) -> None:
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with raw_server(talk) as url:
+        start = Launch(
+            model_path=str(make_model(qwen_config("7B"))), executable=str(vllm), port=int(url.rpartition(":")[2])
+        )
+        found = await asyncio.to_thread(preflight, start, None, "")
+    assert any("is taken by another program" in problem for problem in found.problems)
