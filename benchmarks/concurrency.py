@@ -1,17 +1,19 @@
 """`max_concurrency="auto"` against the best fixed number: what it reaches without being told anything.
 
 `python -m benchmarks.concurrency` asks stand-ins whose capacity is known: 5 capacities, 3 shapes of what holds an
-engine back. Beside each automatic run three fixed ones go on in the same minute, each against a stand-in of its own.
-`python -m benchmarks.concurrency --vllm URL` compares, turn by turn, on a real server that somebody has started.
+engine back. Beside each automatic run one with the best fixed number goes on in the same minute, on its own stand-in.
+`python -m benchmarks.concurrency --vllm` compares, turn by turn, on a real vLLM on CPU with the demo's tiny model.
 """
 
 import argparse
 import asyncio
 import io
 import json
+import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,19 +21,23 @@ from typing import Literal
 
 from PIL import Image
 
+from blocks import VLLMServer
+from demo.processes import TINY_GROUNDER_RECIPE, TINY_GROUNDER_SERVER
 from demo.scenes import draw_scene
 from flows.families import FAMILIES
 from flows.images import PreparedImage
 from flows.inference import Inference
 from flows.recipe import Recipe, request_body
+from flows.serving.keeper import kept_servers
+from flows.serving.preflight import preflight
 from flows.yaml_fields import read_fields
 from tests.client import StandIn
 
 SECONDS = 60
 ANSWERS_PER_SECOND = {4: 8, 16: 16, 64: 32, 128: 40, 256: 50}  # at full capacity
 SHAPES = ("slots", "compute", "cache")
-SHARES = (1.1, 1.5, 2.0)  # fixed numbers, of the capacity: with less an engine has slots idle while answers travel
-FIXED_ON_VLLM = (4, 8, 16, 24, 32, 48, 64)
+SHARE = 1.25  # of the capacity: the best fixed number, for with less an engine idles while answers travel
+FIXED_ON_VLLM, ROUNDS_ON_VLLM = (4, 8, 16, 32, 64), 2
 
 
 def timing_options(shape: str, capacity: int) -> list[str]:
@@ -84,8 +90,6 @@ async def answers_in(url: str, model: str, concurrency: int | Literal["auto"], s
 
 def scenes() -> list[PreparedImage]:
     """Different small images, so that no cache of the server helps."""
-    import random
-
     prepared = []
     rng = random.Random(3)
     for _ in range(256):
@@ -95,7 +99,7 @@ def scenes() -> list[PreparedImage]:
     return prepared
 
 
-def start_client(url: str, model: str, concurrency: str, seconds: float, recipe: str = "") -> "subprocess.Popen[str]":
+def start_client(url: str, model: str, concurrency: str, seconds: float) -> "subprocess.Popen[str]":
     """A client in a process of its own."""
     command = [
         sys.executable,
@@ -106,56 +110,61 @@ def start_client(url: str, model: str, concurrency: str, seconds: float, recipe:
         model,
         concurrency,
         str(seconds),
-        recipe,
     ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def compare_on_stand_ins(capacities: list[int]) -> None:
-    """Prints the table, a row an engine."""
-    print(f"runs of {SECONDS} s; shares are of the best fixed number's answers")
-    print("| engine | capacity | best fixed | auto | of the best | most in flight | of the capacity |")
+    """Prints the table, a row an engine; the three shapes of a capacity run at once."""
+    print(f"runs of {SECONDS} s; the fixed number is {SHARE} times the capacity")
+    print("| capacity | engine | fixed | auto | of the fixed | most in flight | of the capacity |")
     print("|---|---|---|---|---|---|---|")
     ratios = []
-    for shape in SHAPES:
-        for capacity in capacities:
-            tries = ["auto", *(str(round(share * capacity)) for share in SHARES)]
-            with ExitStack() as stack:
-                servers = [stack.enter_context(StandIn.started(*timing_options(shape, capacity))) for _ in tries]
-                clients = [
-                    start_client(f"{server.url}/v1", "stand-in-qwen2.5-vl", concurrency, SECONDS)
-                    for server, concurrency in zip(servers, tries, strict=True)
-                ]
-                outcomes = [json.loads(client.communicate()[0]) for client in clients]
-                most = servers[0].most_at_once()
-            rates = {
-                concurrency: outcome["answered"] / SECONDS for concurrency, outcome in zip(tries, outcomes, strict=True)
+    for capacity in capacities:
+        fixed = str(round(SHARE * capacity))
+        with ExitStack() as stack:
+            runs = {
+                (shape, tried): start_client_and_server(stack, timing_options(shape, capacity), tried)
+                for shape in SHAPES
+                for tried in ("auto", fixed)
             }
-            auto = rates.pop("auto")
-            best = max(rates, key=lambda concurrency: rates[concurrency])
-            ratios.append(auto / rates[best])
-            print(
-                f"| {shape} | {capacity} | {rates[best]:.1f}/s at {best} | {auto:.1f}/s | {ratios[-1]:.1%} | {most} | "
-                f"{most / capacity:.2f}× |",
-                flush=True,
-            )
-    print(f"auto / best fixed: median {statistics.median(ratios):.3f}, {min(ratios):.3f}-{max(ratios):.3f}")
+            rates = {which: json.loads(run.communicate()[0])["answered"] / SECONDS for which, (_, run) in runs.items()}
+            for shape in SHAPES:
+                most = runs[shape, "auto"][0].most_at_once()
+                ratios.append(rates[shape, "auto"] / rates[shape, fixed])
+                print(
+                    f"| {capacity} | {shape} | {rates[shape, fixed]:.1f}/s | {rates[shape, 'auto']:.1f}/s | "
+                    f"{ratios[-1]:.1%} | {most} | {most / capacity:.2f}× |",
+                    flush=True,
+                )
+    print(f"auto / fixed: median {statistics.median(ratios):.3f}, {min(ratios):.3f}-{max(ratios):.3f}")
 
 
-def compare_on_vllm(url: str, model: str, recipe: str) -> None:
-    """Prints a line a number, in two rounds with the automatic runs between the fixed ones."""
+def start_client_and_server(
+    stack: ExitStack, options: list[str], concurrency: str
+) -> "tuple[StandIn, subprocess.Popen[str]]":
+    """A stand-in of one's own for a client of one's own."""
+    server = stack.enter_context(StandIn.started(*options))
+    return server, start_client(f"{server.url}/v1", "stand-in-qwen2.5-vl", concurrency, SECONDS)
+
+
+async def compare_on_vllm() -> None:
+    """Prints a line a run, in rounds with the automatic one after the fixed ones."""
+    server = VLLMServer(**read_fields(TINY_GROUNDER_SERVER, "server", VLLMServer))
+    found = preflight(server.start, server.model, "") if server.start is not None else None
+    assert found is not None  # noqa: S101 - for the type checker
+    found.check()
     rates: dict[str, list[float]] = {}
-    for _ in range(2):
-        for concurrency in (*map(str, FIXED_ON_VLLM), "auto"):
-            client = start_client(url, model, concurrency, SECONDS, recipe)
-            outcome = json.loads(client.communicate()[0])
-            rates.setdefault(concurrency, []).append(outcome["answered"] / SECONDS)
-            limits = [change["limit"] for change in outcome["changes"]]
-            print(
-                f"{concurrency}: {rates[concurrency][-1]:.2f}/s, most in flight {outcome['most_in_flight']}",
-                limits,
-                flush=True,
-            )
+    with tempfile.TemporaryDirectory() as logs:
+        async with kept_servers(found.replicas, Path(logs), print):
+            for _ in range(ROUNDS_ON_VLLM):
+                for concurrency in (*map(str, FIXED_ON_VLLM), "auto"):
+                    client = start_client(server.urls()[0], found.model_name, concurrency, SECONDS)
+                    outcome = json.loads((await asyncio.to_thread(client.communicate))[0])
+                    rates.setdefault(concurrency, []).append(outcome["answered"] / SECONDS)
+                    limits = [(change["second"], change["limit"]) for change in outcome["changes"]]
+                    most = f"most in flight {outcome['most_in_flight']}"
+                    print(f"{concurrency}: {rates[concurrency][-1]:.2f}/s, {most}", limits, flush=True)
     fixed = {concurrency: statistics.mean(of) for concurrency, of in rates.items() if concurrency != "auto"}
     best = max(fixed, key=lambda concurrency: fixed[concurrency])
     auto = statistics.mean(rates["auto"])
@@ -166,16 +175,18 @@ def main() -> None:
     """See the module's text."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--capacities", type=int, nargs="*", default=list(ANSWERS_PER_SECOND))
-    options.add_argument("--vllm", nargs=3, metavar=("URL", "MODEL", "RECIPE"))
-    options.add_argument("--client", nargs=5, help=argparse.SUPPRESS)
+    options.add_argument(
+        "--vllm", action="store_true", help="on a real vLLM on CPU instead (make .venv-vllm/.installed)"
+    )
+    options.add_argument("--client", nargs=4, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.client:
-        url, model, concurrency, seconds, recipe = given.client
-        fields = read_fields(Path(recipe), "recipe", Recipe) if recipe else {}
+        url, model, concurrency, seconds = given.client
+        fields = {} if "stand-in" in model else read_fields(TINY_GROUNDER_RECIPE, "recipe", Recipe)
         number: int | Literal["auto"] = "auto" if concurrency == "auto" else int(concurrency)
         asyncio.run(answers_in(url, model, number, float(seconds), Recipe(**fields)))
     elif given.vllm:
-        compare_on_vllm(*given.vllm)
+        asyncio.run(compare_on_vllm())
     else:
         compare_on_stand_ins(given.capacities)
 

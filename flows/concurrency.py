@@ -16,14 +16,19 @@ from dataclasses import dataclass
 FIRST_LIMIT = 4
 CEILING = 2048  # requests an endpoint; twice the most sequences that vLLM runs by default
 USED = 0.9  # share of the limit that must be in flight for the endpoint to show anything
-TAKEN_IN = 0.8  # share of what is in flight that the engine knows of, running or waiting
-RAMP_SECONDS = 0.2  # at one limit, while it doubles
-RAMP_POLL_SECONDS, HOLD_POLL_SECONDS = 0.1, 0.5
+TAKEN_IN = 0.8  # share of what is in flight that the engine runs; the rest travels
+RAMP_SECONDS = 0.15  # at one limit, while it doubles
+RAMP_POLL_SECONDS, HOLD_POLL_SECONDS = 0.05, 0.5
 STALL_SECONDS = 0.8  # without more running, with requests waiting: the engine takes no more
-HOLD_SECONDS = 2.0  # of one look at a limit that is held
-STILL_CLIMBING = 0.3  # worth (see below) of a step of the ramp, for another one
+SETTLED_PAUSE_SECONDS = 8.0  # from this pause on less is tried in turn with more: until then more is likelier
+HOLD_SECONDS = 2.5  # of one look at a limit that is held
+SURE_SECONDS = 0.8  # at the first limit, and where a step seems to have brought little
+END_SECONDS = 2.0  # before the ramp is ended
+NEARLY_ALL = 0.75  # worth (see below) of a step that needs no second look
+STILL_CLIMBING = 0.2  # worth of a step of the ramp, for another one
 STILL_CLIMBING_BY_REQUESTS = 0.75  # those who were on their way blur what a step brought
 WORTHWHILE = 0.1  # from this worth on the larger of two limits is kept
+CLEARLY = 0.5  # from this worth on the next trial may be a larger one
 TRIAL, TRIAL_OF_LESS = 1.3, 1.15  # ratio of the larger limit to the smaller in a trial; less costs while it is tried
 TRIAL_PAUSE_SECONDS = (2.0, 60.0)  # first, and longest after trials that were not worth it
 SETTLE_SECONDS = (0.5, 10.0)  # least and most; else half the life of a request
@@ -79,9 +84,11 @@ class ConcurrencyController:
         self._ceiling = ceiling
         self._ramping = True
         self._before: Level | None = None  # the rung below, or what the trial that is going on is compared with
+        self._below_counts = False
         self._upwards = False  # the direction of the last trial without a particular reason
         self._pause = TRIAL_PAUSE_SECONDS[0]
         self._next_trial = 0.0
+        self._ratio = TRIAL  # of the next trial of more
         self._usual_pace = 0.0  # at this limit
         self._window: list[Sample] = []  # at this limit, while it is used
 
@@ -95,8 +102,8 @@ class ConcurrencyController:
         if self._window and _is_a_new_start(self._window[-1], sample):
             self._window.clear()
             self._before = None
-        if sample.in_flight < USED * self.limit:
-            self._window.clear()  # too little to do: nothing can be learned
+        if not USED * self.limit <= sample.in_flight <= self.limit + 1:
+            self._window.clear()  # too little to do, or still the requests of a higher limit: nothing can be learned
             return
         self._window.append(sample)
         if self._ramping:
@@ -112,20 +119,32 @@ class ConcurrencyController:
 
     def _ramp(self, sample: Sample) -> None:
         level, seconds = self._level(self._window), sample.at - self._window[0].at
-        crowded = sample.waiting >= 1
-        if crowded or sample.running + sample.waiting < TAKEN_IN * sample.in_flight:
+        if _is_full(sample):
             recent = [one for one in self._window if sample.at - one.at <= STALL_SECONDS]
-            if seconds >= STALL_SECONDS and sample.running <= 1.02 * recent[0].running:
-                limit = math.ceil(sample.running + _spare(sample)) if crowded else self.limit
+            stalled = all(map(_is_full, recent)) and sample.running <= 1.02 * recent[0].running
+            if seconds >= STALL_SECONDS and stalled:
+                limit = math.ceil(sample.running + _spare(sample)) if sample.waiting >= 1 else self.limit
                 self._end_ramp(sample.at, min(limit, self.limit), f"the engine runs {sample.running:.0f} at once")
         elif self.limit >= self._ceiling:
             self._end_ramp(sample.at, self.limit, "")
-        elif seconds >= RAMP_SECONDS and level is not None and self._shows(self._window):
-            self._climb(sample, self._before or Level(level.limit // 2, 0.0, level.pace), level)
+        elif level is None:
+            del self._window[:-1]  # nothing is written yet, and that is not this limit's pace
+        elif seconds >= RAMP_SECONDS and self._shows(self._window):
+            self._climb(sample, level, sure=seconds >= SURE_SECONDS)
 
-    def _climb(self, sample: Sample, below: Level, level: Level) -> None:
-        """The next step of the ramp, or its end."""
-        worth = max(0.0, min(1.0, _worth(below, level, by_pace=True)))
+    def _climb(self, sample: Sample, level: Level, *, sure: bool) -> None:
+        """The next step of the ramp, or its end; no step yet where the last one has to be looked at for longer."""
+        below = self._before or Level(level.limit // 2, level.tokens_per_second / 2, level.pace)
+        worth = _worth(below, level, by_pace=True)
+        if not sure and (self._before is None or worth < NEARLY_ALL):
+            return
+        counts = self._window[-1].answered - self._window[0].answered >= 2 * self.limit
+        if sure and counts and self._below_counts:  # the pace suffers while new requests are read; all tokens tell
+            worth = max(worth, _worth(below, level))
+        worth = max(0.0, min(1.0, worth))
+        if worth < STILL_CLIMBING and self._window[-1].at - self._window[0].at < END_SECONDS:
+            return
+        self._below_counts = sure and counts
         why = f"the last step brought {worth:.0%} of its share"
         if worth >= (STILL_CLIMBING_BY_REQUESTS if sample.by_requests else STILL_CLIMBING):
             self._before = level
@@ -179,11 +198,11 @@ class ConcurrencyController:
             return math.floor(self.limit / TRIAL_OF_LESS), "the KV cache overflows, requests are preempted"
         if always_waiting >= 1:
             return None  # as it should be
-        self._upwards = not self._upwards or self.limit < SMALL
+        self._upwards = not self._upwards or self.limit < SMALL or self._pause < SETTLED_PAUSE_SECONDS
         if not self._upwards:
             return math.floor(self.limit / TRIAL_OF_LESS), "less may do"
         if last.kv_cache_usage < FULL_CACHE and self.limit < self._ceiling:
-            return math.ceil(self.limit * TRIAL), "nothing waits"
+            return math.ceil(self.limit * self._ratio), "nothing waits"
         return None
 
     def _judge(self, at: float, before: Level, level: Level) -> None:
@@ -191,17 +210,29 @@ class ConcurrencyController:
         small, large = sorted((before, level), key=lambda one: one.limit)
         worth = _worth(small, large) if small.limit < large.limit else 0.0
         better = large if worth >= WORTHWHILE else small
+        clearly = level is better is large and worth >= CLEARLY
+        self._ratio = min(2.0, 1 + worth) if clearly else TRIAL
         self._end_trial(at, worth_it=better is level)
+        self._usual_pace = better.pace
+        if better is level is large:  # and on
+            self._before = level
+            self._set(at, math.ceil(self.limit * self._ratio), f"{large.limit} brought {worth:.0%} of its share")
+            return
         gain = 100 * (large.tokens_per_second / max(1e-9, small.tokens_per_second) - 1)
         self._set(at, better.limit, f"{large.limit} brought {gain:+.0f} % tokens over {small.limit}")
 
     def _end_trial(self, at: float, *, worth_it: bool) -> None:
-        """After a good one the next follows at once, after bad ones ever later."""
+        """After a good one of more the next comes soon, after bad ones ever later."""
         if self._before is not None:
             shortest, longest = TRIAL_PAUSE_SECONDS
-            self._pause = shortest if worth_it else min(longest, 2 * self._pause)
-            self._next_trial = at + (0.0 if worth_it else self._pause)
-            self._upwards ^= worth_it  # and in the same direction
+            of_more = self.limit >= self._before.limit
+            if not worth_it:
+                self._pause = min(longest, 2 * self._pause)
+            elif of_more:
+                self._pause = shortest
+            else:
+                self._upwards = True  # which the next trial turns round
+            self._next_trial = at + self._pause
             self._usual_pace = 0.0
         self._before = None
 
@@ -239,6 +270,11 @@ def _is_a_new_start(last: Sample, sample: Sample) -> bool:
     """Whether the two cannot be compared: the server has started again, or was away, or is measured otherwise."""
     went_back = sample.pace_count < last.pace_count or sample.tokens < last.tokens
     return went_back or sample.by_requests != last.by_requests or sample.at - last.at > AWAY_SECONDS
+
+
+def _is_full(sample: Sample) -> bool:
+    """Whether the server has not yet taken in what it was given: requests wait, in the engine's queue or before it."""
+    return sample.waiting >= 1 or sample.running < TAKEN_IN * sample.in_flight
 
 
 def _spare(sample: Sample) -> float:

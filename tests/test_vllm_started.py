@@ -149,8 +149,8 @@ def test_a_taken_port_is_refused_with_a_free_one(tmp_path: Path) -> None:
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag", "take it out of extra_arguments"),
         (
             ["--tensor-parallel-size=3"],
-            "must be divisible by tensor parallel size (3)",
-            "choose a tensor_parallel_size",
+            "Not enough allowed NUMA nodes",
+            "lower tensor_parallel_size",
         ),
         (["--max-model-len=1000000"], "is greater than the derived max_model_len", "at most the model's own limit"),
         (["--quantization=awq"], "Cannot find the config file for awq", "leave quantization empty"),

@@ -48,6 +48,7 @@ KNOWN: list[tuple[str, str]] = [
      "choose another tensor_parallel_size, or one replica a GPU (data_parallel_size)"),
     (r"World size \(\d+\) is larger than the number of available GPUs|max local gpu count",
      "lower tensor_parallel_size × pipeline_parallel_size to the GPUs that there are"),
+    (r"Not enough allowed NUMA nodes", "a CPU build takes a NUMA node a part: lower tensor_parallel_size"),
     (r"is out of bounds for \d+ devices", "lower data_parallel_size to the GPUs that there are"),
     (r"Address already in use|error while attempting to bind on address",
      "another program listens on that port: end it or set another port"),
