@@ -35,7 +35,7 @@ bench: .venv/.installed
 	$(BIN)/python -m benchmarks.plan_rows 5
 	$(BIN)/python -m benchmarks.grounding
 
-# The right number of requests at once, found and fixed: 20 minutes.
+# The right number of requests at once, found and fixed: 7 minutes.
 bench-concurrency: .venv/.installed
 	$(BIN)/python -m benchmarks.concurrency
 
