@@ -68,6 +68,7 @@ class Keeper:
                 self._say(f"{self.replica.url} stays up, as it was asked to; kill {record.pid} stops it")
             elif self._users.try_alone():
                 await asyncio.to_thread(record.end)
+                _reap()
                 self._say(f"stopped the server at {self.replica.url}")
             else:
                 self._say(f"{self.replica.url} stays up for another run that uses it")
@@ -165,6 +166,7 @@ class Keeper:
                 start_new_session=True,  # its group is the server's, apart from the run's, whatever becomes of that
             )  # fmt: skip
         self.starts += 1
+        _reap()
         _STARTED.append(process)
         self._guardian = process
         await self._wait_until_healthy(log, lambda: process.poll() is None)
@@ -255,6 +257,11 @@ async def watching(keepers: Sequence[Keeper], pool: Pool) -> AsyncIterator[None]
         for watch in watches:
             watch.cancel()
         await asyncio.gather(*watches, return_exceptions=True)  # what went wrong in one was told to the pool
+
+
+def _reap() -> None:
+    """Forgets the guardians that have ended."""
+    _STARTED[:] = [process for process in _STARTED if process.poll() is None]
 
 
 def last_line(log: Path) -> str:
