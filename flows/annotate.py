@@ -99,7 +99,7 @@ async def annotate_images(
         image_column: The input column that holds the image path.
         caption_column: The input column that holds the caption; empty when there are none.
         error_budget: Share of a chunk's images that may fail before the chunk is stopped.
-        server_wait_seconds: How long requests wait for a server that went away.
+        server_wait_seconds: How long requests wait for a server that went away and that nobody here starts again.
         request_timeout_seconds: How long one request may take.
         chunk_retries: How often a chunk that lost its server is tried again.
 

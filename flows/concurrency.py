@@ -167,9 +167,8 @@ class ConcurrencyController:
         if (level := self._level(settled)) is None:
             return
         always_waiting = min(one.waiting for one in settled)
-        ours = sample.in_flight / max(
-            1.0, sample.in_flight, sample.running + sample.waiting
-        )  # of a server we may share
+        # Others may use the server too: of what waits only our share is ours to take away.
+        ours = sample.in_flight / max(1.0, sample.in_flight, sample.running + sample.waiting)
         if (surplus := math.floor(ours * (always_waiting - _spare(sample)))) >= 1:
             self._end_trial(sample.at, worth_it=False)
             least = 1 if ours > 0.5 else min(self.limit, FIRST_LIMIT)  # others would only take what we give up

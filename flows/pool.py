@@ -124,8 +124,10 @@ class Pool:
             return
         endpoint.up.clear()
         endpoint.down_since = time.monotonic()
-        others = any(other.up.is_set() for other in self.endpoints)
-        then = "the others take its requests" if others else f"waiting for it up to {self._wait_seconds:g} s"
+        if any(other.up.is_set() for other in self.endpoints):
+            then = "the others take its requests"
+        else:
+            then = "waiting for it" + ("" if endpoint.kept else f" up to {self._wait_seconds:g} s")
         self._warn(f"{endpoint.url} gets no more requests: {why}; {then}")
         self._go_on(endpoint, "watch", self._watch(endpoint, rest_seconds))
 

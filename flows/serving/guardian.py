@@ -15,6 +15,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 TERMINATE_SECONDS = 40  # vLLM finishes the requests in flight first
@@ -36,12 +38,42 @@ def main() -> int:
     return code
 
 
+def boot_id() -> str:
+    """Tells this boot of the machine from every other."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_ticks(pid: int) -> "int | None":
+    """When a process started, in clock ticks since boot; None when there is none, or only its remains."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def process_groups() -> "Iterator[tuple[int, int]]":
+    """Process and group, of all that run."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended by itself
+        if fields[0] not in "ZX":
+            yield int(stat.parent.name), int(fields[2])
+
+
+def kill(pid: int, number: signal.Signals) -> None:
+    """Sends a signal, if the process is still there to take it."""
+    with suppress(OSError):
+        os.kill(pid, number)
+
+
 def _write_record(path: Path, record: "dict[str, object]") -> None:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]  # its start, since boot
     fresh = path.with_suffix(".new")
     fresh.touch(mode=0o600)
-    fresh.write_text(json.dumps({"pid": os.getpid(), "boot": boot, "started": int(ticks), **record}))
+    own = {"pid": os.getpid(), "boot": boot_id(), "started": start_ticks(os.getpid())}
+    fresh.write_text(json.dumps({**own, **record}))
     fresh.replace(path)
 
 
@@ -69,14 +101,10 @@ def _end_when_told(server: "subprocess.Popen[bytes]", told: threading.Event) -> 
 
 
 def _end_group() -> None:
-    """VLLM's engine and workers outlive a killed parent, for minutes and with the GPU's memory."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            pid, group = int(stat.parent.name), int(stat.read_text().rpartition(")")[2].split()[2])
-            if group == os.getpid() and pid != os.getpid():
-                os.kill(pid, signal.SIGKILL)
-        except (OSError, ValueError):
-            continue  # it has ended by itself
+    """Ends what outlives a killed vLLM for minutes, and holds the GPU's memory: its engine and workers."""
+    for pid, group in process_groups():
+        if group == os.getpid() != pid:
+            kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

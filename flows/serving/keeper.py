@@ -31,11 +31,7 @@ LONGEST_BACKOFF_SECONDS = 60
 
 
 class ServerDied(ServerUnavailable):
-    """The server ended, or did not come up; `cause` is what its log says."""
-
-    def __init__(self, message: str, cause: Cause) -> None:
-        super().__init__(message)
-        self.cause = cause
+    """The server ended, or did not come up; the message says why."""
 
 
 class Keeper:
@@ -177,11 +173,10 @@ class Keeper:
         while not await self._served_models():
             now = time.monotonic()
             if not is_alive() or now - started > patience:
-                cause = cause_of(log)
                 if (record := await self._record()) is not None and record.log == log:
                     await asyncio.to_thread(record.end)
                 what = "ended while it started" if now - started <= patience else f"was not ready after {patience:g} s"
-                raise ServerDied(f"the server at {self.replica.url} {what}: {cause}; its log is {log}", cause)
+                raise ServerDied(f"the server at {self.replica.url} {what}: {cause_of(log)}; its log is {log}")
             if now - news > NEWS_SECONDS:
                 self._say(f"{self.replica.url} is loading, {now - started:.0f} s: {last_line(log)}")
                 news = now

@@ -48,7 +48,8 @@ class Launch(BaseModel):
     port: Annotated[int, Field(ge=1024, le=LAST_PORT)] = Field(default=8000, description="Of the first replica.")
     host: str = Field(default="127.0.0.1", description="Where it listens; 0.0.0.0 lets other machines in.")
     gpus: list[Annotated[int, Field(ge=0)]] | None = Field(
-        default=None, description="Which GPUs (CUDA_VISIBLE_DEVICES); empty takes them all."
+        default=None,
+        description="Which may be used; empty takes the freest of those that CUDA_VISIBLE_DEVICES leaves.",
     )
     allowed_media_folder: str | None = Field(
         default=None, description="Folder whose images requests may name by file:// paths."

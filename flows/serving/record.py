@@ -8,15 +8,13 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from flows.json_text import json_object
-from flows.serving.guardian import TERMINATE_SECONDS
+from flows.serving.guardian import TERMINATE_SECONDS, boot_id, kill, process_groups, start_ticks
 
 KILL_SECONDS = 10
 
@@ -43,25 +41,25 @@ class ServerRecord:
     @property
     def is_alive(self) -> bool:
         """Whether the guardian runs, and with it the server."""
-        return self.boot == boot_id() and _started(self.pid) == self.started
+        return self.boot == boot_id() and start_ticks(self.pid) == self.started
 
     @property
     def group(self) -> list[int]:
         """The processes of the server. When the guardian was killed they go on without it."""
         if self.is_alive:
-            return [pid for pid, group in _process_groups() if group == self.pid]
-        if self.boot != boot_id() or _started(self.pid) is not None:
+            return [pid for pid, group in process_groups() if group == self.pid]
+        if self.boot != boot_id() or start_ticks(self.pid) is not None:
             return []  # the number is another process's by now
         # A group can even have the number of one that is long gone: only what calls itself vLLM is taken for ours.
-        return [pid for pid, group in _process_groups() if group == self.pid and b"vllm" in _command(pid).lower()]
+        return [pid for pid, group in process_groups() if group == self.pid and b"vllm" in _command(pid).lower()]
 
     def end(self) -> None:
         """Stops the server, with patience for its last requests; returns when no process of it is left."""
         if self.is_alive:
-            _signal(self.pid, signal.SIGTERM)
+            kill(self.pid, signal.SIGTERM)
             self._wait(TERMINATE_SECONDS + KILL_SECONDS)
         for pid in self.group:
-            _signal(pid, signal.SIGKILL)
+            kill(pid, signal.SIGKILL)
         self._wait(KILL_SECONDS)
 
     def _wait(self, seconds: float) -> None:
@@ -121,38 +119,8 @@ class Users:
         self._file.close()
 
 
-def boot_id() -> str:
-    """Tells this boot of the machine from every other."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
 def _command(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
-
-
-def _started(pid: int) -> int | None:
-    """When a process started; None when there is none, or only its remains."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-def _process_groups() -> Iterator[tuple[int, int]]:
-    """Process and group, of all that run."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended by itself
-        if fields[0] not in "ZX":
-            yield int(stat.parent.name), int(fields[2])
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    with suppress(OSError):
-        os.kill(pid, number)

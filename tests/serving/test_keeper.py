@@ -17,11 +17,12 @@ import pytest
 from flows.errors import ServerUnavailable, UsageError
 from flows.inference import Inference
 from flows.prefect_server import free_port
+from flows.serving.guardian import boot_id
 from flows.serving.keeper import Keeper, ServerDied, kept_servers, watching
 from flows.serving.launch import Launch
 from flows.serving.preflight import Replica, preflight
 from flows.serving.probe import served_models
-from flows.serving.record import ServerRecord, boot_id, read_record, record_path
+from flows.serving.record import ServerRecord, read_record, record_path
 from tests.client import StandIn
 from tests.conftest import ROOT
 from tests.serving.conftest import qwen_config
