@@ -101,7 +101,7 @@ def _looks_cut(text: str) -> bool:
 def _repaired(text: str) -> Any:
     try:
         return json_repair.loads(text)
-    except (ValueError, RecursionError):
+    except Exception:  # on hostile text json-repair raises what it never announces: AssertionError, RecursionError, …
         return None
 
 
