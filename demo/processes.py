@@ -17,11 +17,11 @@ START_SECONDS = 60
 
 
 @contextmanager
-def stand_in() -> Iterator[str]:
+def stand_in(*options: str) -> Iterator[str]:
     """The stand-in for vLLM; yields its base URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen([sys.executable, "-m", "tests.stand_in", "--port", str(port)])
+    process = subprocess.Popen([sys.executable, "-m", "tests.stand_in", "--port", str(port), *options])
     try:
         deadline = time.monotonic() + START_SECONDS
         while not answers_at(url):

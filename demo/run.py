@@ -30,7 +30,7 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     input_path, truth_path = write_folder(folder, IMAGES)
     output = folder / "labeled.jsonl"
-    with stand_in() as base_url:
+    with stand_in("--prefill-seconds", "0.3") as base_url:  # long enough for a chart
         code = annotate(
             ["--input", str(input_path), "--image-root", str(folder / "images"), "--output", str(output),
              "--api-base", f"{base_url}/v1", "--chunk-size", "20"]

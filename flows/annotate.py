@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger, runtime, task
-from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
@@ -29,9 +28,14 @@ from blocks import AnnotationRecipe, VLLMServer
 from flows.errors import AnnotateError, ImageFailure, ServerFault, ServerUnavailable, UsageError
 from flows.plan import Chunk, Plan, keep_plan, remove_plan
 from flows.progress import showing_progress
-from flows.report import markdown, sentence, summarise
+from flows.report.artifacts import Artifacts, live_artifacts
+from flows.report.figures import telemetry_charts
+from flows.report.page import write_page
+from flows.report.summary import sentence, summarise
 from flows.run import current_plan, current_run, open_run, set_current_run
 from flows.store import Merged, Part, merge, pending_rows
+from flows.telemetry.bottleneck import UNIMPORTANT
+from flows.telemetry.recording import recording
 from flows.workspace import write_json
 
 CHUNK_RETRY_SECONDS = [10.0, 60.0]
@@ -126,10 +130,14 @@ async def annotate_images(
             set_current_run(run)
             logger.info("Model %s at %s, recipe %s", run.model, ", ".join(run.versions), run.recipe_fingerprint)
             plan = await plan_chunks(chunk_size)
-            async with showing_progress(run.annotator, plan.rows, logger):
+            async with (
+                recording(run, plan.rows, logger.warning) as telemetry,
+                live_artifacts(run, plan, telemetry, logger.warning) as artifacts,
+                showing_progress(run.annotator, plan.rows, logger),
+            ):
                 stopped = await annotate_chunks(plan, chunk_retries)
             merged = await merge_parts(plan, stopped)
-            summary = await publish_report(plan, merged, sorted(stopped), time.monotonic() - started)
+            summary = await publish_report(plan, merged, artifacts, sorted(stopped), time.monotonic() - started)
     except (UsageError, ServerFault) as error:
         logger.error("%s", error)  # noqa: TRY400 - the message says it all
         return Failed(message=str(error), data=error)
@@ -252,14 +260,21 @@ async def merge_parts(plan: Plan, stopped: dict[int, ImageFailure]) -> Merged:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="report")
-async def publish_report(plan: Plan, merged: Merged, stopped: list[int], seconds: float) -> dict[str, Any]:
-    """Writes report.json and the summary artifact; returns the report."""
-    run = current_run()
+async def publish_report(
+    plan: Plan, merged: Merged, artifacts: Artifacts, stopped: list[int], seconds: float
+) -> dict[str, Any]:
+    """Writes report.json and report.html, and what the artifacts say from now on; returns the report."""
+    run, telemetry = current_run(), artifacts.telemetry
     failed_chunks = [f"chunk {number} of {len(plan.chunks)}" for number in stopped]
-    summary = summarise(run, plan, merged, seconds=seconds, failed_chunks=failed_chunks)
+    summary = summarise(run, plan, merged, telemetry, seconds=seconds, failed_chunks=failed_chunks)
     write_json(run.workspace.report, summary)
-    await acreate_markdown_artifact(
-        markdown(summary, str(run.workspace.output)), key="annotate-summary", description=sentence(summary)
-    )
+    charts = telemetry_charts(telemetry)
+    try:
+        await asyncio.to_thread(write_page, run.workspace, run.image_root, summary, charts)
+    except Exception as error:  # every answer is in the output by now: no page is worth a failed run
+        get_run_logger().warning("report.html could not be written: %r", error)
+    await artifacts.finish(summary, charts, sentence(summary))
     get_run_logger().info("%s", sentence(summary))
+    if (verdict := telemetry.bottleneck.verdict()).kind not in UNIMPORTANT:
+        get_run_logger().info("What held the run back: %s (%s). %s", verdict.title, verdict.evidence, verdict.advice)
     return summary

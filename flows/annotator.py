@@ -39,6 +39,8 @@ class Tally:
     without_caption: int = 0  # asked without one
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prepared: int = 0  # images read, checked and turned into requests
+    prepare_seconds: float = 0.0  # that took in all, each in its thread
     failures: Counter[str] = field(default_factory=Counter)
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque([(time.monotonic(), 0)]))
 
@@ -75,6 +77,7 @@ class Annotator:
         error_budget: float,
     ) -> None:
         self.tally = Tally()
+        self.pool = inference.pool
         self._inference = inference
         self._recipe = recipe
         self._family = family
@@ -82,9 +85,10 @@ class Annotator:
         self._model = model
         self._image_root = image_root
         self._error_budget = error_budget
-        self._held = 0  # images in memory
+        self.held = 0  # images in memory
+        self.preparing = 0  # of them: being read and resized, or waiting for a thread
         self._room = asyncio.Event()  # set when there may be room for another
-        inference.pool.on_room = self._room.set
+        self.pool.on_room = self._room.set
         self._feeding = asyncio.Lock()  # chunks hand out their rows one after the other, in input order
         self._turns = asyncio.Semaphore(CHUNKS_AHEAD)
         self._having_turn: set[int] = set()  # numbers of the chunks
@@ -101,7 +105,7 @@ class Annotator:
     @property
     def in_flight(self) -> int:
         """Requests sent and not answered."""
-        return self._inference.pool.in_flight
+        return self.pool.in_flight
 
     def endpoint_counts(self) -> dict[str, dict[str, Any]]:
         """What each endpoint was given and gave."""
@@ -155,17 +159,23 @@ class Annotator:
 
     async def _hold_one(self) -> None:
         """Bounds the images in memory; without it every row of a live chunk would hold its JPEG while it waits."""
-        while self._held >= self._inference.pool.limit + PREPARED_AHEAD:
+        while self.held >= self.pool.limit + PREPARED_AHEAD:
             self._room.clear()
             await self._room.wait()
-        self._held += 1
+        self.held += 1
 
     def _let_go(self, _: asyncio.Task[None]) -> None:
-        self._held -= 1
+        self.held -= 1
         self._room.set()
 
     async def _answer(self, row: Row, part: Part) -> None:
-        image, body = await self._in_thread(self._prepare, row)
+        self.preparing += 1
+        try:
+            image, body, seconds = await self._in_thread(self._prepare, row)
+        finally:
+            self.preparing -= 1
+        self.tally.prepared += 1
+        self.tally.prepare_seconds += seconds
         best, attempt = await self._try(body, image), 1
         while not best.is_good and attempt <= self._recipe.reasks:
             attempt += 1
@@ -190,9 +200,11 @@ class Annotator:
     async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
-    def _prepare(self, row: Row) -> tuple[PreparedImage, bytes]:
+    def _prepare(self, row: Row) -> tuple[PreparedImage, bytes, float]:
+        begun = time.perf_counter()
         image = prepare(self._image_root, row.image_path, self._image_budget)
-        return image, self._body(row, image, 1)
+        body = self._body(row, image, 1)
+        return image, body, time.perf_counter() - begun
 
     def _body(self, row: Row, image: PreparedImage, attempt: int) -> bytes:
         return request_body(self._recipe, self._family, self._model, row.caption, image, attempt)

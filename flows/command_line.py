@@ -236,7 +236,9 @@ async def _exit_code(state: "State[Any]", output: Path) -> int:
     if isinstance(result, UsageError | ServerFault):
         return _refuse(str(result))
     print(state.message or state.name, file=sys.stderr)
-    beside = sorted(Workspace.at(output).output.parent.glob(f"{glob.escape(output.stem)}.*json*"))
+    beside = sorted(
+        path for path in Workspace.at(output).output.parent.glob(f"{glob.escape(output.stem)}.*") if path.is_file()
+    )
     print("files:", *beside, file=sys.stderr)
     if state.is_completed() and isinstance(result, dict) and not result["images"]["failed"]:
         return FINISHED

@@ -93,6 +93,11 @@ class ConcurrencyController:
         self._window: list[Sample] = []  # at this limit, while it is used
 
     @property
+    def is_climbing(self) -> bool:
+        """Whether it has not yet found what the endpoint can use."""
+        return self._ramping
+
+    @property
     def poll_seconds(self) -> float:
         """How often to look."""
         return RAMP_POLL_SECONDS if self._ramping else HOLD_POLL_SECONDS

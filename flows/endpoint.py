@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -14,7 +14,7 @@ from openai import AsyncOpenAI, DefaultAioHttpClient
 from flows.concurrency import ConcurrencyController, Sample
 from flows.errors import ImageFailure
 from flows.json_text import json_object, loads
-from flows.server_metrics import read_metrics
+from flows.server_metrics import ServerMetrics, read_metrics
 
 HEALTH_TIMEOUT_SECONDS = 5
 NO_KEY = "none"  # sent where there is no key: the client insists on one, and such a server ignores it
@@ -44,6 +44,15 @@ class Trouble:
     refused: bool = False  # the server declines whatever it is asked: wrong key or model
 
 
+@dataclass(frozen=True)
+class Look:
+    """What /metrics said, and what the endpoint had in flight at that moment."""
+
+    at: float  # monotonic seconds
+    in_flight: int
+    metrics: ServerMetrics
+
+
 class Endpoint:
     """One base URL: its client, its requests in flight, and whether it may get more.
 
@@ -70,6 +79,7 @@ class Endpoint:
         self.down_since = 0.0  # monotonic, while it is down
         self.kept = False  # somebody looks after its server and starts it again: no end of patience
         self.lost = ""  # why nobody does any more
+        self.last_look: Look | None = None
         self._fixed_limit = connections
         self._completion_tokens = 0
         self._request_seconds = 0.0  # of all answers
@@ -115,6 +125,8 @@ class Endpoint:
         sent = time.monotonic()
         try:
             result = read_completion(await self._post(body), attempt)
+            if isinstance(result, Trouble):  # some gateways send back the headers that they got
+                result = replace(result, message=self._without_key(result.message))
         except REQUEST_ERRORS as error:
             return classify(error, self.describe(error), attempt)
         if isinstance(result, Completion):
@@ -138,21 +150,30 @@ class Endpoint:
             )
             return response.content
 
-    async def sample(self) -> Sample | None:
-        """How the server does now: by its own metrics, or by its answers where it has none behind a gateway."""
+    async def look(self) -> Look | None:
+        """Reads the server's metrics; None where it has none or does not answer."""
         text = await self._get(f"{self._root}/metrics")
         metrics = read_metrics(text) if text is not None else None
-        if metrics is None and self._has_metrics:
-            return None  # for the moment
-        self._has_metrics = metrics is not None
-        at, flying, answered = time.monotonic(), self.in_flight, self.answered
         if metrics is None:
+            return None
+        self.last_look = Look(time.monotonic(), self.in_flight, metrics)
+        return self.last_look
+
+    async def sample(self) -> Sample | None:
+        """How the server does now: by its own metrics, or by its answers where it has none behind a gateway."""
+        look = await self.look()
+        if look is None and self._has_metrics:
+            return None  # for the moment
+        self._has_metrics = look is not None
+        if look is None:
+            flying, answered = self.in_flight, self.answered
             tokens, seconds = self._completion_tokens, self._request_seconds
-            return Sample(at, flying, answered, flying, 0, tokens, seconds, answered, by_requests=True)
+            return Sample(time.monotonic(), flying, answered, flying, 0, tokens, seconds, answered, by_requests=True)
+        metrics = look.metrics
         return Sample(
-            at,
-            flying,
-            answered,
+            look.at,
+            look.in_flight,
+            self.answered,
             metrics.running,
             metrics.waiting,
             metrics.generation_tokens,
@@ -201,9 +222,10 @@ class Endpoint:
         else:
             cause = lowest_cause(error)
             text = f"{type(cause).__name__}: {cause}"
-        if self._api_key != NO_KEY:
-            text = text.replace(self._api_key, "***")
-        return " ".join(text.split())[:500]
+        return " ".join(self._without_key(text).split())[:500]
+
+    def _without_key(self, text: str) -> str:
+        return text if self._api_key == NO_KEY else text.replace(self._api_key, "***")
 
     async def close(self) -> None:
         """Closes the connections."""

@@ -6,6 +6,8 @@ import math
 import os
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -91,11 +93,39 @@ def prepare(image_root: Path, image_path: str, budget: ImageBudget) -> PreparedI
 
     Raises ImageFailure of kind missing, outside_root, unreadable or too_large.
     """
+    with _opened(image_root, image_path) as (image, data):
+        return _prepare(image, data, budget)
+
+
+def thumbnail(image_root: Path, image_path: str, side: int, max_bytes: int = 20_000) -> tuple[bytes, tuple[int, int]]:
+    """A JPEG of the upright image and its size, no side over `side` pixels; coarser where it is over `max_bytes`.
+
+    Raises ImageFailure as `prepare` does.
+    """
+    with _opened(image_root, image_path) as (image, _):
+        _check_pixels(image)
+        method = UPRIGHT.get(_orientation(image))
+        image.draft(None, (side, side))
+        image.load()
+        small = to_rgb(image)
+        small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2)
+        small = small if method is None else small.transpose(method)
+    for quality in (75, 50, 25, 5):
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=quality)
+        if buffer.tell() <= max_bytes:
+            break
+    return buffer.getvalue(), small.size
+
+
+@contextmanager
+def _opened(image_root: Path, image_path: str) -> Iterator[tuple[ImageFile.ImageFile, bytes]]:
+    """An image and its file's bytes. What goes wrong with it while the context lasts is an ImageFailure."""
     with open_inside(image_root, image_path) as file:
         data = read_bounded(file)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _prepare(image, data, budget)
+            yield image, data
     except Image.DecompressionBombError as error:
         raise ImageFailure("too_large", f"{error}: shrink the image") from None
     except UnidentifiedImageError:
@@ -138,9 +168,13 @@ def read_bounded(file: BinaryIO) -> bytes:
     return data
 
 
-def _prepare(image: ImageFile.ImageFile, data: bytes, budget: ImageBudget) -> PreparedImage:
+def _check_pixels(image: ImageFile.ImageFile) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{image.width}×{image.height} is over {MAX_PIXELS} pixels")
+
+
+def _prepare(image: ImageFile.ImageFile, data: bytes, budget: ImageBudget) -> PreparedImage:
+    _check_pixels(image)
     orientation = _orientation(image)
     turned = orientation >= 5
     stored_size = image.size

@@ -55,6 +55,11 @@ class Pool:
         return sum(endpoint.in_flight for endpoint in self.endpoints)
 
     @property
+    def queued(self) -> int:
+        """Requests that are ready and wait for an endpoint."""
+        return len(self._queue)
+
+    @property
     def limit(self) -> int:
         """Most requests in flight, for now."""
         return min(self._ceiling, sum(endpoint.limit for endpoint in self.endpoints))

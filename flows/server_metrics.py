@@ -18,6 +18,9 @@ NAMES = {
     "vllm:inter_token_latency_seconds_count": "token_gaps",
     "vllm:time_per_output_token_seconds_sum": "token_gap_seconds",
     "vllm:time_per_output_token_seconds_count": "token_gaps",
+    "vllm:request_queue_time_seconds_sum": "queue_seconds",
+    "vllm:e2e_request_latency_seconds_sum": "latency_seconds",
+    "vllm:e2e_request_latency_seconds_count": "finished",
 }
 
 
@@ -33,6 +36,9 @@ class ServerMetrics:
     generation_tokens: float = 0.0
     token_gap_seconds: float = 0.0  # over all gaps between two tokens of an answer
     token_gaps: float = 0.0
+    queue_seconds: float = 0.0  # that requests spent in the engine's queue
+    latency_seconds: float = 0.0  # from their arrival to their end
+    finished: float = 0.0  # requests
 
 
 def read_metrics(text: bytes) -> ServerMetrics | None:

@@ -88,6 +88,16 @@ class Workspace:
         """Logs of processes that a run starts."""
         return self.work / "logs"
 
+    @property
+    def telemetry(self) -> Path:
+        """Samples of GPUs, servers and client, as Parquet."""
+        return self.work / "telemetry"
+
+    @property
+    def page(self) -> Path:
+        """The report as a page to look at."""
+        return self._beside(".report.html")
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the workspace for this process, creating it; the kernel lets go however the process ends."""

@@ -40,6 +40,12 @@ class StandIn:
         """Base URL, without /v1."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """Its process, while it runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self, *, wait: bool = True) -> None:
         """Starts the process, also after it has crashed."""
         self.kill()

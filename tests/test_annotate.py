@@ -74,13 +74,6 @@ async def test_every_image_is_annotated_and_the_run_says_so(
     assert (server["stand_in"], server["answered"], server["troubles"]) == (True, 25, 0)
 
 
-async def test_the_summary_is_an_artifact(make_job: MakeJob, stand_in: StandIn, prefect_api: str) -> None:
-    state = await annotate(make_job(3), stand_in)
-    artifacts = ask_prefect(prefect_api, "/artifacts/filter", **of_run(state))
-    assert [artifact["key"] for artifact in artifacts] == ["annotate-summary"]
-    assert "stand-in, not from a model" in artifacts[0]["data"]
-
-
 async def test_a_second_run_asks_nothing(make_job: MakeJob, stand_in: StandIn) -> None:
     job = make_job(25)
     await annotate(job, stand_in)

@@ -39,7 +39,8 @@ class TestExitCodes:
         assert result.returncode == 0, result.stderr
         *_, sentence, files = result.stderr.strip().splitlines()
         assert sentence == "3 images: 3 answered, 0 failed"
-        assert files == f"files: {job.output} {job.output.with_name('labeled.report.json')}"
+        beside = [job.output.with_name(f"labeled.report.{suffix}") for suffix in ("html", "json")]
+        assert files == " ".join(map(str, ["files:", job.output, *beside]))
         assert len(lines_of(job.output)) == 3
 
     def test_1_when_an_image_failed(self, job: Job, stand_in: StandIn) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pynvml
 
@@ -37,7 +38,11 @@ def _nvml() -> Iterator[None]:
 
 def _gpu(index: int) -> Gpu:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    name = pynvml.nvmlDeviceGetName(handle)
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-    return Gpu(index, text, int(memory.total), int(memory.free))
+    return Gpu(index, gpu_name(handle), int(memory.total), int(memory.free))
+
+
+def gpu_name(handle: Any) -> str:
+    """What a card calls itself. Raises NVMLError."""
+    name = pynvml.nvmlDeviceGetName(handle)
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)

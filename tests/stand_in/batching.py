@@ -15,6 +15,7 @@ BLOCK_TOKENS = 16
 class Timing:
     """How fast the simulated engine is, and which of its limits is met first."""
 
+    front_end_seconds: float = 0.0  # of a request before it comes to the engine, one after the other
     slots: int = 64  # sequences that run at once (vLLM's --max-num-seqs)
     prefill_seconds: float = 0.01
     decode_seconds_per_token: float = 0.0002
@@ -50,6 +51,7 @@ class Engine:
         self._running: list[Sequence] = []
         self._waiting: deque[Sequence] = deque()
         self._loop: asyncio.Task[None] | None = None
+        self._front_end = asyncio.Lock()
         self._lengths = random.Random(5)
         self.registry = CollectorRegistry()
         labels = {"model_name": model, "engine": "0"}
@@ -88,6 +90,9 @@ class Engine:
 
     async def generate(self, prompt_tokens: int, completion_tokens: int) -> int:
         """Returns the number of tokens written, once they are."""
+        if self.timing.front_end_seconds:
+            async with self._front_end:
+                await asyncio.sleep(self.timing.front_end_seconds)
         sequence = Sequence(
             prompt_tokens, self._length(completion_tokens), _now(), asyncio.get_running_loop().create_future()
         )

@@ -1,0 +1,1 @@
+"""A run → report.json, report.html and the artifacts in the Prefect UI."""

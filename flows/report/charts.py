@@ -1,0 +1,126 @@
+"""Measurements over time → SVG that stands alone, readable on light and on dark."""
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 720, 170
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 34, 22  # margins around the plot
+GRID_LINES = 4
+GREY = "#8b949e"
+COLOURS = ("#2f81f7", "#d4741c", "#2da44e", "#a371f7", "#e5534b", "#1b9e9e", "#b08800", "#bf4b8a")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measurement: its name, and (second, value) in order; a None breaks the line."""
+
+    name: str
+    points: Sequence[tuple[float, float | None]]
+
+
+def chart(title: str, lines: Sequence[Line], *, unit: str = "", top: float | None = None) -> str:
+    """An SVG of all lines over one time axis that starts at 0; the value axis ends at `top`, or above what there is."""
+    shown = [line for line in lines if any(value is not None for _, value in line.points)]
+    values = [value for line in shown for _, value in line.points if value is not None]
+    highest = top or _round_up(max(values, default=1.0))
+    seconds = max((second for line in shown for second, _ in line.points), default=1.0) or 1.0
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(_description(title, shown, unit))}" font-family="system-ui, sans-serif" font-size="11">',
+        f'<text x="0" y="14" font-size="13" font-weight="600" fill="{GREY}">{escape(title)}</text>',
+        *_axes(highest, seconds, unit),
+        *(_legend_entry(number, line.name, len(shown)) for number, line in enumerate(shown) if len(shown) > 1),
+        *(_polyline(line, COLOURS[number % len(COLOURS)], highest, seconds) for number, line in enumerate(shown)),
+        "</svg>",
+    ]
+    return "".join(parts)
+
+
+def data_uri(svg: str) -> str:
+    """The SVG as the address of an image."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _axes(highest: float, seconds: float, unit: str) -> list[str]:
+    parts = []
+    for number in range(GRID_LINES + 1):
+        share = number / GRID_LINES
+        x, y = LEFT + share * (WIDTH - LEFT - RIGHT), _y(share * highest, highest)
+        anchor = "start" if number == 0 else "end" if number == GRID_LINES else "middle"
+        parts += [
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GREY}" stroke-opacity=".3"/>',
+            _label(LEFT - 6, y + 4, "end", f"{_short(share * highest)}{unit}"),
+            _label(x, HEIGHT - 6, anchor, duration(share * seconds)),
+        ]
+    return parts
+
+
+def _label(x: float, y: float, anchor: str, text: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{GREY}">{text}</text>'
+
+
+def _legend_entry(number: int, name: str, of: int) -> str:
+    width = min(170.0, (WIDTH - 200) / of)
+    x = WIDTH - RIGHT - (of - number) * width
+    letters = max(4, int(width / 6.4) - 3)
+    text = name if len(name) <= letters else name[: letters - 1] + "…"
+    return (
+        f'<rect x="{x:.1f}" y="5" width="10" height="10" rx="2" fill="{COLOURS[number % len(COLOURS)]}"/>'
+        f'<text x="{x + 14:.1f}" y="14" fill="{GREY}">{escape(text)}</text>'
+    )
+
+
+def _polyline(line: Line, colour: str, highest: float, seconds: float) -> str:
+    pieces: list[list[str]] = [[]]
+    for second, value in line.points:
+        if value is None:
+            pieces.append([])
+            continue
+        x = LEFT + second / seconds * (WIDTH - LEFT - RIGHT)
+        pieces[-1].append(f"{x:.1f},{_y(value, highest):.1f}")
+    style = f'fill="none" stroke="{colour}" stroke-width="1.6" stroke-linejoin="round" stroke-linecap="round"'
+    drawn = [piece * 2 if len(piece) == 1 else piece for piece in pieces if piece]  # one point is a dot: a round cap
+    return "".join(f'<polyline points="{" ".join(piece)}" {style}/>' for piece in drawn)
+
+
+def _y(value: float, highest: float) -> float:
+    height = HEIGHT - TOP - BOTTOM
+    return TOP + height * (1 - min(1.0, max(0.0, value / highest)))
+
+
+def _round_up(value: float) -> float:
+    """The next of 1, 2, 2.5, 5 and 10 times a power of ten."""
+    if value <= 0 or not math.isfinite(value):
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= value * 0.999)
+
+
+def _short(value: float) -> str:
+    if value >= 1_000_000:
+        return f"{value / 1_000_000:g}M"
+    if value >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12:05`, `3 h 20`."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    if whole < 6000:
+        return f"{whole // 60}:{whole % 60:02d}"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d}"
+
+
+def _description(title: str, lines: Sequence[Line], unit: str) -> str:
+    """What the chart shows, for those who cannot see it."""
+    told = []
+    for line in lines:
+        values = [value for _, value in line.points if value is not None]
+        told.append(f"{line.name} {sum(values) / len(values):.3g}{unit} on average, at most {max(values):.3g}{unit}")
+    return f"{title}: {'; '.join(told) or 'nothing was seen'}"

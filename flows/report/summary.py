@@ -1,0 +1,105 @@
+"""A run → the content of report.json, and the sentence of its final state."""
+
+from typing import Any
+
+from flows.plan import Plan
+from flows.report.charts import duration
+from flows.report.figures import telemetry_figures
+from flows.run import Run
+from flows.store import Merged
+from flows.telemetry.recording import Telemetry
+
+NAMED_CHUNKS = 10  # in a sentence; report.json has them all
+
+
+def summarise(
+    run: Run, plan: Plan, merged: Merged, telemetry: Telemetry, *, seconds: float, failed_chunks: list[str]
+) -> dict[str, Any]:
+    """The content of `report.json`: counts of images, failures by kind, rates, who answered, and what held back.
+
+    `images.answered` counts the rows that came into the output, those that an interrupted run had answered included;
+    `already_done` those that it had before. Tokens are of this run alone, and so is the rate, of the time in which
+    images were annotated; `seconds` has the start of servers, the plan and the merge too.
+    """
+    tally, annotating = run.annotator.tally, telemetry.seconds
+    starts = {keeper.replica.url: {"starts": keeper.starts} for keeper in run.keepers}
+    done_before = plan.counts.distinct - merged.answered - merged.failures.total()
+    return {
+        "images": {
+            "input": plan.counts.input,
+            "distinct": plan.counts.distinct,
+            "already_done": done_before,
+            "answered": merged.answered,
+            "answered_before_an_interruption": merged.answered - tally.answered,
+            "without_caption": tally.without_caption,
+            "failed": merged.failures.total(),
+            "annotations_error": merged.annotations_error,
+        },
+        "skipped_lines": {
+            "malformed": plan.counts.malformed,
+            "without_path": plan.counts.without_path,
+            "duplicates": plan.counts.duplicates,
+        },
+        "failures": dict(merged.failures.most_common()),
+        "failed_chunks": failed_chunks,
+        "seconds": round(seconds, 3),
+        "annotating_seconds": round(annotating, 3),
+        "images_per_second": round(tally.answered / annotating, 3) if annotating else 0.0,
+        "tokens": {"prompt": tally.prompt_tokens, "completion": tally.completion_tokens},
+        "quality": merged.quality.summary(),
+        "recipe": run.recipe_fingerprint,
+        "family": run.recipe_settings["family"],
+        "model": run.model,
+        "endpoints": list(run.versions),
+        "servers": {
+            url: version | run.annotator.endpoint_counts()[url] | starts.get(url, {})
+            for url, version in run.versions.items()
+        },
+        "bottleneck": telemetry.bottleneck.verdict().as_dict(),
+        "telemetry": telemetry_figures(telemetry),
+    }
+
+
+def live_figures(run: Run, plan: Plan, seconds: float) -> dict[str, Any]:
+    """What can be said while the run goes on, by what it is called."""
+    tally = run.annotator.tally
+    rate = tally.images_per_second()
+    left = max(0, plan.rows - tally.done)
+    tokens = f"{tally.prompt_tokens / max(1, seconds):.0f} / {tally.completion_tokens / max(1, seconds):.0f}"
+    return {
+        "Images of the input": plan.counts.distinct,
+        "Had an answer before": plan.counts.already_done + tally.settled_before,
+        "Answered": tally.answered,
+        "Failed": ", ".join(f"{count} {kind}" for kind, count in tally.failures.most_common()) or 0,
+        "Left": left,
+        "Images per second": f"{rate:.1f}",
+        "Time left": duration(left / rate) if rate else "not known yet",
+        "Tokens per second (prompt / completion)": tokens,
+        "In flight": f"{run.annotator.in_flight} of at most {run.annotator.pool.limit}",
+    }
+
+
+def sentence(report: dict[str, Any]) -> str:
+    """The run in one line: what was answered, what failed and why."""
+    images = report["images"]
+    earlier = images["answered_before_an_interruption"]
+    parts = [f"{images['answered']} answered" + (f" ({earlier} of them before an interruption)" if earlier else "")]
+    if images["already_done"]:
+        parts.append(f"{images['already_done']} had answers before")
+    if images["failed"]:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in report["failures"].items())
+        parts.append(f"{images['failed']} failed ({kinds})")
+    else:
+        parts.append("0 failed")
+    if images["without_caption"]:
+        parts.append(f"{images['without_caption']} asked without a caption")
+    if images["annotations_error"]:
+        parts.append(f"{images['annotations_error']} answers hold no annotation")
+    text = f"{images['distinct']} images: " + ", ".join(parts)
+    return text + (f"; failed chunks: {chunk_names(report['failed_chunks'])}" if report["failed_chunks"] else "")
+
+
+def chunk_names(failed_chunks: list[str]) -> str:
+    """The first of them; report.json has all."""
+    more = f" and {len(failed_chunks) - NAMED_CHUNKS} more" if len(failed_chunks) > NAMED_CHUNKS else ""
+    return ", ".join(failed_chunks[:NAMED_CHUNKS]) + more

@@ -1,0 +1,16 @@
+"""Texts from outside, whatever stands where a text should."""
+
+import re
+from typing import Any
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def text_of(value: Any, longest: int = 2000) -> str:
+    """The value as a text that any page can hold: no control characters, nothing endless, "" for None."""
+    try:
+        text = value if isinstance(value, str) else "" if value is None else str(value)
+    except (RecursionError, ValueError):  # lists in lists in lists; a number of five thousand digits
+        text = "(cannot be shown)"
+    text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text[: longest + 1_000_000])
+    return text if len(text) <= longest else f"{text[:longest]}… ({len(text) - longest} more characters)"

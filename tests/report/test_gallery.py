@@ -1,0 +1,73 @@
+"""What is chosen to be looked at, from files of any size and in any state."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.report import gallery
+from flows.report.gallery import MOST, choose_rows, newest_parts, newest_rows, spread_lines
+from flows.workspace import Workspace
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    # As our own lines are written: without a space.
+    path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.at(tmp_path / "labeled.jsonl")
+
+
+def test_rare_flags_and_every_kind_of_failure_are_among_the_chosen(workspace: Workspace) -> None:
+    rows: list[dict[str, Any]] = [{"image_path": f"{n}", "objects": []} for n in range(20_000)]
+    for number in range(0, 20_000, 10):
+        rows[number]["flags"] = ["duplicate"]
+    rows[7]["flags"] = ["swapped"]
+    rows[8]["annotations_error"] = True
+    write(workspace.output, rows)
+    kinds = ["missing"] * 500 + ["timeout"]
+    write(workspace.failures, [{"image_path": f"f{n}", "failure": {"kind": kind}} for n, kind in enumerate(kinds)])
+    chosen = choose_rows(workspace)
+    assert 100 <= len(chosen) <= MOST
+    assert len({row["image_path"] for row in chosen}) == len(chosen)
+    assert {"7", "8", "f500"} <= {row["image_path"] for row in chosen}
+    failed = Counter(row["failure"]["kind"] for row in chosen if "failure" in row)
+    assert failed == {"missing": gallery.FAILED_EACH, "timeout": 1}
+
+
+def test_of_a_large_file_whole_lines_from_all_over_it_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "large.jsonl"
+    write(path, [{"image_path": f"{number:06d}", "text": "x" * (number % 300)} for number in range(50_000)])
+    monkeypatch.setattr(gallery, "READ_BYTES", 1024 * 1024)
+    monkeypatch.setattr(gallery, "WINDOW_BYTES", 64 * 1024)
+    numbers = [int(json.loads(line)["image_path"]) for line in spread_lines(path)]
+    assert len(numbers) == len(set(numbers)) < 10_000
+    assert {number // 5000 for number in numbers} == set(range(10)), "every tenth of the file"
+    assert {0, 49_999} <= set(numbers)
+
+
+def test_torn_endless_and_broken_lines_are_left_out(workspace: Workspace) -> None:
+    endless = b'{"image_path":"endless","x":"' + b"x" * 3_000_000 + b'"}\n'
+    workspace.output.write_bytes(
+        b'{"image_path":"one"}\n' + endless + b'not json\n["no row"]\n{"image_path":"two","flags":7}\n{"image_path":"to'
+    )
+    assert {row["image_path"] for row in choose_rows(workspace)} == {"one", "two"}
+    assert [row["image_path"] for row in newest_rows([workspace.output], 5)] == ["two"]
+
+
+def test_no_files_no_rows(workspace: Workspace) -> None:
+    assert choose_rows(workspace) == newest_rows([workspace.output], 5) == []
+    assert newest_parts(workspace, "jsonl") == []
+
+
+def test_the_newest_parts_are_those_of_the_last_chunks(workspace: Workspace) -> None:
+    workspace.parts.mkdir(parents=True)
+    for number in range(30):
+        (workspace.parts / f"{number:06d}.jsonl").touch()
+        (workspace.parts / f"{number:06d}.failures.jsonl").touch()
+    assert [path.name for path in newest_parts(workspace, "jsonl")][:2] == ["000029.jsonl", "000028.jsonl"]
+    assert newest_parts(workspace, "failures.jsonl")[0].name == "000029.failures.jsonl"

@@ -1,0 +1,148 @@
+"""report.html: complete, bounded, and deaf to what models write."""
+
+import base64
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from flows.report.charts import Line, chart
+from flows.report.gallery import Example, with_images
+from flows.report.markdown import plain, samples
+from flows.report.page import page
+from flows.telemetry.bottleneck import Bottleneck
+
+HOSTILE = '<script>document.title="owned"</script>"\'><img src=x onerror=alert(1)>{{ 7*7 }}]]><!-- \x00\x1b[31m\ud800'
+REPORT: dict[str, Any] = {
+    "model": HOSTILE, "recipe": "r", "endpoints": [HOSTILE], "failed_chunks": [HOSTILE] * 500_000,
+    "seconds": 10.0, "annotating_seconds": 9.0,
+    "images": {"answered": 1, "failed": 1, "already_done": 0, "annotations_error": 0}, "images_per_second": 1.0,
+    "tokens": {"prompt": 1, "completion": 1}, "servers": {HOSTILE: {"stand_in": True}}, "failures": {HOSTILE: 1},
+    "quality": {"parse_stages": {}, "flags": {HOSTILE: 1}, "names": {HOSTILE: 1}, "areas": {}},
+    "bottleneck": Bottleneck().verdict().as_dict(),
+    "telemetry": {"missing": [HOSTILE], "gpus": {}, "servers": {}, "client": {}},
+}  # fmt: skip
+
+
+class Parsed(HTMLParser):
+    """Tags and attributes of a page, as a browser would find them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+
+def hostile_row() -> dict[str, Any]:
+    return {
+        "image_path": HOSTILE, "caption": HOSTILE, "vlm_output": HOSTILE,
+        "annotations": {"rationale": HOSTILE}, "flags": [HOSTILE],
+        "objects": [{"name": HOSTILE, "bbox": [1, 2, 300, 400]}, {"bbox": ["a", None]}, 7, {"bbox": [5, 5, 5, 9]}],
+    }  # fmt: skip
+
+
+def test_what_models_and_files_say_is_text_and_nothing_else() -> None:
+    failed = hostile_row() | {"failure": {"kind": HOSTILE, "message": HOSTILE}}
+    drawn = chart(HOSTILE, [Line(HOSTILE, [(0, 1.0), (1, 2.0)]), Line("b", [(0, 1.0)])])
+    text = page(REPORT, [drawn], [Example(hostile_row(), None, why_not=HOSTILE), Example(failed, None)], HOSTILE)
+    parsed = Parsed(text.decode())
+    assert not {"script", "iframe", "object", "link", "base"} & set(parsed.tags)
+    assert parsed.tags.count("img") == 0
+    assert not [name for name, _ in parsed.attributes if name.startswith("on") or name in ("href", "src", "action")]
+    policy = next(value for name, value in parsed.attributes if name == "content" and value and "default-src" in value)
+    assert policy.startswith("default-src 'none'")
+    assert b"{{" in text, "shown as it was written, not evaluated"
+    assert "49" not in [word.strip() for word in text.decode().split(">")]
+
+
+def test_in_the_artifacts_it_is_text_too() -> None:
+    said = samples([Example(hostile_row(), None, why_not="gone")])
+    assert re.search(r"(?<!\\)[<`|]", said) is None, said
+    assert plain("a_b | <c>") == r"a\_b \| \<c\>"
+    assert "://x" not in plain("http://x.y").replace("\\", "")
+    assert "@b" not in plain("a@b").replace("\\", "")
+
+
+def test_rows_of_an_older_script_in_any_shape_are_shown() -> None:
+    rows: list[dict[str, Any]] = [
+        {"image_path": "a"}, {"image_path": None, "objects": "none", "annotations": []},
+        {"image_path": "b", "objects": [{"bbox": {"x": 1}}], "caption": ["c", 1], "flags": "f", "failure": "why"},
+    ]  # fmt: skip
+    text = page(REPORT, [], [Example(row, None) for row in rows], "t").decode()
+    assert text.count("<article") == 3
+
+
+def deep(levels: int) -> Any:
+    return [] if not levels else [deep(levels - 1)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "caption": deep(900),
+            "image_path": deep(900),
+            "annotations": {"rationale": deep(900)},
+            "vlm_output": deep(900),
+        },
+        {"objects": [{"name": deep(900), "bbox": [10**400, 1, 2, float("nan")]}, {"name": 1, "bbox": [1, 1, 9, 9]}]},
+        {"image_path": "x", "failure": {"kind": deep(900), "message": 10**5000}},
+        {"image_path": "x", "flags": [f"flag {number}" for number in range(100_000)]},
+        {"image_path": "x", "objects": [{"name": '"' * 500, "bbox": [1, 1, 9, 9]}] * 30_000},
+    ],
+)
+def test_no_row_stops_the_report_or_empties_its_gallery(row: dict[str, Any]) -> None:
+    ordinary = {"image_path": "ordinary", "objects": [{"name": "a", "bbox": [1, 2, 3, 4]}]}
+    text = page(REPORT, [], [Example(row, None), Example(ordinary, None)], "t")
+    assert len(text) < 1_000_000
+    assert text.count(b"<article") == 2
+    assert "a" in samples([Example(row, None), Example(ordinary, None)])
+
+
+def test_quotes_count_for_the_size_as_they_are_written() -> None:
+    row = dict.fromkeys(("image_path", "caption", "vlm_output"), '"' * 2000)
+    rows = [
+        row | {"annotations": {"rationale": '"' * 2000}, "objects": [{"name": '"' * 120, "bbox": [1, 1, 9, 9]}] * 50}
+    ]
+    assert len(page(REPORT, [], [Example(row, b"x" * 20_000, (9, 9)) for row in rows * 200], "t")) <= 10_000_000
+
+
+def test_control_characters_do_not_break_the_pictures_of_the_artifacts() -> None:
+    row = {"image_path": "x", "objects": [{"name": "a\x00\x01b", "bbox": [1, 1, 9, 9]}]}
+    said = samples([Example(row, b"jpeg", (8, 8))])
+    picture = base64.b64decode(re.findall(r"svg\+xml;base64,([^)]+)", said)[0]).decode()
+    assert ElementTree.fromstring(picture).tag.endswith("svg")  # noqa: S314 - it is ours
+
+
+@pytest.mark.parametrize(("length", "fewest"), [(1, 200), (50, 100)])
+def test_two_hundred_images_of_noise_stay_under_ten_megabytes(length: int, fewest: int, tmp_path: Path) -> None:
+    noise = random.Random(0).randbytes(900 * 900 * 3)
+    Image.frombytes("RGB", (900, 900), noise).save(tmp_path / "noise.jpg", quality=95)
+    row = {
+        "image_path": "noise.jpg",
+        "caption": "图" * 100 * length,
+        "vlm_output": "文" * 600 * length,
+        "annotations": {"rationale": "理" * 300 * length},
+        "objects": [
+            {"name": "名" * 10 * length, "bbox": [n, n, n + 500, n + 500]} for n in range(min(50, 10 * length))
+        ],
+    }
+    text = page(REPORT, [], with_images([row] * 200, tmp_path, 320), "noise")
+    assert len(text) <= 10_000_000
+    assert fewest <= text.count(b"data:image/jpeg") <= 200
+    assert (b"more images are left out" in text) == (fewest < 200)
+
+
+@pytest.mark.parametrize("points", [[], [(0.0, None)], [(5.0, 0.0)], [(0.0, 1e9), (1.0, None), (2.0, 3.0)]])
+def test_a_chart_of_anything_is_an_svg(points: list[tuple[float, float | None]]) -> None:
+    assert Parsed(chart("x", [Line("a", points)])).tags[0] == "svg"

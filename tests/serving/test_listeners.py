@@ -1,0 +1,24 @@
+"""Who is behind a port."""
+
+import os
+import socket
+import subprocess
+import sys
+
+from flows.serving.listeners import processes_behind
+from tests.client import StandIn
+
+
+def test_the_process_that_listens_and_its_descendants_are_behind_a_port(stand_in: StandIn) -> None:
+    assert processes_behind(stand_in.port) == {stand_in.pid}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        try:
+            assert {os.getpid(), child.pid} <= processes_behind(listener.getsockname()[1])
+        finally:
+            child.kill()
+            child.communicate()
+
+
+def test_nobody_is_behind_a_port_that_nobody_listens_on(nobody: str) -> None:
+    assert processes_behind(int(nobody.rpartition(":")[2])) == set()
