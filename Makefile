@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 VLLM_BIN := .venv-vllm/bin
 
-.PHONY: demo test test-fuzz test-vllm demo-vllm check bench bench-concurrency clean
+.PHONY: demo test test-fuzz test-ui test-vllm demo-vllm check bench bench-concurrency clean
 
 # Annotates 60 drawn scenes through the stand-in; the second time it resumes.
 demo: .venv/.installed
@@ -10,11 +10,15 @@ demo: .venv/.installed
 
 # The fast tests: no GPU, no model, everything on loopback.
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not vllm"
+	$(BIN)/python -m pytest -m "not vllm and not ui"
 
 # 100,000 hostile answers.
 test-fuzz: .venv/.installed
 	FUZZED_TEXTS=100000 $(BIN)/python -m pytest tests/test_grounding.py -k test_no_text
+
+# Report and artifacts in a real browser: Debian's Chromium (apt-get install chromium fonts-noto-cjk).
+test-ui: .venv/.installed-ui
+	$(BIN)/python -m pytest -m ui
 
 # The same job against a real vLLM on CPU, with a real (tiny) model.
 demo-vllm: .venv/.installed .venv-vllm/.installed
@@ -34,17 +38,22 @@ bench: .venv/.installed
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.plan_rows 5
 	$(BIN)/python -m benchmarks.grounding
+	$(BIN)/python -m benchmarks.telemetry
 
 # The right number of requests at once, found and fixed: 7 minutes.
 bench-concurrency: .venv/.installed
 	$(BIN)/python -m benchmarks.concurrency
 
 clean:
-	rm -rf .venv .venv-vllm demo-output
+	rm -rf .venv .venv-vllm demo-output ui-screenshots
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/.installed-ui: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ui]'
 	touch $@
 
 .venv-vllm/.installed: $(wildcard demo/vllm_cpu/*)

@@ -1,0 +1,35 @@
+"""A real Chromium, Debian's, driven by Playwright; screenshots are kept as the tests' output."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+SCREENSHOTS = Path(__file__).parent.parent.parent / "ui-screenshots"
+
+
+@pytest.fixture(scope="package")
+def chromium() -> Iterator["Browser"]:
+    """The browser."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("no Chromium: apt-get install chromium fonts-noto-cjk")
+    with sync_playwright() as driver:
+        # Its own sandbox needs user namespaces, which root and containers often lack; it sees only our own pages.
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def screenshots() -> Path:
+    """The folder for pictures to look at."""
+    SCREENSHOTS.mkdir(exist_ok=True)
+    return SCREENSHOTS

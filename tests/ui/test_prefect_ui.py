@@ -1,0 +1,103 @@
+"""The run's artifacts in the UI of a real Prefect server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.client import StandIn
+from tests.conftest import Job, ask_prefect
+from tests.telemetry.test_gpus import two_cards  # noqa: F401 - a fixture
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.ui
+UIS = ["", "/v2"]  # Prefect ships two, and which is the default depends on its version
+
+
+@pytest.fixture(scope="module")
+def artifacts(
+    tmp_path_factory: pytest.TempPathFactory,
+    prefect_api: str,
+    two_cards: Path,  # noqa: F811
+) -> dict[str, str]:
+    """Key → id of what a run of some seconds, on two cards, has left on the Prefect server."""
+    from demo.scenes import write_folder
+
+    job = Job(tmp_path_factory.mktemp("job"), [])
+    write_folder(job.folder, 120)
+    with StandIn.started("--slots", "6", "--prefill-seconds", "0.5") as server:
+        ran = job.run(
+            server.url, "--max-concurrency", "12", LD_LIBRARY_PATH=str(two_cards), FAKE_NVML_PID=str(server.pid),
+            FAKE_NVML_PID_1=str(server.pid), FAKE_NVML_UTILISATION="",
+        )  # fmt: skip
+    assert ran.returncode == 1, ran.stderr
+    found = ask_prefect(prefect_api, "/artifacts/filter", sort="CREATED_DESC", limit=50)
+    return {artifact["key"]: artifact["id"] for artifact in reversed(found)}
+
+
+@pytest.fixture
+def page(chromium: "Browser") -> Iterator["Page"]:
+    context = chromium.new_context(viewport={"width": 1280, "height": 1500})
+    page = context.new_page()
+    yield page
+    context.close()
+
+
+@pytest.mark.parametrize("ui", UIS)
+def test_the_gpu_charts_are_rendered(
+    ui: str, artifacts: dict[str, str], prefect_api: str, page: "Page", screenshots: Path
+) -> None:
+    show(page, prefect_api, artifacts["annotate-gpus"], ui)
+    page.get_by_text("GPU 0 Fake A").first.wait_for()
+    assert pictures(page) == 7, "utilisation, memory, power, requests, KV cache, tokens, images"
+    page.screenshot(path=screenshots / f"prefect-gpus{ui.replace('/', '-')}.png")
+
+
+@pytest.mark.parametrize("ui", UIS)
+def test_sample_images_are_shown_with_their_boxes(
+    ui: str, artifacts: dict[str, str], prefect_api: str, page: "Page", screenshots: Path
+) -> None:
+    show(page, prefect_api, artifacts["annotate-samples"], ui)
+    page.locator("img[src^='data:image/svg']").first.wait_for()
+    assert pictures(page) == 6
+    page.screenshot(path=screenshots / f"prefect-samples{ui.replace('/', '-')}.png")
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("annotate-summary", "Images per second"),
+        ("annotate-bottleneck", "What to do"),
+        ("annotate-failures", "unreadable"),
+        ("annotate-progress", "100"),
+    ],
+)
+def test_the_other_artifacts_can_be_read(
+    key: str, text: str, artifacts: dict[str, str], prefect_api: str, page: "Page", screenshots: Path
+) -> None:
+    show(page, prefect_api, artifacts[key])
+    page.get_by_text(text).first.wait_for()
+    page.screenshot(path=screenshots / f"prefect-{key.removeprefix('annotate-')}.png")
+
+
+def test_the_list_of_artifacts_has_them_all(
+    artifacts: dict[str, str], prefect_api: str, page: "Page", screenshots: Path
+) -> None:
+    page.goto(f"{prefect_api.removesuffix('/api')}/artifacts")
+    for key in artifacts:
+        page.get_by_text(key).first.wait_for()
+    page.screenshot(path=screenshots / "prefect-artifacts.png")
+
+
+def show(page: "Page", api: str, artifact: str, ui: str = "") -> None:
+    page.goto(f"{api.removesuffix('/api')}{ui}/artifacts/artifact/{artifact}")
+    page.wait_for_load_state("networkidle")
+
+
+def pictures(page: "Page") -> int:
+    """How many images of the artifact the browser has really drawn."""
+    drawn = "i => i.src.startsWith('data:image') && i.naturalWidth > 50"
+    return int(page.evaluate(f"[...document.querySelectorAll('img')].filter({drawn}).length"))
