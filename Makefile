@@ -28,7 +28,7 @@ test-vllm: .venv/.installed .venv-vllm/.installed
 	$(BIN)/python -m pytest -m vllm
 
 # Style and types.
-check: .venv/.installed
+check: .venv/.installed-ui
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
