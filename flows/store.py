@@ -179,6 +179,7 @@ class Merged:
 
     answered: int = 0
     annotations_error: int = 0
+    left_alone: int = 0  # failures of other kinds than were asked again
     failures: Counter[str] = field(default_factory=Counter)
     quality: Quality = field(default_factory=Quality)
 
@@ -200,11 +201,16 @@ def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure])
     still in its part), but never in both. Parts go last; a merge cut short is done again by the next run.
     """
     merged = Merged()
+    set_aside = _lines_by_path(workspace.set_aside)
     with _extending(workspace.output, workspace.parts) as output, replacing(workspace.failures) as failures:
         for chunk in plan.chunks:
-            _merge_chunk(workspace, chunk, stopped.get(chunk.number), output, failures, merged)
-    if not merged.failures:
+            for image_path in _merge_chunk(workspace, chunk, stopped.get(chunk.number), output, failures, merged):
+                set_aside.pop(image_path, None)  # it was asked after all
+        failures.writelines(set_aside.values())
+        merged.left_alone = len(set_aside)
+    if not merged.failures and not set_aside:
         workspace.failures.unlink()
+    workspace.set_aside.unlink(missing_ok=True)
     _remove_parts(workspace)
     return merged
 
@@ -234,7 +240,8 @@ def _merge_chunk(
     output: BinaryIO,
     failures: BinaryIO,
     merged: Merged,
-) -> None:
+) -> list[str]:
+    """Writes the chunk's rows where they belong; returns their image paths."""
     answers = _lines_by_path(answers_path(workspace, chunk))
     failed = _lines_by_path(failures_path(workspace, chunk))
     open_rows = read_chunk(workspace, chunk).filter(~pl.col("merged")).select("image_path", "row")
@@ -248,6 +255,7 @@ def _merge_chunk(
             failed[image_path] = failure_line({**(json_object(row) or {}), "image_path": image_path}, why)
         failures.write(failed[image_path])
         merged.failures[orjson.loads(failed[image_path])["failure"]["kind"]] += 1
+    return open_rows["image_path"].to_list()
 
 
 def _lines_by_path(path: Path) -> dict[str, bytes]:

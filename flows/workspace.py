@@ -79,6 +79,16 @@ class Workspace:
         return self.work / "recipe.json"
 
     @property
+    def set_aside(self) -> Path:
+        """Failures that a retry of some kinds leaves alone: the next merge takes them back into the failures file."""
+        return self.work / "set-aside.jsonl"
+
+    @property
+    def retried(self) -> Path:
+        """The rows that a retry of failures asks."""
+        return self.work / "retried.jsonl"
+
+    @property
     def cache(self) -> Path:
         """Prefect's results of completed chunks."""
         return self.work / "cache"

@@ -24,12 +24,16 @@ MakeJob = Callable[..., Job]
 
 async def annotate(job: Job, server: StandIn | str, **parameters: Any) -> State[Any]:
     url = server if isinstance(server, str) else server.url
+    return await annotate_with(job, VLLMServer(endpoints=[f"{url}/v1"]), **parameters)
+
+
+async def annotate_with(job: Job, server: VLLMServer, **parameters: Any) -> State[Any]:
     defaults: dict[str, Any] = {"chunk_size": 10, "chunk_retries": 0, "server_wait_seconds": 1}
     state: State[Any] = await annotate_images(
         input=job.input,
         image_root=job.images,
         output=job.output,
-        server=VLLMServer(endpoints=[f"{url}/v1"]),
+        server=server,
         return_state=True,
         **(defaults | parameters),
     )

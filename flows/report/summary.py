@@ -41,6 +41,7 @@ def summarise(
             "duplicates": plan.counts.duplicates,
         },
         "failures": dict(merged.failures.most_common()),
+        "failures_left_alone": merged.left_alone,
         "failed_chunks": failed_chunks,
         "seconds": round(seconds, 3),
         "annotating_seconds": round(annotating, 3),
@@ -91,6 +92,8 @@ def sentence(report: dict[str, Any]) -> str:
         parts.append(f"{images['failed']} failed ({kinds})")
     else:
         parts.append("0 failed")
+    if report["failures_left_alone"]:
+        parts.append(f"{report['failures_left_alone']} failures of other kinds were left alone")
     if images["without_caption"]:
         parts.append(f"{images['without_caption']} asked without a caption")
     if images["annotations_error"]:

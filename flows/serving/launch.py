@@ -90,7 +90,11 @@ class Launch(BaseModel):
         """The replicas' base URLs, for clients on this machine."""
         host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
         host = f"[{host}]" if ":" in host else host
-        return [f"http://{host}:{self.port + replica}/v1" for replica in range(self.data_parallel_size)]
+        return [f"http://{host}:{port}/v1" for port in self.ports()]
+
+    def ports(self) -> list[int]:
+        """One a replica."""
+        return [self.port + replica for replica in range(self.data_parallel_size)]
 
     def served_name(self, model: str | None) -> str:
         """The name that requests use: the block's, or the last part of the path."""

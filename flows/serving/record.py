@@ -19,10 +19,14 @@ from flows.serving.guardian import TERMINATE_SECONDS, boot_id, kill, process_gro
 KILL_SECONDS = 10
 
 
+def state_folder() -> Path:
+    """Where this user's programs keep what outlives them."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "vllm-annotate"
+
+
 def record_path(port: int) -> Path:
     """Where the record of the server on a port lies; folders made. Home folders can be shared between machines."""
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    folder = state / "vllm-annotate" / "servers"
+    folder = state_folder() / "servers"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{socket.gethostname()}-{port}.json"
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.prefect_server import free_port
+from flows.serving.launch import Launch
 from flows.serving.record import ServerRecord, read_record, record_path
 from tests.conftest import ROOT, Job
 
@@ -67,6 +69,25 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     command.chmod(0o755)
     yield command
     assert not processes_with(str(command), "tests.stand_in.vllm serve", f"{tmp_path}")
+
+
+@pytest.fixture
+def launch(vllm: Path, make_model: Callable[..., Path]) -> Callable[..., Launch]:
+    model, port = make_model(qwen_config("7B"), "qwen2.5-vl-7b"), free_port()
+
+    def make(**fields: Any) -> Launch:
+        return Launch(
+            **{
+                "model_path": str(model),
+                "executable": str(vllm),
+                "port": port,
+                "start_timeout_seconds": 30,
+                "linger_seconds": 4,
+            }
+            | fields
+        )
+
+    return make
 
 
 def processes_with(*words: str) -> list[int]:

@@ -10,13 +10,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from flows.errors import ServerUnavailable, UsageError
 from flows.inference import Inference
-from flows.prefect_server import free_port
 from flows.serving.guardian import boot_id
 from flows.serving.keeper import Keeper, ServerDied, kept_servers, watching
 from flows.serving.launch import Launch
@@ -25,29 +23,9 @@ from flows.serving.probe import served_models
 from flows.serving.record import ServerRecord, read_record, record_path
 from tests.client import StandIn
 from tests.conftest import ROOT
-from tests.serving.conftest import qwen_config
 from tests.test_inference import body
 
 MakeModel = Callable[..., Path]
-
-
-@pytest.fixture
-def launch(vllm: Path, make_model: MakeModel) -> Callable[..., Launch]:
-    model, port = make_model(qwen_config("7B"), "qwen2.5-vl-7b"), free_port()
-
-    def make(**fields: Any) -> Launch:
-        return Launch(
-            **{
-                "model_path": str(model),
-                "executable": str(vllm),
-                "port": port,
-                "start_timeout_seconds": 30,
-                "linger_seconds": 4,
-            }
-            | fields
-        )
-
-    return make
 
 
 def replicas(launch: Launch) -> list[Replica]:

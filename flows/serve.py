@@ -1,0 +1,82 @@
+"""Flows for a resident vLLM: started once, used by many runs, stopped when asked."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from blocks import VLLMServer
+from flows.errors import ServerFault, UsageError
+from flows.run import own_key
+from flows.serving.keeper import kept_servers
+from flows.serving.launch import Launch
+from flows.serving.preflight import preflight
+from flows.serving.record import Users, read_record, record_path, state_folder
+
+
+@flow(name="serve", persist_result=False)
+async def serve(server: VLLMServer) -> State[Any]:
+    """Starts vLLM on the machine that runs this flow, and leaves it up for the runs that follow.
+
+    Runs with the same server block use it and leave it up too; stop-server stops it.
+
+    Args:
+        server: The block that says how to start it, in Start.
+
+    """
+    logger = get_run_logger()
+    try:
+        launch = _start_of(server).model_copy(update={"keep": True})
+        found = await asyncio.to_thread(preflight, launch, server.model, own_key(server))
+        found.check()
+        for note in found.notes:
+            logger.info("%s", note)
+        folder = Path(launch.log_folder).expanduser() if launch.log_folder else state_folder() / "logs"
+        async with kept_servers(found.replicas, folder.resolve(), logger.info):
+            pass
+    except (UsageError, ServerFault) as error:
+        logger.error("%s", error)  # noqa: TRY400 - the message says it all
+        return Failed(message=str(error))
+    return Completed(message=f"vLLM answers at {', '.join(launch.urls())}")
+
+
+@flow(name="stop-server", persist_result=False)
+async def stop_server(server: VLLMServer, even_if_used: bool = False) -> State[Any]:
+    """Stops the vLLM that `serve`, or a run, has started on the machine that runs this flow.
+
+    Args:
+        server: The block that it was started with.
+        even_if_used: Stop it although runs use it; those wait for a server, or start it again.
+
+    """
+    try:
+        ports = _start_of(server).ports()
+        told = [await asyncio.to_thread(_stop, port, even_if_used=even_if_used) for port in ports]
+    except UsageError as error:
+        get_run_logger().error("%s", error)
+        return Failed(message=str(error))
+    return Completed(message="; ".join(told))
+
+
+def _start_of(server: VLLMServer) -> Launch:
+    if server.start is None:
+        raise UsageError("the server block has no Start: it is somebody else's to start and to stop")
+    return server.start
+
+
+def _stop(port: int, *, even_if_used: bool) -> str:
+    """Ends the server on a port, and says so. Raises UsageError where a run uses it."""
+    record = read_record(record_path(port))
+    if record is None:
+        return f"no server of ours runs on port {port}"
+    with Users(record_path(port)) as users:
+        if not (users.try_alone() or even_if_used):
+            raise UsageError(
+                f"the server on port {port} (process {record.pid}) is used by a run: wait for it, cancel it, or set "
+                "even_if_used"
+            )
+        record.end()
+    return f"stopped the server on port {port}"
