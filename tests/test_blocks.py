@@ -1,10 +1,15 @@
 """The blocks: defaults for every field, checks, and secrets."""
 
+from typing import Any
+from uuid import uuid4
+
 import pytest
 from prefect.blocks.core import Block
+from prefect.utilities.schema_tools import validate
 from pydantic import ValidationError
 
 from blocks import AnnotationRecipe, VLLMServer
+from flows.annotate import annotate_images
 from flows.errors import UsageError
 
 
@@ -75,3 +80,14 @@ async def test_blocks_are_saved_and_loaded_by_name() -> None:
     server = await VLLMServer.load("gpu")
     assert (recipe.language, recipe.max_tokens) == ("zh", 777)
     assert server.resolved_api_key() == "sesame"
+
+
+@pytest.mark.parametrize(
+    "reference", [{"block_document_id": str(uuid4())}, {"block_document_slug": "vllm-server/mine"}]
+)
+def test_a_reference_to_a_saved_block_is_a_valid_parameter_and_so_is_a_block_itself(reference: dict[str, str]) -> None:
+    schema = annotate_images.parameters.model_dump()
+    paths: dict[str, Any] = {"input": "a", "image_root": "b", "output": "c"}
+    references = {"server": {"$ref": reference}, "recipe": {"$ref": reference}}
+    validate(paths | references, schema, raise_on_error=True, preprocess=True)
+    validate(paths | {"server": {"endpoints": []}}, schema, raise_on_error=True, preprocess=True)
