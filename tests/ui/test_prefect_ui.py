@@ -52,7 +52,7 @@ def test_the_gpu_charts_are_rendered(
 ) -> None:
     show(page, prefect_api, artifacts["annotate-gpus"], ui)
     page.get_by_text("GPU 0 Fake A").first.wait_for()
-    assert pictures(page) == 7, "utilisation, memory, power, requests, KV cache, tokens, images"
+    wait_for_pictures(page, 7)  # utilisation, memory, power, requests, KV cache, tokens, images
     page.screenshot(path=screenshots / f"prefect-gpus{ui.replace('/', '-')}.png")
 
 
@@ -62,7 +62,7 @@ def test_sample_images_are_shown_with_their_boxes(
 ) -> None:
     show(page, prefect_api, artifacts["annotate-samples"], ui)
     page.locator("img[src^='data:image/svg']").first.wait_for()
-    assert pictures(page) == 6
+    wait_for_pictures(page, 6)
     page.screenshot(path=screenshots / f"prefect-samples{ui.replace('/', '-')}.png")
 
 
@@ -97,7 +97,7 @@ def show(page: "Page", api: str, artifact: str, ui: str = "") -> None:
     page.wait_for_load_state("networkidle")
 
 
-def pictures(page: "Page") -> int:
-    """How many images of the artifact the browser has really drawn."""
+def wait_for_pictures(page: "Page", count: int) -> None:
+    """Until the browser has really drawn so many images of the artifact."""
     drawn = "i => i.src.startsWith('data:image') && i.naturalWidth > 50"
-    return int(page.evaluate(f"[...document.querySelectorAll('img')].filter({drawn}).length"))
+    page.wait_for_function(f"[...document.querySelectorAll('img')].filter({drawn}).length === {count}")
