@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 VLLM_BIN := .venv-vllm/bin
 
-.PHONY: demo test test-fuzz test-ui test-vllm demo-vllm check bench bench-concurrency clean
+.PHONY: demo test test-fuzz test-ui test-deployed test-vllm demo-vllm check bench bench-concurrency clean
 
 # Annotates 60 drawn scenes through the stand-in; the second time it resumes.
 demo: .venv/.installed
@@ -10,11 +10,15 @@ demo: .venv/.installed
 
 # The fast tests: no GPU, no model, everything on loopback.
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not vllm and not ui"
+	$(BIN)/python -m pytest -m "not vllm and not ui and not deployed"
 
 # 100,000 hostile answers.
 test-fuzz: .venv/.installed
 	FUZZED_TEXTS=100000 $(BIN)/python -m pytest tests/test_grounding.py -k test_no_text
+
+# The deployments: a real Prefect server, real workers, schedules, retries, kills.
+test-deployed: .venv/.installed
+	$(BIN)/python -m pytest -m deployed
 
 # Report and artifacts in a real browser: Debian's Chromium (apt-get install chromium fonts-noto-cjk).
 test-ui: .venv/.installed-ui

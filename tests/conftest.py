@@ -52,7 +52,7 @@ def ask_prefect(api: str, path: str, **body: Any) -> Any:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             if error.code != 503:  # SQLite is busy, says the server; its clients try again
-                raise
+                raise AssertionError(f"{path}: HTTP {error.code}: {error.read().decode()}") from error
             error.close()
         time.sleep(0.2)
     raise RuntimeError("the Prefect server stays busy")

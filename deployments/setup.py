@@ -1,0 +1,110 @@
+"""`python -m deployments.setup`: what a Prefect server needs before the first deployment. Again and again, if you like.
+
+Registers the blocks, saves example blocks, makes the work pool, and installs the automation that turns a run whose
+worker is gone into Crashed. What is there already stays as it is, but for the automation, which is brought up to date.
+"""
+
+import sys
+from datetime import timedelta
+
+from prefect.automations import Automation
+from prefect.blocks.core import Block
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
+
+from blocks import AnnotationRecipe, VLLMServer
+from flows.serving.launch import Launch
+
+WORK_POOL = "annotate"
+SILENT = timedelta(seconds=90)  # three heartbeats
+EXAMPLES: dict[str, Block] = {
+    "local": VLLMServer(endpoints=["http://localhost:8000/v1"]),
+    "resident": VLLMServer(start=Launch(model_path="Qwen/Qwen2.5-VL-7B-Instruct")),
+    "english": AnnotationRecipe(),
+    "chinese": AnnotationRecipe(language="zh"),
+}
+
+
+def main() -> int:
+    """Sets the server up, and tells what it found and what it made."""
+    api = get_current_settings().api.url
+    if not api:
+        print(
+            "error: PREFECT_API_URL is not set: start a server (prefect server start) and set it, as in "
+            "PREFECT_API_URL=http://127.0.0.1:4200/api",
+            file=sys.stderr,
+        )
+        return 2
+    for kind in (VLLMServer, AnnotationRecipe):
+        kind.register_type_and_schema()
+    with get_client(sync_client=True) as client:
+        for name, block in EXAMPLES.items():
+            print(f"block {block.get_block_type_slug()}/{name}: {save_once(name, block)}")
+        print(f"work pool {WORK_POOL}: {make_work_pool(client)}")
+    print(f"automation {heartbeat_automation().name!r}: {install(heartbeat_automation())}")
+    return 0
+
+
+def save_once(name: str, block: Block) -> str:
+    """Saves an example, unless there is a block of its name: it may be somebody's by now."""
+    try:
+        type(block).load(name)
+    except ValueError:
+        block.save(name)
+        return "saved"
+    return "kept"
+
+
+def make_work_pool(client: SyncPrefectClient) -> str:
+    """A pool of processes on the workers' own machines."""
+    try:
+        client.read_work_pool(WORK_POOL)
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process"))
+        return "made"
+    return "kept"
+
+
+def heartbeat_automation() -> Automation:
+    """Turns a run that no longer sends heartbeats into Crashed, so that it can be retried and its slot is free."""
+    return Automation(
+        name="vllm-annotate: runs without heartbeats have crashed",
+        description="A worker or machine that dies cannot tell that its runs have ended.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.*"},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            match_related={"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.vllm-annotate"},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=SILENT,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                message=f"no heartbeat for {SILENT.seconds} s: its worker, or the worker's machine, is gone. The next "
+                "run goes on where it stopped",
+            )
+        ],
+    )
+
+
+def install(automation: Automation) -> str:
+    """Makes the automation, or brings the one of its name up to date."""
+    try:
+        automation.id = Automation.read(name=automation.name).id
+    except ValueError:
+        automation.create()
+        return "made"
+    automation.update()
+    return "up to date"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

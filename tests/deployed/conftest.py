@@ -1,0 +1,107 @@
+"""A Prefect server of its own, set up and deployed to as the README says, and a real worker."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.prefect_server import TemporaryPrefectServer
+from tests.conftest import ROOT, ask_prefect
+
+PREFECT = str(Path(sys.executable).with_name("prefect"))
+
+
+@dataclass
+class Deployed:
+    """The server with its deployments, and the commands that people give it."""
+
+    api: str
+    folder: Path
+    environment: dict[str, str]
+
+    def prefect(self, *arguments: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+        """Runs a prefect command."""
+        command = [PREFECT, "--no-prompt", *arguments]
+        return subprocess.run(
+            command, cwd=cwd, env=self.environment, capture_output=True, text=True, timeout=240, check=False
+        )
+
+    def start_worker(self, name: str) -> "subprocess.Popen[bytes]":
+        """A worker in a folder without the project: what it runs must be installed."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [PREFECT, "worker", "start", "--pool", "annotate", "--type", "process", "--name", name],
+                cwd=self.folder, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+
+    def run(self, deployment: str, **parameters: Any) -> str:
+        """Starts a run of a deployment; returns its id."""
+        with urllib.request.urlopen(f"{self.api}/deployments/name/{deployment}") as response:
+            found = json.load(response)
+        made = ask_prefect(self.api, f"/deployments/{found['id']}/create_flow_run", parameters=parameters)
+        return str(made["id"])
+
+    def state_of(self, run: str) -> dict[str, Any]:
+        """The flow run's state."""
+        with urllib.request.urlopen(f"{self.api}/flow_runs/{run}") as response:
+            state: dict[str, Any] = json.load(response)["state"]
+        return state
+
+    def wait_for(self, run: str, *names: str, seconds: float = 120) -> dict[str, Any]:
+        """The flow run's state, once it has one of these names."""
+        deadline = time.monotonic() + seconds
+        while (state := self.state_of(run))["name"] not in names:
+            assert time.monotonic() < deadline, state
+            time.sleep(0.3)
+        return state
+
+
+@pytest.fixture(scope="session")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """Everything deployed, as the README's deployment chapter does it."""
+    folder = tmp_path_factory.mktemp("deployed")
+    environment = os.environ | {
+        "PREFECT_HOME": str(folder / "prefect"), "XDG_STATE_HOME": str(folder / "state"), "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }  # fmt: skip
+    before, os.environ["PREFECT_HOME"] = os.environ.get("PREFECT_HOME"), environment["PREFECT_HOME"]
+    server = TemporaryPrefectServer()
+    if before is None:
+        del os.environ["PREFECT_HOME"]
+    else:
+        os.environ["PREFECT_HOME"] = before
+    server.wait_until_ready()
+    made = Deployed(server.api_url, folder, environment | {"PREFECT_API_URL": server.api_url})
+    subprocess.run([sys.executable, "-m", "deployments.setup"], cwd=ROOT, env=made.environment, check=True)
+    ran = made.prefect("deploy", "--prefect-file", "deployments/prefect.yaml", "--all")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    yield made
+    server.stop()
+
+
+@pytest.fixture
+def worker(deployed: Deployed) -> Iterator["subprocess.Popen[bytes]"]:
+    """A worker that polls."""
+    process = deployed.start_worker("worker-1")
+    yield process
+    process.terminate()
+    process.wait(30)
+
+
+@pytest.fixture
+def parameters() -> Callable[..., dict[str, Any]]:
+    """The parameters of a job's run."""
+
+    def of(job: Any, url: str, **more: Any) -> dict[str, Any]:
+        paths = {"input": str(job.input), "image_root": str(job.images), "output": str(job.output)}
+        return paths | {"server": {"endpoints": [f"{url}/v1"]}} | more
+
+    return of
