@@ -238,7 +238,7 @@ def which_gpus(run: Run) -> WhichGpus:
 
 def usable_cores() -> int:
     """Those that this process may use: a container often has fewer than its machine."""
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
     with suppress(OSError, ValueError):  # no cgroup v2, or no limit
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, math.ceil(int(quota) / int(period)))

@@ -1,4 +1,4 @@
-"""What people do with the deployments: run them, watch them, retry and cancel them, lose a worker."""
+"""What people do with the deployments: run them, watch them, retry, schedule and cancel them, lose a worker."""
 
 import json
 import os
@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,27 @@ def test_a_retry_of_the_run_asks_only_what_its_failed_chunks_lack_and_a_new_run_
     assert deployed.wait_for(new, "Completed", "Failed", "Crashed")["name"] == "Completed"
     assert stand_in.asked() == {}
     assert [row["image_path"] for row in lines_of(job.output)] == job.names
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_schedule_fires(deployed: Deployed, make_job: MakeJob, stand_in: StandIn, parameters: Parameters) -> None:
+    job = make_job(3)
+    with urllib.request.urlopen(f"{deployed.api}/deployments/name/annotate-images/annotate") as response:
+        deployment = json.load(response)["id"]
+    soon = datetime.now(UTC) + timedelta(seconds=75)
+    interval = {"interval": 86400, "anchor_date": soon.isoformat(), "timezone": "UTC"}
+    schedule = [{"schedule": interval, "active": True, "parameters": parameters(job, stand_in.url)}]
+    request = urllib.request.Request(
+        f"{deployed.api}/deployments/{deployment}/schedules",
+        data=json.dumps(schedule).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    urllib.request.urlopen(request, timeout=30).close()
+    deadline = time.monotonic() + 200
+    while not job.output.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert len(lines_of(job.output)) == 3
 
 
 @pytest.mark.usefixtures("worker")
