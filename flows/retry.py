@@ -67,7 +67,7 @@ async def retry_failures(
         recipe=recipe,
         max_concurrency=max_concurrency,
         chunk_size=chunk_size,
-        caption_column=caption_column if caption_column in columns_of(workspace.retried) else "",
+        caption_column=caption_column,
         error_budget=1,  # what has failed before may well fail again
         return_state=True,
     )
@@ -96,12 +96,6 @@ def split_failures(workspace: Workspace, kinds: list[FailureKind]) -> tuple[Coun
                 others[kind] += 1
                 set_aside.write(line)
     return chosen, others
-
-
-def columns_of(rows: Path) -> set[str]:
-    """The columns of the first row."""
-    with rows.open("rb") as file:
-        return set(json_object(file.readline()) or {})
 
 
 def _told(kinds: Counter[str]) -> str:

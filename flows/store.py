@@ -201,7 +201,7 @@ def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure])
     still in its part), but never in both. Parts go last; a merge cut short is done again by the next run.
     """
     merged = Merged()
-    set_aside = _lines_by_path(workspace.set_aside)
+    set_aside = _set_aside(workspace)
     with _extending(workspace.output, workspace.parts) as output, replacing(workspace.failures) as failures:
         for chunk in plan.chunks:
             for image_path in _merge_chunk(workspace, chunk, stopped.get(chunk.number), output, failures, merged):
@@ -213,6 +213,16 @@ def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure])
     workspace.set_aside.unlink(missing_ok=True)
     _remove_parts(workspace)
     return merged
+
+
+def _set_aside(workspace: Workspace) -> dict[str, bytes]:
+    """Failures that a retry left alone, by image path; without those that have been answered since."""
+    lines = _lines_by_path(workspace.set_aside)
+    if lines:
+        answered = done_paths(workspace.output).filter(pl.col("image_path").is_in(list(lines))).collect()
+        for image_path in answered["image_path"]:
+            del lines[image_path]
+    return lines
 
 
 def settle(workspace: Workspace, plan: Plan | None) -> int:

@@ -234,3 +234,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) ->
         raise OSError("disk full")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "old"
+
+
+def test_a_failure_that_was_set_aside_and_answered_since_is_not_put_back(make_store: Callable[[int], Store]) -> None:
+    store = make_store(3)
+    store.answer(0)
+    merge(store.workspace, store.plan, {})  # 0 is in the output, 1 and 2 are not
+    store.plan = store.replan()
+    paths = ["0.jpg", "1.jpg", "elsewhere.jpg"]
+    set_aside = [json.dumps({"image_path": path, "failure": {"kind": "missing"}}) for path in paths]
+    store.workspace.set_aside.write_text("\n".join(set_aside) + "\n")
+    store.answer(1)
+    merged = merge(store.workspace, store.plan, {})
+    assert [row["image_path"] for row in lines_of(store.workspace.failures)] == ["2.jpg", "elsewhere.jpg"]
+    assert merged.left_alone == 1
+    assert not store.workspace.set_aside.exists()
