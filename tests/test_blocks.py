@@ -88,6 +88,7 @@ async def test_blocks_are_saved_and_loaded_by_name() -> None:
 def test_a_reference_to_a_saved_block_is_a_valid_parameter_and_so_is_a_block_itself(reference: dict[str, str]) -> None:
     schema = annotate_images.parameters.model_dump()
     paths: dict[str, Any] = {"input": "a", "image_root": "b", "output": "c"}
-    references = {"server": {"$ref": reference}, "recipe": {"$ref": reference}}
-    validate(paths | references, schema, raise_on_error=True, preprocess=True)
-    validate(paths | {"server": {"endpoints": []}}, schema, raise_on_error=True, preprocess=True)
+    references: dict[str, Any] = {"server": {"$ref": reference}, "recipe": {"$ref": reference}}
+    block: dict[str, Any] = {"server": {"endpoints": []}}
+    for given in (references, block):
+        assert list(validate(paths | given, schema, preprocess=True)) == []

@@ -11,6 +11,7 @@ from flows.report.boxes import boxes_of
 from flows.report.charts import COLOURS, data_uri
 from flows.report.figures import gpu_rows, server_rows
 from flows.report.gallery import Example, failure_of
+from flows.report.summary import counts_by_name, stand_ins
 from flows.report.text import text_of
 from flows.telemetry.bottleneck import TITLES, Verdict
 
@@ -35,17 +36,9 @@ def summary(report: dict[str, Any], output: str) -> str:
         ("Output", code(output)),
     ]
     text = table([["", ""], *([name, str(value)] for name, value in rows)], escaped=True)
-    if stand_ins := [url for url, version in report["servers"].items() if version.get("stand_in")]:
-        text = f"**The answers come from a stand-in, not from a model** ({plain(', '.join(stand_ins))}).\n\n" + text
-    quality = report["quality"]
-    counted = [
-        ("Failure", "Images", report["failures"]),
-        ("Answers read as", "Images", quality["parse_stages"]),
-        ("Flag", "Images", quality["flags"]),
-        ("Most frequent names", "Objects", quality["names"]),
-        ("Where boxes lie", "Objects", quality["areas"]),
-    ]
-    return text + "".join("\n" + counts(*of) for of in counted if of[2])
+    if urls := stand_ins(report):
+        text = f"**The answers come from a stand-in, not from a model** ({plain(', '.join(urls))}).\n\n" + text
+    return text + "".join("\n" + counts(*table) for table in counts_by_name(report))
 
 
 def live_summary(figures: dict[str, Any], output: str) -> str:

@@ -13,7 +13,7 @@ from flows.report.boxes import boxes_of
 from flows.report.charts import COLOURS, duration
 from flows.report.figures import gpu_rows, server_rows
 from flows.report.gallery import Example, choose_rows, failure_of, marks_of, with_images
-from flows.report.summary import chunk_names
+from flows.report.summary import chunk_names, counts_by_name, stand_ins
 from flows.report.text import text_of
 from flows.telemetry.bottleneck import TITLES
 from flows.workspace import Workspace, replacing
@@ -48,9 +48,12 @@ def page(report: dict[str, Any], charts: Sequence[str], examples: Iterable[Examp
         verdict=report["bottleneck"],
         shares=[(TITLES[kind], f"{share:.0%}") for kind, share in report["bottleneck"]["shares"].items()],
         figures=_figures(report),
-        stand_ins=[url for url, version in report["servers"].items() if version.get("stand_in")],
+        stand_ins=stand_ins(report),
         tables=[rows for rows in (gpu_rows(report["telemetry"]), server_rows(report["telemetry"])) if len(rows) > 1],
-        counts=_counts(report),
+        counts=[
+            (what, [(text_of(name, 120), count) for name, count in by_name.items()])
+            for what, _, by_name in counts_by_name(report)
+        ],
         charts=[Markup(chart) for chart in charts],  # noqa: S704 - ours, with every text in them escaped
         cards=cards,
         left_out=left_out,
@@ -69,20 +72,6 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("images a second", f"{report['images_per_second']:.3g}"),
         ("tokens a second", f"{tokens['completion'] / seconds if seconds else 0:,.0f}"),
         ("took", duration(report["seconds"])),
-    ]
-
-
-def _counts(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, int]]]]:
-    quality = report["quality"]
-    tables = {
-        "failures": report["failures"],
-        "answers read as": quality["parse_stages"],
-        "flags": quality["flags"],
-        "most frequent names": quality["names"],
-        "where boxes lie": quality["areas"],
-    }
-    return [
-        (name, [(text_of(of, 120), count) for of, count in counts.items()]) for name, counts in tables.items() if counts
     ]
 
 

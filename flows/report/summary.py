@@ -61,6 +61,24 @@ def summarise(
     }
 
 
+def counts_by_name(report: dict[str, Any]) -> list[tuple[str, str, dict[str, int]]]:
+    """(what is counted, in which unit, how many of each) for people; what never occurred is left out."""
+    quality = report["quality"]
+    tables = [
+        ("Failure", "Images", report["failures"]),
+        ("Answers read as", "Images", quality["parse_stages"]),
+        ("Flag", "Images", quality["flags"]),
+        ("Most frequent names", "Objects", quality["names"]),
+        ("Where boxes lie", "Objects", quality["areas"]),
+    ]
+    return [table for table in tables if table[2]]
+
+
+def stand_ins(report: dict[str, Any]) -> list[str]:
+    """Endpoints that are no model."""
+    return [url for url, version in report["servers"].items() if version.get("stand_in")]
+
+
 def live_figures(run: Run, plan: Plan, seconds: float) -> dict[str, Any]:
     """What can be said while the run goes on, by what it is called."""
     tally = run.annotator.tally

@@ -12,5 +12,5 @@ def text_of(value: Any, longest: int = 2000) -> str:
         text = value if isinstance(value, str) else "" if value is None else str(value)
     except (RecursionError, ValueError):  # lists in lists in lists; a number of five thousand digits
         text = "(cannot be shown)"
-    text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text[: longest + 1_000_000])
-    return text if len(text) <= longest else f"{text[:longest]}… ({len(text) - longest} more characters)"
+    shown = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text[:longest])
+    return shown if len(text) <= longest else f"{shown}… ({len(text) - longest} more characters)"

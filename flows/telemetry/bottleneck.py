@@ -51,12 +51,8 @@ BUSY_CORES = 0.85  # share of this machine's
 FULL_LIMIT = 0.9  # share of the limit that is in flight when it is used
 LATE_SECONDS = 0.1
 ENOUGH_LOOKS = 5
-UNIMPORTANT: tuple[Kind, ...] = (
-    "climbing",
-    "not_seen",
-    "nothing_to_do",
-    "too_short",
-)  # told only where there is nothing else
+# Told only where there is nothing else.
+UNIMPORTANT: tuple[Kind, ...] = ("climbing", "not_seen", "nothing_to_do", "too_short")
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class Look:
     waiting: float | None = None
     kv_cache_usage: float | None = None  # 0 to 1
     preemptions_per_second: float | None = None
-    gpu_utilisation: float | None = None  # percent, mean of the cards
+    gpu_utilisation: float | None = None  # percent, of the cards that work for the run
     automatic: bool = False  # the limit is found by itself
     climbing: bool = False  # and not found yet
 
