@@ -49,6 +49,11 @@ class Deployed:
         made = ask_prefect(self.api, f"/deployments/{found['id']}/create_flow_run", parameters=parameters)
         return str(made["id"])
 
+    def runs_of(self, output: Path) -> list[str]:
+        """The runs that write this output, those of a schedule included that are far from their time, soonest first."""
+        runs = ask_prefect(self.api, "/flow_runs/filter", sort="EXPECTED_START_TIME_ASC")
+        return [run["id"] for run in runs if run["parameters"].get("output") == str(output)]
+
     def state_of(self, run: str) -> dict[str, Any]:
         """The flow run's state."""
         with urllib.request.urlopen(f"{self.api}/flow_runs/{run}") as response:

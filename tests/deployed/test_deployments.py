@@ -106,9 +106,11 @@ def test_a_schedule_fires(deployed: Deployed, make_job: MakeJob, stand_in: Stand
     )
     urllib.request.urlopen(request, timeout=30).close()
     deadline = time.monotonic() + 200
-    while not job.output.exists():
+    while not (runs := deployed.runs_of(job.output)):
         assert time.monotonic() < deadline
         time.sleep(0.5)
+    # To its end: with its worker it would die, and hold the deployment's only slot until it is missed.
+    assert deployed.wait_for(runs[0], "Completed", "Failed", "Crashed", seconds=200)["name"] == "Completed"
     assert len(lines_of(job.output)) == 3
 
 
@@ -121,8 +123,8 @@ def test_the_second_of_two_runs_waits_for_the_first(
         runs = [
             deployed.run("annotate-images/annotate", **parameters(job, server.url, max_concurrency=2)) for job in jobs
         ]
-        deployed.wait_for(runs[0], "Running")
-        deployed.wait_for(runs[1], "AwaitingConcurrencySlot")
+        begun = {deployed.wait_for(run, "Running", "AwaitingConcurrencySlot")["name"]: run for run in runs}
+        assert len(begun) == 2
         for run in runs:
             assert deployed.wait_for(run, "Completed", "Failed", "Crashed", "Cancelled")["name"] == "Completed"
     assert all(len(lines_of(job.output)) == 20 for job in jobs)
