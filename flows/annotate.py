@@ -85,6 +85,7 @@ async def annotate_images(
     chunk_size: Annotated[int, Field(ge=1, le=100_000)] = 500,
     image_column: Annotated[str, Field(min_length=1)] = "image_path",
     caption_column: str = "caption",
+    shard: str = "",
     error_budget: Annotated[float, Field(ge=0, le=1)] = 0.5,
     server_wait_seconds: Annotated[float, Field(ge=0)] = 300,
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 600,
@@ -102,6 +103,7 @@ async def annotate_images(
         chunk_size: Images a chunk; a chunk is one task run.
         image_column: The input column that holds the image path.
         caption_column: The input column that holds the caption; empty when there are none.
+        shard: Which share of the input to do, such as 3/16; empty for all of it. Its answers wait to be merged.
         error_budget: Share of a chunk's images that may fail before the chunk is stopped.
         server_wait_seconds: How long requests wait for a server that went away and that nobody here starts again.
         request_timeout_seconds: How long one request may take.
@@ -119,6 +121,7 @@ async def annotate_images(
         max_concurrency=max_concurrency,
         image_column=image_column,
         caption_column=caption_column,
+        shard=shard,
         error_budget=error_budget,
         server_wait_seconds=server_wait_seconds,
         request_timeout_seconds=request_timeout_seconds,

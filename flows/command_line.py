@@ -59,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
     add("--chunk-size", type=int, help="images a chunk (default: 500)")
     add("--image-column", help="input column with the image path (default: image_path)")
     add("--caption-column", help='input column with the caption, "" for none (default: caption)')
+    add("--shard", metavar="K/N", help="do the K-th of N shares of the input, on any machine that shares its files; "
+        "python -m flows.merge_shards puts the answers together")  # fmt: skip
     add("--error-budget", type=float, help="share of a chunk's images that may fail, ten always, 0 for none "
         "(default: 0.5)")  # fmt: skip
     add("--server-wait-seconds", type=float, help="patience with a server that went away (default: 300)")
@@ -81,15 +83,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except KeyboardInterrupt:  # also SIGTERM
-        print(f"interrupted: {_kept_answers(options.output)}; run the same command again to go on", file=sys.stderr)
+        print(f"interrupted: {_kept_answers(options)}; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED
 
 
-def _kept_answers(output: Path) -> str:
+def _kept_answers(options: argparse.Namespace) -> str:
     """How many answers wait for the end of the run, and where."""
     from flows.workspace import Workspace
 
-    parts = Workspace.at(output).parts
+    parts = Workspace.at(options.output, options.shard or "").parts
     answers = (path for path in parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl"))
     kept = sum(path.read_bytes().count(b"\n") for path in answers)
     return f"{kept} answers so far are kept in {parts}"
@@ -161,7 +163,7 @@ async def _annotate(options: argparse.Namespace, prefect_server: TemporaryPrefec
             file=sys.stderr,
         )
     state = await annotate_images(**parameters, return_state=True)
-    return await _exit_code(state, options.output)
+    return await _exit_code(state, options)
 
 
 async def _parameters(options: argparse.Namespace, prefect_server: TemporaryPrefectServer | None) -> dict[str, Any]:
@@ -228,7 +230,7 @@ async def _preflight(parameters: dict[str, Any]) -> None:
     await check_run(**{name: value for name, value in parameters.items() if name in needed})
 
 
-async def _exit_code(state: "State[Any]", output: Path) -> int:
+async def _exit_code(state: "State[Any]", options: argparse.Namespace) -> int:
     from flows.errors import ServerFault, UsageError
     from flows.workspace import Workspace
 
@@ -236,9 +238,8 @@ async def _exit_code(state: "State[Any]", output: Path) -> int:
     if isinstance(result, UsageError | ServerFault):
         return _refuse(str(result))
     print(state.message or state.name, file=sys.stderr)
-    beside = sorted(
-        path for path in Workspace.at(output).output.parent.glob(f"{glob.escape(output.stem)}.*") if path.is_file()
-    )
+    output = Workspace.at(options.output, options.shard or "").output
+    beside = sorted(path for path in output.parent.glob(f"{glob.escape(output.stem)}.*") if path.is_file())
     print("files:", *beside, file=sys.stderr)
     if state.is_completed() and isinstance(result, dict) and not result["images"]["failed"]:
         return FINISHED

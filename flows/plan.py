@@ -11,6 +11,7 @@ import polars as pl
 
 from flows.errors import UsageError
 from flows.json_text import json_object
+from flows.shard import Shard
 from flows.workspace import Workspace, read_json, write_json
 
 PROBED_ROWS = 1000  # enough to tell a mistyped column name from a column that is often empty
@@ -19,11 +20,12 @@ ROW_GROUP = 8192  # of plan.parquet: reading a chunk decodes one or two of these
 
 @dataclass(frozen=True)
 class Source:
-    """The input and what its columns are called. `caption_column` "" means that there are no captions."""
+    """The input, what its columns are called ("" where there are no captions), and which share of it is asked for."""
 
     path: Path
     image_column: str = "image_path"
     caption_column: str = "caption"
+    shard: Shard | None = None
 
     @property
     def is_parquet(self) -> bool:
@@ -32,7 +34,12 @@ class Source:
 
     def identity(self) -> dict[str, Any]:
         """Changes when the file or the meaning of its columns does."""
-        return {"path": str(self.path.resolve()), "version": _version(self.path), "image_column": self.image_column}
+        return {
+            "path": str(self.path.resolve()),
+            "version": _version(self.path),
+            "image_column": self.image_column,
+            "shard": str(self.shard or ""),
+        }
 
 
 @dataclass(frozen=True)
@@ -105,12 +112,12 @@ def check_source(source: Source) -> list[str]:
 
 def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
     """Plans every distinct image that the output does not hold, and writes plan.parquet and plan.json."""
-    lines = _scan(source).filter(pl.col("row").str.strip_chars() != "")
+    lines = _lines(source)
     keys = lines.select("line", "image_path")
     named = keys.filter(pl.col("image_path") != "")
     # Keys only: the rows themselves stay on disk until the second pass picks the pending ones by line number.
     first = named.unique("image_path", keep="first", maintain_order=True)
-    pending = first.join(done_paths(workspace.output), on="image_path", how="anti", maintain_order="left")
+    pending = first.join(done_paths(*workspace.outputs), on="image_path", how="anti", maintain_order="left")
     total, with_path, distinct, pending_keys = pl.collect_all(
         [keys.select(pl.len()), named.select(pl.len()), first.select(pl.len()), pending], engine="streaming"
     )
@@ -121,7 +128,7 @@ def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
         duplicates=with_path.item() - distinct.item(),
         **_write_skipped(lines, workspace.skipped),
     )
-    if not counts.distinct:
+    if not counts.distinct and source.shard is None:
         raise UsageError(f"no row of {source.path} has an image path in column {source.image_column!r}")
     _write_rows(lines, pending_keys, workspace.plan_rows)
     chunks = list(_cut(workspace.plan_rows, chunk_size))
@@ -129,14 +136,30 @@ def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
     return Plan(counts, chunks)
 
 
+def distinct_images(source: Source) -> pl.LazyFrame:
+    """Columns line, image_path and row: the first row of every image of the input, in input order."""
+    named = _lines(source).filter(pl.col("image_path") != "")
+    return named.unique("image_path", keep="first", maintain_order=True)
+
+
+def _lines(source: Source) -> pl.LazyFrame:
+    """The lines that are not blank, of the shard that is asked for."""
+    lines = _scan(source).filter(pl.col("row").str.strip_chars() != "")
+    return lines if source.shard is None else lines.filter(source.shard.holds(pl.col("image_path")))
+
+
 def _write_plan(workspace: Workspace, source: dict[str, Any], counts: Counts, chunks: list[Chunk]) -> None:
     plan = {"source": source, "counts": asdict(counts), "chunks": [asdict(chunk) for chunk in chunks]}
-    write_json(workspace.plan_file, plan | {"output": _version(workspace.output)})
+    write_json(workspace.plan_file, plan | {"outputs": _versions(workspace)})
 
 
 def keep_plan(workspace: Workspace, source: Source, plan: Plan) -> None:
     """Lets the plan go on after a merge of ours, which has changed the output that it was made for."""
     _write_plan(workspace, source.identity(), plan.counts, plan.chunks)
+
+
+def _versions(workspace: Workspace) -> list[list[int] | None]:
+    return [_version(output) for output in workspace.outputs]
 
 
 def _version(path: Path) -> list[int] | None:
@@ -154,7 +177,7 @@ def open_plan(workspace: Workspace) -> Plan | None:
     if written is None or not workspace.plan_rows.exists():
         return None
     rows = pl.scan_parquet(workspace.plan_rows, glob=False).drop("merged")
-    done = done_paths(workspace.output).with_columns(merged=pl.lit(value=True))
+    done = done_paths(*workspace.outputs).with_columns(merged=pl.lit(value=True))
     refreshed = workspace.plan_rows.with_suffix(".refreshed")
     rows.join(done, on="image_path", how="left", maintain_order="left").with_columns(
         pl.col("merged").fill_null(value=False)
@@ -169,7 +192,7 @@ def plan_is_for(workspace: Workspace, source: Source) -> bool:
     return (
         written is not None
         and written["source"] == source.identity()
-        and written["output"] == _version(workspace.output)
+        and written.get("outputs") == _versions(workspace)
     )
 
 
@@ -188,11 +211,12 @@ def read_chunk(workspace: Workspace, chunk: Chunk) -> pl.DataFrame:
     return pl.scan_parquet(workspace.plan_rows, glob=False).slice(chunk.offset, chunk.length).collect()
 
 
-def done_paths(output: Path) -> pl.LazyFrame:
-    """The distinct image paths of an output, column image_path; a torn or malformed line holds none."""
-    if not output.exists() or output.stat().st_size == 0:
+def done_paths(*outputs: Path) -> pl.LazyFrame:
+    """The distinct image paths of outputs, column image_path; a torn or malformed line holds none."""
+    written = [_scan_lines(output) for output in outputs if output.exists() and output.stat().st_size]
+    if not written:
         return pl.LazyFrame(schema={"image_path": pl.String})
-    paths = _scan_lines(output).select(image_path=_image_path("image_path"))
+    paths = pl.concat(written).select(image_path=_image_path("image_path"))
     return paths.filter(pl.col("image_path").is_not_null()).unique()
 
 

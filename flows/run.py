@@ -21,6 +21,7 @@ from flows.plan import Plan, Source, check_source, make_plan, open_plan, plan_is
 from flows.recipe import fingerprint, recipe_settings
 from flows.serving.keeper import Keeper, kept_servers, watching
 from flows.serving.preflight import preflight
+from flows.shard import Shard
 from flows.store import OUR_FIELDS, settle
 from flows.workspace import Workspace
 
@@ -68,6 +69,7 @@ async def open_run(
     max_concurrency: int | Literal["auto"],
     image_column: str,
     caption_column: str,
+    shard: str = "",
     error_budget: float,
     server_wait_seconds: float,
     request_timeout_seconds: float,
@@ -76,7 +78,9 @@ async def open_run(
 ) -> AsyncIterator[Run]:
     """A run, for as long as the context lasts. Raises UsageError or ServerFault before anything is written."""
     server, recipe = server or VLLMServer(), recipe or AnnotationRecipe()
-    source, image_root, workspace = await _checked_files(input, image_root, output, image_column, caption_column, warn)
+    source, image_root, workspace = await _checked_files(
+        input, image_root, output, image_column, caption_column, shard, warn
+    )
     async with AsyncExitStack() as stack:
         keepers: list[Keeper] = []
         if server.start is not None:
@@ -116,7 +120,8 @@ async def check_run(**parameters: Any) -> None:
     if server is None or server.start is None:
         async with open_run(**parameters):
             return
-    files = {name: parameters[name] for name in ("input", "image_root", "output", "image_column", "caption_column")}
+    names = ("input", "image_root", "output", "image_column", "caption_column", "shard")
+    files = {name: parameters[name] for name in names}
     await _checked_files(**files, warn=lambda _: None)
     (await asyncio.to_thread(preflight, server.start, server.model, own_key(server))).check()
 
@@ -127,9 +132,11 @@ async def _checked_files(
     output: Path,
     image_column: str,
     caption_column: str,
+    shard: str,
     warn: Callable[[str], None],
 ) -> tuple[Source, Path, Workspace]:
-    source, workspace = Source(input.expanduser(), image_column, caption_column), Workspace.at(output)
+    workspace = Workspace.at(output, shard)
+    source = Source(input.expanduser(), image_column, caption_column, Shard.parse(shard) if shard else None)
     image_root = image_root.expanduser()
     check_paths(source, image_root, workspace)
     columns = await asyncio.to_thread(check_source, source)
@@ -164,8 +171,8 @@ def check_paths(source: Source, image_root: Path, workspace: Workspace) -> None:
         raise UsageError(f"image root {str(image_root)!r} is not a folder: set --image-root to where the images lie")
     if not os.access(image_root, os.R_OK | os.X_OK):
         raise UsageError(f"image root {str(image_root)!r} cannot be read by this user")
-    if source.path.resolve() == workspace.output:
-        raise UsageError(f"input and output are both {workspace.output}: choose another --output")
+    if source.path.resolve() in workspace.outputs:
+        raise UsageError(f"input and output are both {source.path.resolve()}: choose another --output")
 
 
 def current_plan(run: Run, chunk_size: int) -> Plan:

@@ -86,16 +86,17 @@ def heal(path: Path) -> list[str]:
         with path.open("rb+") as file:
             content = file.read()
             end = content.rfind(b"\n") + 1
-            if _path_of(content[end:]) is not None:
+            if path_of(content[end:]) is not None:
                 file.write(b"\n")
             else:
                 file.truncate(end)
     except FileNotFoundError:
         return []
-    return [image_path for line in content.splitlines() if (image_path := _path_of(line)) is not None]
+    return [image_path for line in content.splitlines() if (image_path := path_of(line)) is not None]
 
 
-def _path_of(line: bytes) -> str | None:
+def path_of(line: bytes) -> str | None:
+    """The image path of a JSON line; None for a line that is torn, or without one."""
     row = json_object(line)
     image_path = row.get("image_path") if row else None
     return image_path if isinstance(image_path, str) else None
@@ -192,6 +193,10 @@ class Merged:
         if b'"annotations_error":true' in line and orjson.loads(line).get("annotations_error") is True:
             self.annotations_error += 1
 
+    def add_failure(self, line: bytes) -> None:
+        """Counts a row that went into the failures file."""
+        self.failures[orjson.loads(line)["failure"]["kind"]] += 1
+
 
 def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure]) -> Merged:
     """Moves the parts' answers behind the output's rows, in input order, and rewrites the failures file.
@@ -202,7 +207,10 @@ def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure])
     """
     merged = Merged()
     set_aside = _set_aside(workspace)
-    with _extending(workspace.output, workspace.parts) as output, replacing(workspace.failures) as failures:
+    with (
+        extending(workspace.output, has_more=_has_answers(workspace)) as output,
+        replacing(workspace.failures) as failures,
+    ):
         for chunk in plan.chunks:
             for image_path in _merge_chunk(workspace, chunk, stopped.get(chunk.number), output, failures, merged):
                 set_aside.pop(image_path, None)  # it was asked after all
@@ -219,7 +227,7 @@ def _set_aside(workspace: Workspace) -> dict[str, bytes]:
     """Failures that a retry left alone, by image path; without those that have been answered since."""
     lines = _lines_by_path(workspace.set_aside)
     if lines:
-        answered = done_paths(workspace.output).filter(pl.col("image_path").is_in(list(lines))).collect()
+        answered = done_paths(*workspace.outputs).filter(pl.col("image_path").is_in(list(lines))).collect()
         for image_path in answered["image_path"]:
             del lines[image_path]
     return lines
@@ -233,7 +241,10 @@ def settle(workspace: Workspace, plan: Plan | None) -> int:
     if not any(workspace.parts.iterdir()):
         return 0
     merged = Merged()
-    with _extending(workspace.output, workspace.parts) as output, Path(os.devnull).open("wb") as nowhere:
+    with (
+        extending(workspace.output, has_more=_has_answers(workspace)) as output,
+        Path(os.devnull).open("wb") as nowhere,
+    ):
         if plan is not None:
             for chunk in plan.chunks:
                 _merge_chunk(workspace, chunk, None, output, nowhere, merged)
@@ -264,7 +275,7 @@ def _merge_chunk(
             why = stopped or ImageFailure("unasked", "its chunk did not come to its turn")
             failed[image_path] = failure_line({**(json_object(row) or {}), "image_path": image_path}, why)
         failures.write(failed[image_path])
-        merged.failures[orjson.loads(failed[image_path])["failure"]["kind"]] += 1
+        merged.add_failure(failed[image_path])
     return open_rows["image_path"].to_list()
 
 
@@ -273,11 +284,11 @@ def _lines_by_path(path: Path) -> dict[str, bytes]:
     if not path.exists():
         return {}
     lines = path.read_bytes().splitlines(keepends=True)
-    return {image_path: line for line in lines if (image_path := _path_of(line)) is not None}
+    return {image_path: line for line in lines if (image_path := path_of(line)) is not None}
 
 
 def _append_unplanned(workspace: Workspace, output: BinaryIO) -> int:
-    done = set(done_paths(workspace.output).collect()["image_path"])
+    done = set(done_paths(*workspace.outputs).collect()["image_path"])
     answered = 0
     for path in sorted(workspace.parts.glob("*.jsonl")):
         if path.name.endswith(".failures.jsonl"):
@@ -290,11 +301,15 @@ def _append_unplanned(workspace: Workspace, output: BinaryIO) -> int:
     return answered
 
 
+def _has_answers(workspace: Workspace) -> bool:
+    answers = (path for path in workspace.parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl"))
+    return any(path.stat().st_size for path in answers)
+
+
 @contextmanager
-def _extending(output: Path, parts: Path) -> Iterator[BinaryIO]:
-    """A file that takes the output's place and holds its lines; where no part has an answer, none is made."""
-    answers = (path for path in parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl"))
-    if output.exists() and not any(path.stat().st_size for path in answers):
+def extending(output: Path, *, has_more: bool) -> Iterator[BinaryIO]:
+    """A file that takes the output's place and holds its lines; where there are no more, the output stays untouched."""
+    if output.exists() and not has_more:
         with Path(os.devnull).open("wb") as nowhere:
             yield nowhere
         return

@@ -7,23 +7,31 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flows.errors import UsageError
+from flows.shard import Shard, shards_folder
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Paths beside the output `labeled.jsonl`; `labeled.work/` holds what only the project reads."""
+    """Paths beside the output `labeled.jsonl`; `labeled.work/` holds what only the project reads.
+
+    A shard has a workspace of its own, `labeled.shards/03-of-16.jsonl` and so on; `whole` is then `labeled.jsonl`.
+    """
 
     output: Path
+    whole: Path | None = None
 
     @classmethod
-    def at(cls, output: Path | str) -> "Workspace":
-        """The workspace of `output`, by its real path: two spellings of one file are one workspace."""
+    def at(cls, output: Path | str, shard: str = "") -> "Workspace":
+        """The workspace of `output`, or of a shard of it, by its real path: two spellings of a file are one workspace.
+
+        Raises UsageError for a name that no output can have, and for what is no shard.
+        """
         path = Path(os.path.realpath(Path(output).expanduser()))
         if path.suffix != ".jsonl":
             raise UsageError(f"output {str(output)!r} must end in .jsonl: the result is one JSON object a line")
@@ -33,7 +41,16 @@ class Workspace:
             raise UsageError(f"output {str(output)!r} is a directory: name a file in it, such as {path}/labeled.jsonl")
         if not path.parent.is_dir():
             raise UsageError(f"the folder of output {str(output)!r} does not exist: make it, or mend the path")
-        return cls(path)
+        return cls(path).of_shard(Shard.parse(shard)) if shard else cls(path)
+
+    def of_shard(self, shard: Shard) -> "Workspace":
+        """The workspace of a share of this output."""
+        return Workspace(shards_folder(self.output) / f"{shard.name}.jsonl", whole=self.output)
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The files whose rows are done."""
+        return [self.output] if self.whole is None else [self.output, self.whole]
 
     def _beside(self, suffix: str) -> Path:
         return self.output.with_name(self.output.stem + suffix)
@@ -129,6 +146,9 @@ class Workspace:
             finally:
                 if fresh and not self.recipe.exists():  # a run that was refused leaves no trace
                     shutil.rmtree(self.work, ignore_errors=True)
+                    if self.whole is not None:
+                        with suppress(OSError):  # other shards are in it
+                            self.output.parent.rmdir()
 
     def _take(self, descriptor: int) -> None:
         try:
@@ -153,6 +173,8 @@ class Workspace:
 
         An output without a `recipe.json` comes from an older script and is taken as it is.
         """
+        if self.whole is not None:
+            Workspace(self.whole).guard_recipe(settings, recipe_fingerprint)
         known = read_json(self.recipe)
         answers = [self.output, *self.parts.glob("*.jsonl")]
         started = any(path.exists() and path.stat().st_size for path in answers)

@@ -24,7 +24,7 @@ def workspace(tmp_path: Path) -> Workspace:
 def source(folder: Path, text: str | bytes, name: str = "input.jsonl", **columns: str) -> Source:
     data = text.encode() if isinstance(text, str) else text
     (folder / name).write_bytes(data)
-    return Source(folder / name, **columns)
+    return Source(folder / name, **columns)  # type: ignore[arg-type]
 
 
 def planned(workspace: Workspace, plan: Plan) -> list[str]:

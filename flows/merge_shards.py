@@ -1,0 +1,190 @@
+"""`python -m flows.merge_shards`: the answers of all shards → one output, in the order of the input.
+
+What the flow annotate-sharded does at its end, for people who start the shards otherwise. Exit codes: 0 every image is
+answered, 1 some have failed or their shards have not come to their end, 2 refused, nothing changed.
+"""
+
+import argparse
+import mmap
+import sys
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from flows.errors import ImageFailure, UsageError
+from flows.json_text import json_object
+from flows.plan import Chunk, Counts, Source, check_source, make_plan, open_plan, read_chunk, remove_plan
+from flows.report.page import write_page
+from flows.report.sharded import summarise_shards
+from flows.report.summary import sentence
+from flows.shard import shards_folder
+from flows.store import Merged, extending, failure_line, path_of, settle
+from flows.workspace import Workspace, read_json, replacing, write_json
+
+ROWS_AT_ONCE = 8192
+INDEXED_AT_ONCE = 100_000  # lines whose places are held as Python objects
+NOT_ENDED = ImageFailure("unasked", "its shard has not come to its end")
+
+
+@dataclass
+class MergedShards:
+    """What a merge moved, and what the input held."""
+
+    counts: Counts
+    merged: Merged
+    reports: dict[str, dict[str, Any]]  # shard's name → its report.json
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    options = argparse.ArgumentParser(
+        prog="python -m flows.merge_shards",
+        description="Put the answers of all shards of an output together, in the order of the input.",
+    )
+    options.add_argument("--input", required=True, type=Path, help="the file that the shards are shares of")
+    options.add_argument("--output", required=True, type=Path, help="the result, as it was given to every shard")
+    options.add_argument(
+        "--image-root", required=True, type=Path, help="folder of the images, for the report's gallery"
+    )
+    options.add_argument("--image-column", default="image_path", help="input column with the image path")
+    given = options.parse_args(arguments)
+    started = time.monotonic()
+    try:
+        source = Source(given.input.expanduser(), given.image_column, "")
+        check_source(source)
+        shards = merge_shards(source, Workspace.at(given.output))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report = publish(Workspace.at(given.output), given.image_root, shards, time.monotonic() - started, [])
+    print(sentence(report))
+    return 1 if report["images"]["failed"] else 0
+
+
+def merge_shards(source: Source, whole: Workspace) -> MergedShards:
+    """Moves the answers of all shards behind the rows of the output, and rewrites the failures file.
+
+    In the input's order; what a shard has twice or the output has already is not taken. Both files are replaced
+    atomically before the shards give up theirs, so a merge cut short is done again by the next. Raises UsageError while
+    a run writes the output or a shard, and where they were written with different recipes.
+    """
+    shards = shards_of(whole)
+    if not shards:
+        raise UsageError(f"{shards_folder(whole.output)} holds no shard: run some with --shard, such as --shard 1/16")
+    with ExitStack() as locks:
+        for workspace in (whole, *shards):
+            locks.enter_context(workspace.locked())
+        _check_recipes(whole, shards)
+        settle(whole, open_plan(whole))
+        plan = make_plan(source, whole, ROWS_AT_ONCE)
+        merged = Merged()
+        with ExitStack() as files:
+            answers = _Lines([shard.output for shard in shards], whole, files)
+            failures = _Lines([shard.failures for shard in shards], whole, files)
+            output = files.enter_context(extending(whole.output, has_more=not answers.empty))
+            failed = files.enter_context(replacing(whole.failures))
+            for chunk in plan.chunks:
+                rows = read_chunk(whole, chunk).select("image_path", "row").iter_rows()
+                for (image_path, row), answer, failure in zip(rows, answers.of(chunk), failures.of(chunk), strict=True):
+                    if answer is not None:
+                        output.write(answer)
+                        merged.add_answer(answer)
+                        continue
+                    if failure is None:
+                        failure = failure_line({**(json_object(row) or {}), "image_path": image_path}, NOT_ENDED)
+                    failed.write(failure)
+                    merged.add_failure(failure)
+        if not merged.failures:
+            whole.failures.unlink()
+        remove_plan(whole)
+        for shard in shards:
+            shard.output.unlink(missing_ok=True)
+            shard.failures.unlink(missing_ok=True)
+        reports = {shard.output.stem: report for shard in shards if (report := read_json(shard.report))}
+    return MergedShards(plan.counts, merged, reports)
+
+
+def publish(
+    whole: Workspace, image_root: Path, shards: MergedShards, seconds: float, lost: Sequence[str]
+) -> dict[str, Any]:
+    """Writes report.json and report.html of all shards together; returns the report."""
+    report = summarise_shards(shards.counts, shards.merged, shards.reports, seconds=seconds, lost=lost)
+    write_json(whole.report, report)
+    write_page(whole, image_root, report, [])
+    return report
+
+
+def shards_of(whole: Workspace) -> list[Workspace]:
+    """The workspaces of all shards of an output that were ever begun, by name."""
+    folders = sorted(shards_folder(whole.output).glob("*-of-*.work"))
+    return [Workspace(folder.with_suffix(".jsonl"), whole=whole.output) for folder in folders]
+
+
+def _check_recipes(whole: Workspace, shards: Sequence[Workspace]) -> None:
+    """Raises UsageError unless output and shards have one recipe, which the output then keeps."""
+    recipe = next(filter(None, (read_json(shard.recipe) for shard in shards)), None)
+    if recipe is None:
+        return
+    settings, identity = recipe.get("settings", {}), str(recipe.get("fingerprint"))
+    for shard in shards:
+        shard.guard_recipe(settings, identity)
+    whole.record_recipe(settings, identity)
+
+
+class _Lines:
+    """JSON lines of several files, in the order of a plan: on disk, but for where each begins and ends."""
+
+    def __init__(self, paths: Sequence[Path], whole: Workspace, stack: ExitStack) -> None:
+        full = [path for path in paths if path.exists() and path.stat().st_size]
+        self.empty = not full
+        self._contents = [stack.enter_context(_mapped(path)) for path in full]
+        places = pl.concat([_places(number, path) for number, path in enumerate(full)] or [_frame(0, [], [], [])])
+        planned = pl.scan_parquet(whole.plan_rows, glob=False).select("image_path")
+        first = places.lazy().unique("image_path", keep="first", maintain_order=True)
+        ordered = planned.join(first, on="image_path", how="left", maintain_order="left")
+        self._places = ordered.drop("image_path").collect(engine="streaming")
+
+    def of(self, chunk: Chunk) -> Iterator[bytes | None]:
+        """For every row of the chunk its line, or None."""
+        for file, start, end in self._places.slice(chunk.offset, chunk.length).iter_rows():
+            line = None if file is None else self._contents[file][start:end]
+            yield line if line is None or line.endswith(b"\n") else line + b"\n"
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _places(number: int, path: Path) -> pl.DataFrame:
+    """Columns image_path, file, start and end (bytes) of each whole line of a file."""
+    frames, paths, starts, ends = [], list[str](), array("Q"), array("Q")
+    offset = 0
+    with path.open("rb") as file:
+        for line in file:
+            if (image_path := path_of(line)) is not None:
+                paths.append(image_path)
+                starts.append(offset)
+                ends.append(offset + len(line))
+            offset += len(line)
+            if len(paths) == INDEXED_AT_ONCE:
+                frames.append(_frame(number, paths, starts, ends))
+                paths, starts, ends = [], array("Q"), array("Q")
+    return pl.concat([*frames, _frame(number, paths, starts, ends)])
+
+
+def _frame(number: int, paths: Sequence[str], starts: Sequence[int], ends: Sequence[int]) -> pl.DataFrame:
+    columns = {"image_path": pl.Series(paths, dtype=pl.String)}
+    columns["file"] = pl.repeat(number, len(paths), dtype=pl.UInt16, eager=True)
+    columns |= {name: pl.Series(values, dtype=pl.UInt64) for name, values in (("start", starts), ("end", ends))}
+    return pl.DataFrame(columns)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""The reports of all shards → the report of the whole."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.plan import Counts
+from flows.store import Merged
+from flows.telemetry.bottleneck import Bottleneck
+
+Report = dict[str, Any]
+
+
+def summarise_shards(
+    counts: Counts, merged: Merged, reports: Mapping[str, Report], *, seconds: float, lost: Sequence[str]
+) -> Report:
+    """The content of `report.json` for an output that was merged from shards; `reports` are theirs, by shard name.
+
+    Counts of images are those of the merge. Tokens, servers and telemetry are the shards', each from its last run; what
+    held them back is weighed by how long they took, and told of the shard it held back longest.
+    """
+    latest = list(reports.values())
+    answered, failed = merged.answered, merged.failures.total()
+    done_before = counts.distinct - answered - failed
+    return {
+        "images": {
+            "input": counts.input,
+            "distinct": counts.distinct,
+            "already_done": done_before,
+            "answered": answered,
+            "answered_before_an_interruption": 0,
+            "without_caption": sum(report["images"]["without_caption"] for report in latest),
+            "failed": failed,
+            "annotations_error": merged.annotations_error,
+        },
+        "skipped_lines": {
+            "malformed": counts.malformed,
+            "without_path": counts.without_path,
+            "duplicates": counts.duplicates,
+        },
+        "failures": dict(merged.failures.most_common()),
+        "failures_left_alone": 0,
+        "failed_chunks": [
+            *lost,
+            *(f"{chunk} of shard {name}" for name, report in reports.items() for chunk in report["failed_chunks"]),
+        ],
+        "seconds": round(seconds, 3),
+        "annotating_seconds": round(seconds, 3),
+        "images_per_second": round(answered / seconds, 3) if seconds else 0.0,
+        "tokens": {name: sum(report["tokens"][name] for report in latest) for name in ("prompt", "completion")},
+        "quality": merged.quality.summary(),
+        **{name: latest[0][name] if latest else "" for name in ("recipe", "family", "model")},
+        "endpoints": list(dict.fromkeys(url for report in latest for url in report["endpoints"])),
+        "servers": {
+            f"{url} ({name})": server for name, report in reports.items() for url, server in report["servers"].items()
+        },
+        "bottleneck": _bottleneck(latest),
+        "telemetry": _telemetry(reports),
+        "shards": {
+            name: {of: report[of] for of in ("images", "seconds", "annotating_seconds", "images_per_second")}
+            for name, report in reports.items()
+        },
+    }
+
+
+def _bottleneck(reports: Sequence[Report]) -> Report:
+    """The verdict on the shard that was held back longest by what held all of them back longest."""
+    judged = [(_held(report), report["bottleneck"]) for report in reports if report.get("bottleneck")]
+    seconds = Counter[str]()
+    for held, _ in judged:
+        seconds.update(held)
+    told = Counter({verdict["kind"]: seconds[verdict["kind"]] for _, verdict in judged})
+    if not told:
+        return Bottleneck().verdict().as_dict()
+    kind = told.most_common(1)[0][0]
+    _, verdict = max((each for each in judged if each[1]["kind"] == kind), key=lambda each: each[0].get(kind, 0.0))
+    total = seconds.total() or 1.0
+    return dict(verdict) | {"shares": {of: round(share / total, 3) for of, share in seconds.most_common()}}
+
+
+def _held(report: Report) -> dict[str, float]:
+    """What held a shard back, for how many seconds."""
+    seconds = report.get("annotating_seconds", 0)
+    return {kind: share * seconds for kind, share in report["bottleneck"]["shares"].items()}
+
+
+def _telemetry(reports: Mapping[str, Report]) -> Report:
+    """What was seen of each shard's GPUs and servers, under the shard's name."""
+    seen = {name: report["telemetry"] for name, report in reports.items() if report.get("telemetry")}
+    return {
+        "samples": sum(telemetry["samples"] for telemetry in seen.values()),
+        "missing": list(dict.fromkeys(note for telemetry in seen.values() for note in telemetry["missing"])),
+        **{
+            subject: {
+                f"{of} ({name})": values
+                for name, telemetry in seen.items()
+                for of, values in telemetry[subject].items()
+            }
+            for subject in ("gpus", "servers")
+        },
+        "client": {},
+    }
