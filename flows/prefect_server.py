@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 
 START_SECONDS = 120  # the first start of all creates the database, which takes 10 s on two cores
@@ -33,9 +34,9 @@ runpy.run_module("prefect", run_name="__main__")
 
 
 class TemporaryPrefectServer:
-    """`prefect server start` on a free loopback port, with the user's own Prefect database."""
+    """`prefect server start` on a free loopback port, with the user's own Prefect database, or as `settings` say."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
         self._port = free_port()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
         environment = os.environ | {
@@ -44,6 +45,7 @@ class TemporaryPrefectServer:
             "PREFECT_SERVER_API_PORT": str(self._port),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
+            **(settings or {}),
         }
         self._process = subprocess.Popen(
             [sys.executable, "-c", LAUNCHER, str(self._port)],

@@ -5,6 +5,7 @@ from typing import Any
 from flows.report.charts import Line, chart
 from flows.telemetry.history import History, Totals
 from flows.telemetry.recording import Telemetry
+from flows.telemetry.sample_log import Recorded
 
 FEWEST_SAMPLES = 3  # of a chart
 MOST_LINES = 8  # a chart with more cannot be read
@@ -22,7 +23,7 @@ def telemetry_figures(telemetry: Telemetry) -> dict[str, Any]:
     }
 
 
-def telemetry_charts(telemetry: Telemetry) -> list[str]:
+def telemetry_charts(telemetry: Telemetry | Recorded) -> list[str]:
     """SVGs: GPUs and their memory, the requests of the servers, their tokens, and images."""
     if telemetry.samples < FEWEST_SAMPLES:
         return []
@@ -84,7 +85,7 @@ def server_rows(figures: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _of(telemetry: Telemetry, subject: str) -> list[tuple[str, History]]:
+def _of(telemetry: Telemetry | Recorded, subject: str) -> list[tuple[str, History]]:
     return [(name, history) for (of, name), history in list(telemetry.histories.items()) if of == subject]
 
 

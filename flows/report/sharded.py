@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.plan import Counts
+from flows.report.summary import started_before
 from flows.store import Merged
 from flows.telemetry.bottleneck import Bottleneck
 
@@ -44,6 +45,7 @@ def summarise_shards(
             *lost,
             *(f"{chunk} of shard {name}" for name, report in reports.items() for chunk in report["failed_chunks"]),
         ],
+        "started": started_before(seconds),
         "seconds": round(seconds, 3),
         "annotating_seconds": round(seconds, 3),
         "images_per_second": round(answered / seconds, 3) if seconds else 0.0,

@@ -1,5 +1,6 @@
 """A run → the content of report.json, and the sentence of its final state."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flows.plan import Plan
@@ -43,6 +44,7 @@ def summarise(
         "failures": dict(merged.failures.most_common()),
         "failures_left_alone": merged.left_alone,
         "failed_chunks": failed_chunks,
+        "started": started_before(seconds),
         "seconds": round(seconds, 3),
         "annotating_seconds": round(annotating, 3),
         "images_per_second": round(tally.answered / annotating, 3) if annotating else 0.0,
@@ -59,6 +61,11 @@ def summarise(
         "bottleneck": telemetry.bottleneck.verdict().as_dict(),
         "telemetry": telemetry_figures(telemetry),
     }
+
+
+def started_before(seconds: float) -> str:
+    """When something began that has just ended: ISO 8601, UTC."""
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
 
 
 def counts_by_name(report: dict[str, Any]) -> list[tuple[str, str, dict[str, int]]]:

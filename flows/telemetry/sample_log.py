@@ -1,15 +1,18 @@
-"""Samples → Parquet files in the work folder, a quarter of an hour each."""
+"""Samples → Parquet files in the work folder, a quarter of an hour each; and back."""
 
 import io
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from flows.telemetry.history import History
 from flows.workspace import replacing
 
 SAMPLES_A_FILE = 900
@@ -73,3 +76,29 @@ class SampleLog:
             pl.DataFrame(rows, schema=SCHEMA).write_parquet(parquet)
             with replacing(self._path) as file:
                 file.write(parquet.getvalue())
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a run has seen, as far as it was written down."""
+
+    histories: dict[tuple[str, str], History]  # (gpu, server or client; its name) → its samples
+    samples: int
+
+
+def read_samples(folder: Path, since: str) -> Recorded:
+    """The samples from a time on (ISO 8601; "" takes all). A file that cannot be read is left out."""
+    frames = []
+    for path in sorted(folder.glob("*.parquet")):
+        with suppress(pl.exceptions.PolarsError, OSError):
+            frames.append(
+                pl.read_parquet(path, glob=False).select(pl.col(name).cast(of) for name, of in SCHEMA.items())
+            )
+    rows = pl.concat(frames or [pl.DataFrame(schema=SCHEMA)]).sort("at", maintain_order=True)
+    if since:
+        rows = rows.filter(pl.col("at") >= datetime.fromisoformat(since))
+    histories: dict[tuple[str, str], History] = {}
+    for row in rows.iter_rows(named=True):
+        key, second = (row.pop("subject"), row.pop("name")), (row.pop("at") - rows["at"][0]).total_seconds()
+        histories.setdefault(key, History()).add(second, row)
+    return Recorded(histories, rows["at"].n_unique())

@@ -15,6 +15,7 @@ import pytest
 
 from flows.prefect_server import TemporaryPrefectServer
 from tests.conftest import ROOT, ask_prefect
+from tests.deployed.postgresql import postgresql
 
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 
@@ -34,15 +35,15 @@ class Deployed:
             command, cwd=cwd, env=self.environment, capture_output=True, text=True, timeout=240, check=False
         )
 
-    def start_worker(self, name: str) -> "subprocess.Popen[bytes]":
+    def start_worker(self, name: str, *more: str) -> "subprocess.Popen[bytes]":
         """A worker in a folder without the project: what it runs must be installed."""
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                [PREFECT, "worker", "start", "--pool", "annotate", "--type", "process", "--name", name],
+                [PREFECT, "worker", "start", "--pool", "annotate", "--type", "process", "--name", name, *more],
                 cwd=self.folder, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
 
-    def run(self, deployment: str, **parameters: Any) -> str:
+    def run(self, deployment: str, /, **parameters: Any) -> str:
         """Starts a run of a deployment; returns its id."""
         with urllib.request.urlopen(f"{self.api}/deployments/name/{deployment}") as response:
             found = json.load(response)
@@ -53,6 +54,18 @@ class Deployed:
         """The runs that write this output, those of a schedule included that are far from their time, soonest first."""
         runs = ask_prefect(self.api, "/flow_runs/filter", sort="EXPECTED_START_TIME_ASC")
         return [run["id"] for run in runs if run["parameters"].get("output") == str(output)]
+
+    def sub_runs_of(self, run: str) -> list[dict[str, Any]]:
+        """The runs that a run has started, as the UI shows them below it."""
+        runs: list[dict[str, Any]] = ask_prefect(
+            self.api, "/flow_runs/filter", flow_runs={"parent_flow_run_id": {"any_": [run]}}
+        )
+        return runs
+
+    def pid_of(self, run: str) -> int:
+        """The process of a run, as the worker has recorded it."""
+        with urllib.request.urlopen(f"{self.api}/flow_runs/{run}") as response:
+            return int(json.load(response)["infrastructure_pid"].rpartition(":")[2])
 
     def state_of(self, run: str) -> dict[str, Any]:
         """The flow run's state."""
@@ -69,20 +82,25 @@ class Deployed:
         return state
 
 
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """The setting that gives a Prefect server its database; SQLite needs none."""
+    if request.param == "sqlite":
+        yield {}
+        return
+    with postgresql() as url:
+        yield {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
+
+
 @pytest.fixture(scope="session")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+def deployed(tmp_path_factory: pytest.TempPathFactory, database: dict[str, str]) -> Iterator[Deployed]:
     """Everything deployed, as the README's deployment chapter does it."""
     folder = tmp_path_factory.mktemp("deployed")
     environment = os.environ | {
         "PREFECT_HOME": str(folder / "prefect"), "XDG_STATE_HOME": str(folder / "state"), "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }  # fmt: skip
-    before, os.environ["PREFECT_HOME"] = os.environ.get("PREFECT_HOME"), environment["PREFECT_HOME"]
-    server = TemporaryPrefectServer()
-    if before is None:
-        del os.environ["PREFECT_HOME"]
-    else:
-        os.environ["PREFECT_HOME"] = before
+    server = TemporaryPrefectServer({"PREFECT_HOME": environment["PREFECT_HOME"]} | database)
     server.wait_until_ready()
     made = Deployed(server.api_url, folder, environment | {"PREFECT_API_URL": server.api_url})
     subprocess.run([sys.executable, "-m", "deployments.setup"], cwd=ROOT, env=made.environment, check=True)
@@ -110,3 +128,15 @@ def parameters() -> Callable[..., dict[str, Any]]:
         return paths | {"server": {"endpoints": [f"{url}/v1"]}} | more
 
     return of
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes that come from this one."""
+    found, todo = [], [pid]
+    while todo:
+        parent = todo.pop()
+        children = Path(f"/proc/{parent}/task").glob("*/children")
+        for child in (int(word) for file in children for word in file.read_text().split()):
+            found.append(child)
+            todo.append(child)
+    return found

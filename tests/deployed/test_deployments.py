@@ -19,7 +19,7 @@ from prefect.flows import load_flow_from_entrypoint
 
 from tests.client import StandIn
 from tests.conftest import ROOT, Job, ask_prefect, lines_of
-from tests.deployed.conftest import Deployed
+from tests.deployed.conftest import Deployed, descendants
 
 MakeJob = Callable[..., Job]
 Parameters = Callable[..., dict[str, Any]]
@@ -177,15 +177,3 @@ def test_a_run_whose_worker_is_killed_is_crashed_by_the_automation_and_the_next_
             successor.wait(30)
         assert len(server.asked()) <= 300 - asked + 4
     assert [row["image_path"] for row in lines_of(job.output)] == job.names, "0 lost, 0 twice"
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes that come from this one."""
-    found, todo = [], [pid]
-    while todo:
-        parent = todo.pop()
-        children = Path(f"/proc/{parent}/task").glob("*/children")
-        for child in (int(word) for file in children for word in file.read_text().split()):
-            found.append(child)
-            todo.append(child)
-    return found

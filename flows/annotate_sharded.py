@@ -1,0 +1,171 @@
+"""The flow for more than one machine: a run a shard on the work pool → wait, start lost ones anew → merge → report."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from prefect import flow, get_run_logger, runtime, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from blocks import AnnotationRecipe, VLLMServer
+from flows.errors import UsageError
+from flows.merge_shards import merge_shards, publish, shards_of
+from flows.plan import Source, check_source
+from flows.report.summary import sentence
+from flows.shard import MOST_SHARDS, Shard
+from flows.sub_runs import ended_run, run_parameter
+from flows.workspace import Workspace
+
+RETRY_SECONDS = 15.0  # a run that was given up may need a while to let go of its shard
+
+
+def flow_run_name() -> str:
+    """Tells in a list of runs what each writes."""
+    return f"annotate {Path(str(runtime.flow_run.parameters['output'])).name} in shards"
+
+
+@flow(name="annotate-sharded", flow_run_name=flow_run_name, persist_result=False)
+async def annotate_sharded(
+    input: Path,  # noqa: A002 - as annotate_images calls it
+    image_root: Path,
+    output: Path,
+    shards: Annotated[int, Field(ge=1, le=MOST_SHARDS)],
+    at_once: Annotated[int, Field(ge=0)] = 0,
+    shard_retries: Annotated[int, Field(ge=0, le=100)] = 2,
+    deployment: str = "annotate-images/shard",
+    server: VLLMServer | None = None,
+    recipe: AnnotationRecipe | None = None,
+    max_concurrency: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = "auto",
+    chunk_size: Annotated[int, Field(ge=1, le=100_000)] = 500,
+    image_column: Annotated[str, Field(min_length=1)] = "image_path",
+    caption_column: str = "caption",
+    error_budget: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    server_wait_seconds: Annotated[float, Field(ge=0)] = 300,
+    request_timeout_seconds: Annotated[float, Field(gt=0)] = 600,
+    chunk_retries: Annotated[int, Field(ge=0, le=10)] = 1,
+) -> State[Any]:
+    """Annotates the images in shards, each a run of its own on some worker, and merges their answers.
+
+    The workers share input, images and output. A shard whose run is lost or fails is started anew, on whichever worker
+    is free, and goes on where it stopped.
+
+    Args:
+        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption a row.
+        image_root: The folder that image paths are relative to; nothing outside it is read.
+        output: The result, a .jsonl file; images it already holds are not asked again.
+        shards: Into how many shares the input is split.
+        at_once: How many of them run at the same time; 0 leaves it to the workers.
+        shard_retries: How often a shard whose run was lost or failed is started anew.
+        deployment: What runs a shard, as flow/deployment.
+        server: Where vLLM answers, or how each worker's machine starts it; empty takes http://localhost:8000/v1.
+        recipe: Prompts, sampling, schema and image budget; empty takes the built-in one.
+        max_concurrency: Most requests in flight of one shard; "auto" finds what each server can use, and follows it.
+        chunk_size: Images a chunk; a chunk is one task run.
+        image_column: The input column that holds the image path.
+        caption_column: The input column that holds the caption; empty when there are none.
+        error_budget: Share of a chunk's images that may fail before the chunk is stopped.
+        server_wait_seconds: How long requests wait for a server that went away and that nobody here starts again.
+        request_timeout_seconds: How long one request may take.
+        chunk_retries: How often a chunk that lost its server is tried again.
+
+    """
+    logger = get_run_logger()
+    started = time.monotonic()
+    parameters = {
+        "input": str(input), "image_root": str(image_root), "output": str(output),
+        "max_concurrency": max_concurrency, "chunk_size": chunk_size, "image_column": image_column,
+        "caption_column": caption_column, "error_budget": error_budget, "server_wait_seconds": server_wait_seconds,
+        "request_timeout_seconds": request_timeout_seconds, "chunk_retries": chunk_retries,
+    }  # fmt: skip
+    try:
+        whole, source = Workspace.at(output), Source(input.expanduser(), image_column, caption_column)
+        await asyncio.to_thread(check_source, source)
+        check_count(whole, shards)
+        parameters |= {"server": run_parameter(server), "recipe": run_parameter(recipe)}
+        await check_deployment(deployment)
+        lost = await run_shards(shards, at_once, shard_retries, deployment, parameters)
+        reasons = "; ".join(f"{shard}: {reason}" for shard, reason in lost.items())
+        if lost and not shards_of(whole):
+            return Failed(message=f"no shard has come so far that there is anything to merge. {reasons}")
+        report = await merge_and_report(source, whole, image_root.expanduser(), started, lost)
+    except UsageError as error:
+        logger.error("%s", error)  # noqa: TRY400 - the message says it all
+        return Failed(message=str(error))
+    except OSError as error:
+        message = f"{error.strerror or error} ({error.filename or output}): mend it and run again, all answers are kept"
+        logger.error("%s", message)  # noqa: TRY400
+        return Failed(message=message)
+    if lost:
+        return Failed(message=f"{sentence(report)}. Shards that have not come to their end: {reasons}")
+    return Completed(message=sentence(report), data=report)
+
+
+async def run_shards(
+    count: int, at_once: int, retries: int, deployment: str, parameters: Mapping[str, Any]
+) -> dict[Shard, str]:
+    """Brings every shard to its end; returns those that did not get there, with what their last run said."""
+    logger = get_run_logger()
+    slots = asyncio.Semaphore(at_once or count)
+    lost: dict[Shard, str] = {}
+
+    async def complete(shard: Shard) -> None:
+        async with slots:
+            for tries_left in range(retries, -1, -1):
+                name = f"shard {shard} of {Path(parameters['output']).name}"
+                state = await ended_run(deployment, {**parameters, "shard": str(shard)}, name)
+                if state.is_completed():
+                    lost.pop(shard, None)
+                    return
+                lost[shard] = f"{state.name}: {state.message or 'nothing more is known'}"
+                again = tries_left and not state.is_cancelled()
+                logger.warning("Shard %s: %s%s", shard, lost[shard], "; it is started anew" if again else "")
+                if not again:
+                    return
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(1, count + 1):
+            group.create_task(complete(Shard(number, count)))
+    return lost
+
+
+@task(cache_policy=NO_CACHE, task_run_name="merge")
+async def merge_and_report(
+    source: Source, whole: Workspace, image_root: Path, started: float, lost: Mapping[Shard, str]
+) -> dict[str, Any]:
+    """Moves the answers of all shards into the output, and reports on all of them."""
+    shards = await asyncio.to_thread(merge_shards, source, whole)
+    failed = [f"shard {shard}" for shard in lost]
+    report = await asyncio.to_thread(publish, whole, image_root, shards, time.monotonic() - started, failed)
+    get_run_logger().info("%s", sentence(report))
+    return report
+
+
+def check_count(whole: Workspace, count: int) -> None:
+    """Raises UsageError where answers wait in shards of another count, which this run would ask once more."""
+    for workspace in shards_of(whole):
+        others = int(workspace.output.stem.rpartition("-")[2])
+        if others != count and (workspace.output.exists() or any(workspace.parts.iterdir())):
+            raise UsageError(
+                f"{workspace.output.parent} holds answers of {others} shards: go on with shards={others}, or merge "
+                "them first (python -m flows.merge_shards)"
+            )
+
+
+async def check_deployment(name: str) -> None:
+    """Raises UsageError where there is none of this name."""
+    async with get_client() as client:
+        try:
+            await client.read_deployment_by_name(name)
+        except (ObjectNotFound, ValueError):
+            raise UsageError(
+                f"there is no deployment {name!r} that could run a shard: prefect deploy --prefect-file "
+                "deployments/prefect.yaml --all"
+            ) from None

@@ -1,0 +1,101 @@
+"""One input over two workers: shards as sub-runs, a worker that dies, and a result like that of one run."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.client import StandIn
+from tests.conftest import Job, ask_prefect, lines_of
+from tests.deployed.conftest import Deployed, descendants
+
+MakeJob = Callable[..., Job]
+Parameters = Callable[..., dict[str, Any]]
+SHARDED, SHARD = "annotate-sharded/annotate-sharded", "annotate-images/shard"
+ENDED = ("Completed", "Failed", "Crashed", "Cancelled")
+
+pytestmark = pytest.mark.deployed
+
+
+@pytest.mark.timeout(600)
+def test_two_workers_do_eight_shards_though_one_is_killed(
+    deployed: Deployed, make_job: MakeJob, parameters: Parameters
+) -> None:
+    with StandIn.started("--canned", "--prefill-seconds", "0.1") as server:
+        job, whole = make_job(240), make_job(240, folder=deployed.folder / "whole")
+        doomed, other = (deployed.start_worker(name, "--limit", "3") for name in ("doomed", "other"))
+        try:
+            run = deployed.run(SHARDED, **parameters(job, server.url, shards=8, at_once=3, max_concurrency=4))
+            while len(server.asked()) < 80:
+                time.sleep(0.1)
+            # The worker with the coordinating run must live; of the shards' runs the other may have any.
+            if deployed.pid_of(run) in descendants(doomed.pid):
+                doomed, other = other, doomed
+            for process in [doomed.pid, *descendants(doomed.pid)]:
+                os.kill(process, signal.SIGKILL)
+            doomed.wait()
+            state = deployed.wait_for(run, *ENDED, seconds=500)
+        finally:
+            for worker in (doomed, other):
+                worker.terminate()
+                worker.wait(30)
+        assert state["name"] == "Completed", state
+        assert "240 images: 240 answered, 0 failed" in state["message"]
+        shards = deployed.sub_runs_of(run)
+        states = [shard["state"]["name"] for shard in shards]
+        assert states.count("Completed") == 8
+        assert 0 < states.count("Crashed") <= 3, "those that the dead worker had"
+        repeated = sum(server.asked().values()) - 240
+        assert repeated <= 3 * (4 + 4), "only what was in flight when the worker died"
+        server.forget()
+        assert whole.run(server.url, PREFECT_API_URL=deployed.api).returncode == 0
+    assert job.output.read_bytes() == whole.output.read_bytes()
+
+
+@pytest.mark.usefixtures("worker")
+def test_cancelling_the_whole_cancels_its_shards(deployed: Deployed, make_job: MakeJob, parameters: Parameters) -> None:
+    with StandIn.started("--canned", "--prefill-seconds", "0.3") as server:
+        job = make_job(200)
+        run = deployed.run(SHARDED, **parameters(job, server.url, shards=2, max_concurrency=2))
+        while len(server.asked()) < 10:
+            time.sleep(0.2)
+        ask_prefect(deployed.api, f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+        deployed.wait_for(run, "Cancelled", seconds=60)
+        for shard in deployed.sub_runs_of(run):
+            assert deployed.wait_for(shard["id"], *ENDED, seconds=60)["name"] == "Cancelled"
+        asked = len(server.asked())
+        time.sleep(3)
+        assert len(server.asked()) == asked < 200
+        again = deployed.run(SHARDED, **parameters(job, server.url, shards=3))
+        refused = deployed.wait_for(again, *ENDED)
+        assert refused["name"] == "Failed"
+        assert "holds answers of 2 shards: go on with shards=2" in refused["message"]
+        server.forget()
+        again = deployed.run(SHARDED, **parameters(job, server.url, shards=2))
+        assert deployed.wait_for(again, *ENDED)["name"] == "Completed"
+        assert len(server.asked()) <= 200 - asked + 4
+    assert [row["image_path"] for row in lines_of(job.output)] == job.names
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_shard_that_fails_again_and_again_is_named_and_the_others_are_merged(
+    deployed: Deployed, make_job: MakeJob, stand_in: StandIn, parameters: Parameters
+) -> None:
+    job = make_job(12)
+    shutil.rmtree(job.images)
+    job.images.mkdir()
+    run = deployed.run(
+        SHARDED, **parameters(job, stand_in.url, shards=1, shard_retries=0, error_budget=0, deployment=SHARD)
+    )
+    state = deployed.wait_for(run, *ENDED)
+    assert state["name"] == "Failed"
+    assert (
+        "no shard has come so far that there is anything to merge. 1/1: Failed: none of 12 sampled images is a file"
+        in state["message"]
+    )
+    run = deployed.run(SHARDED, **parameters(job, stand_in.url, shards=1, deployment="no/such"))
+    assert "there is no deployment 'no/such'" in deployed.wait_for(run, *ENDED)["message"]
