@@ -13,7 +13,6 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger, runtime, task
@@ -33,6 +32,7 @@ from flows.report.figures import telemetry_charts
 from flows.report.page import write_page
 from flows.report.summary import sentence, summarise
 from flows.run import current_plan, current_run, open_run, set_current_run
+from flows.storage.locations import Location, name_of
 from flows.store import Merged, Part, merge, pending_rows
 from flows.telemetry.bottleneck import UNIMPORTANT
 from flows.telemetry.recording import recording
@@ -71,14 +71,14 @@ class ByImagesAndRecipe(CachePolicy):
 
 def flow_run_name() -> str:
     """Tells in a list of runs what each writes."""
-    return f"annotate {Path(str(runtime.flow_run.parameters['output'])).name}"
+    return f"annotate {name_of(runtime.flow_run.parameters['output'])}"
 
 
 @flow(name="annotate-images", flow_run_name=flow_run_name, persist_result=False)
 async def annotate_images(
-    input: Path,  # noqa: A002 - the command line's --input
-    image_root: Path,
-    output: Path,
+    input: Location,  # noqa: A002 - the command line's --input
+    image_root: Location,
+    output: Location,
     server: VLLMServer | None = None,
     recipe: AnnotationRecipe | None = None,
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = "auto",
@@ -94,7 +94,8 @@ async def annotate_images(
     """Annotates every image of a JSONL or Parquet file with a rationale and named boxes; goes on where it stopped.
 
     Args:
-        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption a row.
+        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption a row. Like
+            the next two a path, or a URL such as s3://bucket/captions.jsonl.
         image_root: The folder that image paths are relative to; nothing outside it is read.
         output: The result, a .jsonl file; images it already holds are not asked again.
         server: Where vLLM answers, or how to start it; empty takes http://localhost:8000/v1 and the model it serves.
@@ -245,6 +246,7 @@ async def annotate_chunk(chunk: Chunk, recipe_fingerprint: str) -> dict[str, Any
         await run.annotator.annotate(rows, part)
     finally:
         await asyncio.to_thread(part.close)
+        await run.files.keep(chunk)
     get_run_logger().info("%d images asked, %d of the chunk failed", len(rows), part.failed)
     return {"part": chunk.name, "images": chunk.length, "failed": part.failed}
 
@@ -273,9 +275,10 @@ async def publish_report(
     write_json(run.workspace.report, summary)
     charts = telemetry_charts(telemetry)
     try:
-        await asyncio.to_thread(write_page, run.workspace, run.image_root, summary, charts)
+        await asyncio.to_thread(write_page, run.workspace, run.files.image_root, summary, charts)
     except Exception as error:  # every answer is in the output by now: no page is worth a failed run
         get_run_logger().warning("report.html could not be written: %r", error)
+    await run.files.publish()
     await artifacts.finish(summary, charts, sentence(summary))
     get_run_logger().info("%s", sentence(summary))
     if (verdict := telemetry.bottleneck.verdict()).kind not in UNIMPORTANT:

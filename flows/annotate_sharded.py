@@ -16,26 +16,28 @@ from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
 from flows.errors import UsageError
-from flows.merge_shards import merge_shards, publish, shards_of
+from flows.merge_shards import merge_and_publish
 from flows.plan import Source, check_source
 from flows.report.summary import sentence
+from flows.serving.record import state_folder
 from flows.shard import MOST_SHARDS, Shard
+from flows.storage.locations import ImageRoot, Location, image_root_at, local_copy, name_of
+from flows.storage.mirror import shards_left
 from flows.sub_runs import ended_run, run_parameter
-from flows.workspace import Workspace
 
 RETRY_SECONDS = 15.0  # a run that was given up may need a while to let go of its shard
 
 
 def flow_run_name() -> str:
     """Tells in a list of runs what each writes."""
-    return f"annotate {Path(str(runtime.flow_run.parameters['output'])).name} in shards"
+    return f"annotate {name_of(runtime.flow_run.parameters['output'])} in shards"
 
 
 @flow(name="annotate-sharded", flow_run_name=flow_run_name, persist_result=False)
 async def annotate_sharded(
-    input: Path,  # noqa: A002 - as annotate_images calls it
-    image_root: Path,
-    output: Path,
+    input: Location,  # noqa: A002 - as annotate_images calls it
+    image_root: Location,
+    output: Location,
     shards: Annotated[int, Field(ge=1, le=MOST_SHARDS)],
     at_once: Annotated[int, Field(ge=0)] = 0,
     shard_retries: Annotated[int, Field(ge=0, le=100)] = 2,
@@ -53,11 +55,12 @@ async def annotate_sharded(
 ) -> State[Any]:
     """Annotates the images in shards, each a run of its own on some worker, and merges their answers.
 
-    The workers share input, images and output. A shard whose run is lost or fails is started anew, on whichever worker
-    is free, and goes on where it stopped.
+    The workers share input, images and output, in a folder or an object store. A shard whose run is lost or fails is
+    started anew, on whichever worker is free, and goes on where it stopped.
 
     Args:
-        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption a row.
+        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption a row. Like
+            the next two a path, or a URL such as s3://bucket/captions.jsonl.
         image_root: The folder that image paths are relative to; nothing outside it is read.
         output: The result, a .jsonl file; images it already holds are not asked again.
         shards: Into how many shares the input is split.
@@ -85,16 +88,15 @@ async def annotate_sharded(
         "request_timeout_seconds": request_timeout_seconds, "chunk_retries": chunk_retries,
     }  # fmt: skip
     try:
-        whole, source = Workspace.at(output), Source(input.expanduser(), image_column, caption_column)
-        await asyncio.to_thread(check_source, source)
-        check_count(whole, shards)
+        source = await asyncio.to_thread(check_input, input, image_column, caption_column)
+        await asyncio.to_thread(check_count, output, shards)
         parameters |= {"server": run_parameter(server), "recipe": run_parameter(recipe)}
         await check_deployment(deployment)
         lost = await run_shards(shards, at_once, shard_retries, deployment, parameters)
         reasons = "; ".join(f"{shard}: {reason}" for shard, reason in lost.items())
-        if lost and not shards_of(whole):
+        if lost and not await asyncio.to_thread(shards_left, output):
             return Failed(message=f"no shard has come so far that there is anything to merge. {reasons}")
-        report = await merge_and_report(source, whole, image_root.expanduser(), started, lost)
+        report = await merge_and_report(source, output, image_root_at(image_root), started, lost)
     except UsageError as error:
         logger.error("%s", error)  # noqa: TRY400 - the message says it all
         return Failed(message=str(error))
@@ -118,7 +120,7 @@ async def run_shards(
     async def complete(shard: Shard) -> None:
         async with slots:
             for tries_left in range(retries, -1, -1):
-                name = f"shard {shard} of {Path(parameters['output']).name}"
+                name = f"shard {shard} of {name_of(parameters['output'])}"
                 state = await ended_run(deployment, {**parameters, "shard": str(shard)}, name)
                 if state.is_completed():
                     lost.pop(shard, None)
@@ -138,25 +140,29 @@ async def run_shards(
 
 @task(cache_policy=NO_CACHE, task_run_name="merge")
 async def merge_and_report(
-    source: Source, whole: Workspace, image_root: Path, started: float, lost: Mapping[Shard, str]
+    source: Source, output: Path | str, image_root: ImageRoot, started: float, lost: Mapping[Shard, str]
 ) -> dict[str, Any]:
     """Moves the answers of all shards into the output, and reports on all of them."""
-    shards = await asyncio.to_thread(merge_shards, source, whole)
     failed = [f"shard {shard}" for shard in lost]
-    report = await asyncio.to_thread(publish, whole, image_root, shards, time.monotonic() - started, failed)
+    report = await asyncio.to_thread(merge_and_publish, source, output, image_root, started, failed)
     get_run_logger().info("%s", sentence(report))
     return report
 
 
-def check_count(whole: Workspace, count: int) -> None:
+def check_input(where: Path | str, image_column: str, caption_column: str) -> Source:
+    """The input, as far as it can be known to be good. Raises UsageError where it is not."""
+    source = Source(local_copy(where, state_folder() / "inputs"), image_column, caption_column)
+    check_source(source)
+    return source
+
+
+def check_count(output: Path | str, count: int) -> None:
     """Raises UsageError where answers wait in shards of another count, which this run would ask once more."""
-    for workspace in shards_of(whole):
-        others = int(workspace.output.stem.rpartition("-")[2])
-        if others != count and (workspace.output.exists() or any(workspace.parts.iterdir())):
-            raise UsageError(
-                f"{workspace.output.parent} holds answers of {others} shards: go on with shards={others}, or merge "
-                "them first (python -m flows.merge_shards)"
-            )
+    if others := {of for _, of in shards_left(output)} - {count}:
+        raise UsageError(
+            f"the shards of {output} hold answers of {min(others)} shards: go on with shards={min(others)}, or merge "
+            "them first (python -m flows.merge_shards)"
+        )
 
 
 async def check_deployment(name: str) -> None:

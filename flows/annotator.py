@@ -20,6 +20,7 @@ from flows.images import PreparedImage, prepare
 from flows.inference import Inference
 from flows.plan import Chunk
 from flows.recipe import Recipe, request_body
+from flows.storage.locations import READERS, ImageRoot
 from flows.store import Part, Row, answer_line
 
 Result = TypeVar("Result")
@@ -73,7 +74,7 @@ class Annotator:
         recipe: Recipe,
         family: Family,
         model: str,
-        image_root: Path,
+        image_root: ImageRoot,
         error_budget: float,
     ) -> None:
         self.tally = Tally()
@@ -92,7 +93,8 @@ class Annotator:
         self._feeding = asyncio.Lock()  # chunks hand out their rows one after the other, in input order
         self._turns = asyncio.Semaphore(CHUNKS_AHEAD)
         self._having_turn: set[int] = set()  # numbers of the chunks
-        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="prepare")
+        threads = os.cpu_count() if isinstance(image_root, Path) else READERS
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
 
     async def __aenter__(self) -> Self:
         return self

@@ -42,11 +42,11 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--input",
         required=True,
-        type=Path,
-        help=".jsonl (also .gz, .zst) or .parquet with an image path and a caption in each row",
+        help=".jsonl (also .gz, .zst) or .parquet with an image path and a caption in each row; like the next two a "
+        "path, or a URL such as s3://bucket/captions.jsonl",
     )
-    add("--image-root", required=True, type=Path, help="folder that image paths are relative to")
-    add("--output", required=True, type=Path, help="the result, a .jsonl file; what it holds is not asked again")
+    add("--image-root", required=True, help="folder that image paths are relative to")
+    add("--output", required=True, help="the result, a .jsonl file; what it holds is not asked again")
     add("--api-base", action="append", metavar="URL", help="vLLM's base URL; several times for several servers "
         "(default: http://localhost:8000/v1; a key is read from VLLM_API_KEY)")  # fmt: skip
     add("--model-name", help="name of the served model (default: the one that is served)")
@@ -89,9 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _kept_answers(options: argparse.Namespace) -> str:
     """How many answers wait for the end of the run, and where."""
+    from flows.storage.locations import location
     from flows.workspace import Workspace
 
-    parts = Workspace.at(options.output, options.shard or "").parts
+    output = location(options.output)
+    if not isinstance(output, Path):
+        return f"answers so far are kept beside {output} and on this machine"
+    parts = Workspace.at(output, options.shard or "").parts
     answers = (path for path in parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl"))
     kept = sum(path.read_bytes().count(b"\n") for path in answers)
     return f"{kept} answers so far are kept in {parts}"
@@ -227,20 +231,26 @@ async def _preflight(parameters: dict[str, Any]) -> None:
     from flows.run import check_run, open_run
 
     needed = inspect.signature(open_run).parameters
-    await check_run(**{name: value for name, value in parameters.items() if name in needed})
+    given = {name: value for name, value in parameters.items() if name in needed}
+    await check_run(lambda news: print(news, file=sys.stderr), **given)
 
 
 async def _exit_code(state: "State[Any]", options: argparse.Namespace) -> int:
     from flows.errors import ServerFault, UsageError
+    from flows.storage.locations import location
     from flows.workspace import Workspace
 
     result = await state.aresult(raise_on_failure=False)
     if isinstance(result, UsageError | ServerFault):
         return _refuse(str(result))
     print(state.message or state.name, file=sys.stderr)
-    output = Workspace.at(options.output, options.shard or "").output
-    beside = sorted(path for path in output.parent.glob(f"{glob.escape(output.stem)}.*") if path.is_file())
-    print("files:", *beside, file=sys.stderr)
+    output = location(options.output)
+    if isinstance(output, Path):
+        output = Workspace.at(output, options.shard or "").output
+        beside = sorted(path for path in output.parent.glob(f"{glob.escape(output.stem)}.*") if path.is_file())
+        print("files:", *beside, file=sys.stderr)
+    else:
+        print("files:", output, "and beside it", file=sys.stderr)
     if state.is_completed() and isinstance(result, dict) and not result["images"]["failed"]:
         return FINISHED
     return FINISHED_WITH_FAILURES

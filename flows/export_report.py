@@ -12,33 +12,43 @@ from prefect.states import Completed, Failed
 from flows.errors import UsageError
 from flows.report.figures import telemetry_charts
 from flows.report.page import write_page
+from flows.storage.locations import ImageRoot, Location, image_root_at, name_of
+from flows.storage.mirror import opened
 from flows.telemetry.sample_log import read_samples
 from flows.workspace import Workspace, read_json
 
 
 def flow_run_name() -> str:
     """Tells in a list of runs whose report is made."""
-    return f"report of {Path(str(runtime.flow_run.parameters['output'])).name}"
+    return f"report of {name_of(runtime.flow_run.parameters['output'])}"
 
 
 @flow(name="export-report", flow_run_name=flow_run_name, persist_result=False)
-async def export_report(output: Path, image_root: Path) -> State[Any]:
+async def export_report(output: Location, image_root: Location) -> State[Any]:
     """Writes report.html of an output anew: after it was edited or lost, or for the page of a newer version.
 
     Args:
-        output: The result that is reported on, a .jsonl file; also one of its shards.
-        image_root: The folder that image paths are relative to.
+        output: The result that is reported on, a .jsonl file, by path or URL; also one of its shards.
+        image_root: The folder that image paths are relative to, by path or URL.
 
     """
     try:
-        page = await asyncio.to_thread(rebuild_page, Workspace.at(output), image_root.expanduser())
+        page = await asyncio.to_thread(rebuild_published, output, image_root_at(image_root))
     except UsageError as error:
         get_run_logger().error("%s", error)
         return Failed(message=str(error))
-    return Completed(message=f"written: {page}", data=str(page))
+    return Completed(message=f"written: {page}", data=page)
 
 
-def rebuild_page(workspace: Workspace, image_root: Path) -> Path:
+def rebuild_published(output: Path | str, image_root: ImageRoot) -> str:
+    """Replaces report.html of an output at a path or a URL; returns where it is."""
+    with opened(output) as files:
+        page = rebuild_page(files.workspace, image_root)
+        files.publish()
+    return str(page) if isinstance(output, Path) else output.removesuffix(".jsonl") + ".report.html"
+
+
+def rebuild_page(workspace: Workspace, image_root: ImageRoot) -> Path:
     """Replaces report.html; returns its path. Raises UsageError without a report.json that can be read."""
     report = read_json(workspace.report)
     if report is None:

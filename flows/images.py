@@ -15,6 +15,7 @@ from typing import BinaryIO
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from flows.errors import ImageFailure
+from flows.storage.locations import ImageRoot
 
 # What Pillow warns about decodes all the same, raises later, or is checked here: no news in a run of a million files.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -88,7 +89,7 @@ def smart_resize(width: int, height: int, budget: ImageBudget) -> tuple[int, int
     return new_width, new_height
 
 
-def prepare(image_root: Path, image_path: str, budget: ImageBudget) -> PreparedImage:
+def prepare(image_root: ImageRoot, image_path: str, budget: ImageBudget) -> PreparedImage:
     """Reads, checks, turns and resizes one image; CPU-bound, so call it off the event loop.
 
     Raises ImageFailure of kind missing, outside_root, unreadable or too_large.
@@ -97,7 +98,9 @@ def prepare(image_root: Path, image_path: str, budget: ImageBudget) -> PreparedI
         return _prepare(image, data, budget)
 
 
-def thumbnail(image_root: Path, image_path: str, side: int, max_bytes: int = 20_000) -> tuple[bytes, tuple[int, int]]:
+def thumbnail(
+    image_root: ImageRoot, image_path: str, side: int, max_bytes: int = 20_000
+) -> tuple[bytes, tuple[int, int]]:
     """A JPEG of the upright image and its size, no side over `side` pixels; coarser where it is over `max_bytes`.
 
     Raises ImageFailure as `prepare` does.
@@ -119,10 +122,9 @@ def thumbnail(image_root: Path, image_path: str, side: int, max_bytes: int = 20_
 
 
 @contextmanager
-def _opened(image_root: Path, image_path: str) -> Iterator[tuple[ImageFile.ImageFile, bytes]]:
+def _opened(image_root: ImageRoot, image_path: str) -> Iterator[tuple[ImageFile.ImageFile, bytes]]:
     """An image and its file's bytes. What goes wrong with it while the context lasts is an ImageFailure."""
-    with open_inside(image_root, image_path) as file:
-        data = read_bounded(file)
+    data = read_image(image_root, image_path)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             yield image, data
@@ -134,6 +136,20 @@ def _opened(image_root: Path, image_path: str) -> Iterator[tuple[ImageFile.Image
         raise
     except Exception as error:  # decoders raise whatever hostile bytes lead them to; no image may stop a run
         raise ImageFailure("unreadable", f"cannot be decoded: {str(error) or repr(error):.300}") from None
+
+
+def read_image(image_root: ImageRoot, image_path: str) -> bytes:
+    """The bytes of an image: neither none nor over MAX_FILE_BYTES, and from inside the root. Raises ImageFailure."""
+    if isinstance(image_root, Path):
+        with open_inside(image_root, image_path) as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    else:
+        data = image_root.read(image_path, MAX_FILE_BYTES + 1)
+    if not data:
+        raise ImageFailure("unreadable", "the file is empty")
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageFailure("too_large", f"the file is over {MAX_FILE_BYTES >> 20} MiB")
+    return data
 
 
 def open_inside(image_root: Path, image_path: str) -> BinaryIO:
@@ -156,16 +172,6 @@ def open_inside(image_root: Path, image_path: str) -> BinaryIO:
         os.close(descriptor)
         raise ImageFailure("unreadable", f"{image_path!r:.300} is not a regular file")
     return os.fdopen(descriptor, "rb")
-
-
-def read_bounded(file: BinaryIO) -> bytes:
-    """All bytes of a file that is neither empty nor over MAX_FILE_BYTES."""
-    data = file.read(MAX_FILE_BYTES + 1)
-    if not data:
-        raise ImageFailure("unreadable", "the file is empty")
-    if len(data) > MAX_FILE_BYTES:
-        raise ImageFailure("too_large", f"the file is over {MAX_FILE_BYTES >> 20} MiB")
-    return data
 
 
 def _check_pixels(image: ImageFile.ImageFile) -> None:

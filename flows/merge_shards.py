@@ -23,7 +23,10 @@ from flows.plan import Chunk, Counts, Source, check_source, make_plan, open_plan
 from flows.report.page import write_page
 from flows.report.sharded import summarise_shards
 from flows.report.summary import sentence
+from flows.serving.record import state_folder
 from flows.shard import shards_folder
+from flows.storage.locations import ImageRoot, image_root_at, local_copy, location
+from flows.storage.mirror import opened_with_shards
 from flows.store import Merged, extending, failure_line, path_of, settle
 from flows.workspace import Workspace, read_json, replacing, write_json
 
@@ -47,22 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m flows.merge_shards",
         description="Put the answers of all shards of an output together, in the order of the input.",
     )
-    options.add_argument("--input", required=True, type=Path, help="the file that the shards are shares of")
-    options.add_argument("--output", required=True, type=Path, help="the result, as it was given to every shard")
+    options.add_argument("--input", required=True, type=location, help="the file that the shards are shares of")
+    options.add_argument("--output", required=True, type=location, help="the result, as it was given to every shard")
     options.add_argument(
-        "--image-root", required=True, type=Path, help="folder of the images, for the report's gallery"
+        "--image-root", required=True, type=location, help="folder of the images, for the report's gallery"
     )
     options.add_argument("--image-column", default="image_path", help="input column with the image path")
     given = options.parse_args(arguments)
     started = time.monotonic()
     try:
-        source = Source(given.input.expanduser(), given.image_column, "")
+        source = Source(local_copy(given.input, state_folder() / "inputs"), given.image_column, "")
         check_source(source)
-        shards = merge_shards(source, Workspace.at(given.output))
+        report = merge_and_publish(source, given.output, image_root_at(given.image_root), started, [])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report = publish(Workspace.at(given.output), given.image_root, shards, time.monotonic() - started, [])
     print(sentence(report))
     return 1 if report["images"]["failed"] else 0
 
@@ -110,13 +112,23 @@ def merge_shards(source: Source, whole: Workspace) -> MergedShards:
     return MergedShards(plan.counts, merged, reports)
 
 
-def publish(
-    whole: Workspace, image_root: Path, shards: MergedShards, seconds: float, lost: Sequence[str]
+def merge_and_publish(
+    source: Source, output: Path | str, image_root: ImageRoot, started: float, lost: Sequence[str]
 ) -> dict[str, Any]:
-    """Writes report.json and report.html of all shards together; returns the report."""
-    report = summarise_shards(shards.counts, shards.merged, shards.reports, seconds=seconds, lost=lost)
-    write_json(whole.report, report)
-    write_page(whole, image_root, report, [])
+    """Merges the shards of an output at a path or a URL, writes report.json and report.html; returns the report.
+
+    `started` is the monotonic time at which the work on the shards began; `lost` names those that did not come to their
+    end. Raises what `merge_shards` does, and OSError.
+    """
+    with opened_with_shards(output) as files:
+        whole = files[0].workspace
+        shards = merge_shards(source, whole)
+        seconds = time.monotonic() - started
+        report = summarise_shards(shards.counts, shards.merged, shards.reports, seconds=seconds, lost=lost)
+        write_json(whole.report, report)
+        write_page(whole, image_root, report, [])
+        for each in files:  # the output first: only then do its shards give up what they have
+            each.publish()
     return report
 
 

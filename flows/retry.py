@@ -1,5 +1,6 @@
 """The flow that asks again what has no answer: all of the failures file, or only some kinds of failure."""
 
+import asyncio
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,8 @@ from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
 from flows.errors import UsageError
 from flows.json_text import json_object
+from flows.storage.locations import Location, name_of
+from flows.storage.mirror import opened
 from flows.workspace import Workspace, replacing
 
 FailureKind = Literal[
@@ -22,13 +25,13 @@ FailureKind = Literal[
 
 def flow_run_name() -> str:
     """Tells in a list of runs whose failures are asked again."""
-    return f"retry failures of {Path(str(runtime.flow_run.parameters['output'])).name}"
+    return f"retry failures of {name_of(runtime.flow_run.parameters['output'])}"
 
 
 @flow(name="retry-failures", flow_run_name=flow_run_name, persist_result=False)
 async def retry_failures(
-    output: Path,
-    image_root: Path,
+    output: Location,
+    image_root: Location,
     kinds: list[FailureKind] = [],  # noqa: B006 - Prefect makes the form's default of it
     server: VLLMServer | None = None,
     recipe: AnnotationRecipe | None = None,
@@ -39,8 +42,8 @@ async def retry_failures(
     """Asks again the images that the failures file of an output holds; what fails again stays in it.
 
     Args:
-        output: The result that lacks them, a .jsonl file.
-        image_root: The folder that image paths are relative to.
+        output: The result that lacks them, a .jsonl file, by path or URL.
+        image_root: The folder that image paths are relative to, by path or URL.
         kinds: Only failures of these kinds, such as timeout; the others are left as they are. Empty takes all.
         server: Where vLLM answers, or how to start it; empty takes http://localhost:8000/v1 and the model it serves.
         recipe: Must be the one that the output was made with; empty takes the built-in one.
@@ -50,9 +53,7 @@ async def retry_failures(
 
     """
     try:
-        workspace = Workspace.at(output)
-        with workspace.locked():
-            chosen, others = split_failures(workspace, kinds)
+        workspace, chosen, others = await asyncio.to_thread(chosen_failures, output, kinds)
     except UsageError as error:
         get_run_logger().error("%s", error)
         return Failed(message=str(error))
@@ -74,6 +75,12 @@ async def retry_failures(
     # A state of its own: of a sub-run's, Prefect would keep neither message nor data.
     result = await state.aresult(raise_on_failure=False)
     return Completed(message=state.message, data=result) if state.is_completed() else Failed(message=state.message)
+
+
+def chosen_failures(output: Path | str, kinds: list[FailureKind]) -> tuple[Workspace, Counter[str], Counter[str]]:
+    """Splits the failures of an output at a path or a URL; returns its workspace and what `split_failures` does."""
+    with opened(output) as files, files.workspace.locked():
+        return files.workspace, *split_failures(files.workspace, kinds)
 
 
 def split_failures(workspace: Workspace, kinds: list[FailureKind]) -> tuple[Counter[str], Counter[str]]:

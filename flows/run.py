@@ -1,7 +1,6 @@
 """What one run shares, opened in the order in which it can go wrong: paths, server, lock, recipe."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
@@ -17,12 +16,13 @@ from flows.endpoint import NO_KEY
 from flows.errors import UsageError
 from flows.families import Family, resolve_family
 from flows.inference import Inference
-from flows.plan import Plan, Source, check_source, make_plan, open_plan, plan_is_for, remove_plan
+from flows.plan import Plan, Source, make_plan, open_plan, plan_is_for, remove_plan
 from flows.recipe import fingerprint, recipe_settings
+from flows.run_files import RunFiles, is_image_file, opened_files
 from flows.serving.keeper import Keeper, kept_servers, watching
 from flows.serving.preflight import preflight
-from flows.shard import Shard
-from flows.store import OUR_FIELDS, settle
+from flows.storage.locations import Location
+from flows.store import settle
 from flows.workspace import Workspace
 
 SAMPLED_PATHS, FEWEST_PATHS = 100, 10
@@ -32,15 +32,23 @@ SAMPLED_PATHS, FEWEST_PATHS = 100, 10
 class Run:
     """A run whose server answers, whose paths are good, and which alone writes its output."""
 
-    workspace: Workspace
-    source: Source
-    image_root: Path
+    files: RunFiles
     model: str
     recipe_settings: dict[str, Any]
     recipe_fingerprint: str
     versions: dict[str, dict[str, Any]]  # endpoint → what its /version says
     annotator: Annotator
     keepers: Sequence[Keeper] = ()  # of the servers that are started for the run
+
+    @property
+    def workspace(self) -> Workspace:
+        """The files of the run, on this machine."""
+        return self.files.workspace
+
+    @property
+    def source(self) -> Source:
+        """The input."""
+        return self.files.source
 
 
 # Clients and semaphores belong to the flow's event loop: they reach its tasks by context, not as task parameters. Here
@@ -61,9 +69,9 @@ def current_run() -> Run:
 @asynccontextmanager
 async def open_run(
     *,
-    input: Path,  # noqa: A002 - these are the flow's parameters, by name
-    image_root: Path,
-    output: Path,
+    input: Location,  # noqa: A002 - these are the flow's parameters, by name
+    image_root: Location,
+    output: Location,
     server: VLLMServer | None,
     recipe: AnnotationRecipe | None,
     max_concurrency: int | Literal["auto"],
@@ -78,10 +86,20 @@ async def open_run(
 ) -> AsyncIterator[Run]:
     """A run, for as long as the context lasts. Raises UsageError or ServerFault before anything is written."""
     server, recipe = server or VLLMServer(), recipe or AnnotationRecipe()
-    source, image_root, workspace = await _checked_files(
-        input, image_root, output, image_column, caption_column, shard, warn
-    )
     async with AsyncExitStack() as stack:
+        files = await stack.enter_async_context(
+            opened_files(
+                input=input,
+                image_root=image_root,
+                output=output,
+                shard=shard,
+                image_column=image_column,
+                caption_column=caption_column,
+                say=say,
+                warn=warn,
+            )
+        )
+        workspace = files.workspace
         keepers: list[Keeper] = []
         if server.start is not None:
             found = await asyncio.to_thread(preflight, server.start, server.model, own_key(server))
@@ -109,40 +127,21 @@ async def open_run(
         if server.start is None:
             stack.enter_context(workspace.locked())
         family, settings, identity = guard_recipe(workspace, recipe, model)
-        annotator = Annotator(inference, recipe, family, model, image_root, error_budget)
+        annotator = Annotator(inference, recipe, family, model, files.image_root, error_budget)
         await stack.enter_async_context(annotator)
-        yield Run(workspace, source, image_root, model, settings, identity, versions, annotator, keepers)
+        yield Run(files, model, settings, identity, versions, annotator, keepers)
 
 
-async def check_run(**parameters: Any) -> None:
+async def check_run(say: Callable[[str], None], **parameters: Any) -> None:
     """Raises what `open_run` with these parameters would, as far as it can be known without starting a server."""
     server: VLLMServer | None = parameters["server"]
     if server is None or server.start is None:
-        async with open_run(**parameters):
+        async with open_run(**parameters, say=say):
             return
     names = ("input", "image_root", "output", "image_column", "caption_column", "shard")
-    files = {name: parameters[name] for name in names}
-    await _checked_files(**files, warn=lambda _: None)
-    (await asyncio.to_thread(preflight, server.start, server.model, own_key(server))).check()
-
-
-async def _checked_files(
-    input: Path,  # noqa: A002
-    image_root: Path,
-    output: Path,
-    image_column: str,
-    caption_column: str,
-    shard: str,
-    warn: Callable[[str], None],
-) -> tuple[Source, Path, Workspace]:
-    workspace = Workspace.at(output, shard)
-    source = Source(input.expanduser(), image_column, caption_column, Shard.parse(shard) if shard else None)
-    image_root = image_root.expanduser()
-    check_paths(source, image_root, workspace)
-    columns = await asyncio.to_thread(check_source, source)
-    if replaced := [name for name in columns if name in replaced_columns(source)]:
-        warn(f"the input's columns {', '.join(map(repr, replaced))} are replaced in the output by ours of these names")
-    return source, image_root, workspace
+    given = {name: parameters[name] for name in names}
+    async with opened_files(**given, say=say, warn=lambda _: None):
+        (await asyncio.to_thread(preflight, server.start, server.model, own_key(server))).check()
 
 
 def own_key(server: VLLMServer) -> str:
@@ -157,22 +156,6 @@ def guard_recipe(workspace: Workspace, recipe: AnnotationRecipe, model: str) -> 
     identity = fingerprint(recipe, model)
     workspace.guard_recipe(settings, identity)
     return family, settings, identity
-
-
-def replaced_columns(source: Source) -> set[str]:
-    """Names of input columns whose values the output does not keep."""
-    asked = {"image_path", "caption"} - {source.image_column, source.caption_column or "caption"}
-    return asked | set(OUR_FIELDS)
-
-
-def check_paths(source: Source, image_root: Path, workspace: Workspace) -> None:
-    """Raises UsageError where the image root is no folder, or the output would overwrite the input."""
-    if not image_root.is_dir():
-        raise UsageError(f"image root {str(image_root)!r} is not a folder: set --image-root to where the images lie")
-    if not os.access(image_root, os.R_OK | os.X_OK):
-        raise UsageError(f"image root {str(image_root)!r} cannot be read by this user")
-    if source.path.resolve() in workspace.outputs:
-        raise UsageError(f"input and output are both {source.path.resolve()}: choose another --output")
 
 
 def current_plan(run: Run, chunk_size: int) -> Plan:
@@ -205,19 +188,12 @@ def _check_image_root(run: Run, plan: Plan) -> None:
     stride = max(1, plan.rows // SAMPLED_PATHS)
     paths = pl.scan_parquet(run.workspace.plan_rows, glob=False).select("image_path").gather_every(stride).collect()
     sample = paths["image_path"].to_list()
-    if len(sample) >= FEWEST_PATHS and not any(_is_file(run.image_root, path) for path in sample):
+    if len(sample) >= FEWEST_PATHS and not any(is_image_file(run.files.image_root, path) for path in sample):
         remove_plan(run.workspace)
         raise UsageError(
-            f"none of {len(sample)} sampled images is a file under {run.image_root}, the first would be "
-            f"{run.image_root / sample[0]}: set --image-root to what the paths are relative to"
+            f"none of {len(sample)} sampled images is a file under {run.files.image_root}, the first would be "
+            f"{run.files.image_root}/{sample[0]}: set --image-root to what the paths are relative to"
         )
-
-
-def _is_file(root: Path, path: str) -> bool:
-    try:
-        return (root / path).is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _unreadable(run: Run, error: BaseException) -> UsageError:

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -249,7 +249,7 @@ def settle(workspace: Workspace, plan: Plan | None) -> int:
             for chunk in plan.chunks:
                 _merge_chunk(workspace, chunk, None, output, nowhere, merged)
         else:
-            merged.answered = _append_unplanned(workspace, output)
+            merged.answered = append_unplanned(workspace, sorted(workspace.parts.glob("*.jsonl")), output)
     _remove_parts(workspace)
     return merged.answered
 
@@ -287,10 +287,11 @@ def _lines_by_path(path: Path) -> dict[str, bytes]:
     return {image_path: line for line in lines if (image_path := path_of(line)) is not None}
 
 
-def _append_unplanned(workspace: Workspace, output: BinaryIO) -> int:
+def append_unplanned(workspace: Workspace, parts: Sequence[Path], output: BinaryIO) -> int:
+    """Writes the answers of parts whose plan is not at hand, but for images that have one; returns how many."""
     done = set(done_paths(*workspace.outputs).collect()["image_path"])
     answered = 0
-    for path in sorted(workspace.parts.glob("*.jsonl")):
+    for path in parts:
         if path.name.endswith(".failures.jsonl"):
             continue
         for image_path, line in _lines_by_path(path).items():

@@ -22,6 +22,7 @@ from flows.report.figures import telemetry_charts, telemetry_figures
 from flows.report.gallery import newest_parts, newest_rows, with_images
 from flows.report.summary import live_figures
 from flows.run import Run
+from flows.storage.locations import ImageRoot
 from flows.telemetry.recording import Telemetry
 
 FIRST_SECONDS, LIVE_SECONDS, FINAL_SECONDS = 3.0, 10.0, 60.0
@@ -93,7 +94,7 @@ class Artifacts:
         await self._show("annotate-gpus", text, f"{self._run.workspace.output.name}: GPUs and servers")
 
     async def _show_samples(self, files: Sequence[Path]) -> None:
-        text = await asyncio.to_thread(sample_pictures, files, self._run.image_root)
+        text = await asyncio.to_thread(sample_pictures, files, self._run.files.image_root)
         await self._show("annotate-samples", text, f"The newest answers for {self._run.workspace.output.name}")
 
     async def _show_progress(self, percent: float, description: str) -> None:
@@ -129,7 +130,7 @@ class Artifacts:
         return min(100.0, 100 * self._run.annotator.tally.done / self._plan.rows) if self._plan.rows else 100.0
 
 
-def sample_pictures(files: Sequence[Path], image_root: Path) -> str:
+def sample_pictures(files: Sequence[Path], image_root: ImageRoot) -> str:
     """The newest answers in the files, with their boxes drawn."""
     return markdown.samples(list(with_images(newest_rows(files, SAMPLES), image_root, SAMPLE_SIDE)))
 

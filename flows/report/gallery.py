@@ -13,6 +13,7 @@ from flows.errors import ImageFailure
 from flows.images import thumbnail
 from flows.json_text import json_object
 from flows.report.text import text_of
+from flows.storage.locations import ImageRoot
 from flows.workspace import Workspace
 
 READ_BYTES, WINDOW_BYTES = 256 * 1024 * 1024, 4 * 1024 * 1024  # of a larger file evenly spaced windows are read
@@ -107,7 +108,7 @@ def newest_rows(paths: Sequence[Path], count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def with_images(rows: Sequence[dict[str, Any]], image_root: Path, side: int) -> Iterator[Example]:
+def with_images(rows: Sequence[dict[str, Any]], image_root: ImageRoot, side: int) -> Iterator[Example]:
     """Each row with a JPEG of its image, at most `side` pixels long; decodes, so keep it off the event loop."""
     for row in rows:
         try:

@@ -15,6 +15,7 @@ from flows.report.figures import gpu_rows, server_rows
 from flows.report.gallery import Example, choose_rows, failure_of, marks_of, with_images
 from flows.report.summary import chunk_names, counts_by_name, stand_ins
 from flows.report.text import text_of
+from flows.storage.locations import ImageRoot
 from flows.telemetry.bottleneck import TITLES
 from flows.workspace import Workspace, replacing
 
@@ -26,7 +27,7 @@ TEMPLATES = Environment(
 )
 
 
-def write_page(workspace: Workspace, image_root: Path, report: dict[str, Any], charts: Sequence[str]) -> None:
+def write_page(workspace: Workspace, image_root: ImageRoot, report: dict[str, Any], charts: Sequence[str]) -> None:
     """Replaces report.html. Reads rows and images, so keep it off the event loop."""
     examples = with_images(choose_rows(workspace), image_root, THUMBNAIL_SIDE)
     with replacing(workspace.page) as file:

@@ -1,0 +1,173 @@
+"""A path on this machine, or a URL of an object store, which fsspec reads and writes."""
+
+import errno
+import hashlib
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from fsspec import AbstractFileSystem
+from fsspec.config import conf as fsspec_settings
+from fsspec.core import url_to_fs
+from pydantic import BeforeValidator, WithJsonSchema
+
+from flows.errors import ImageFailure, UsageError
+
+READERS = 32  # images that are read at once: each waits for the network most of the time
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def location(value: Any) -> Any:
+    """A URL of an object store stays text; everything else that names a file, `file:///…` too, becomes a path."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith("file://"):
+        return Path(url2pathname(urlsplit(value).path))
+    return value if URL.match(value) else Path(value)
+
+
+# The form of the Prefect UI shows one text field for it.
+Location = Annotated[Path | str, BeforeValidator(location), WithJsonSchema({"type": "string", "format": "path"})]
+
+
+def name_of(where: Path | str) -> str:
+    """The last part of a path or URL."""
+    return str(where).rstrip("/").rpartition("/")[2]
+
+
+def file_system(url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a URL, and the path in it. Raises UsageError where no driver for it is installed."""
+    try:
+        # What others write must be seen: listings that are kept would hide it.
+        fs, path = url_to_fs(url, use_listings_cache=False, **_connections(url))
+    except ImportError as error:
+        raise UsageError(
+            f"{url!r} needs a driver ({error}): pip install 'vllm-annotate[s3]' for s3://, or its fsspec driver"
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"{url!r} is no URL that fsspec knows: {error}") from None
+    return fs, str(path)
+
+
+def _connections(url: str) -> dict[str, Any]:
+    """Options for as many connections as there are readers; botocore's own limit is ten. The user's settings win."""
+    if not url.startswith(("s3://", "s3a://")) or "config_kwargs" in fsspec_settings.get("s3", {}):
+        return {}
+    return {"config_kwargs": {"max_pool_connections": READERS}}
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Turns what drivers raise beside OSError (no credentials, no connection) into an OSError that names the URL."""
+    try:
+        yield
+    except (OSError, UsageError, ImageFailure):
+        raise
+    except Exception as error:  # each driver has errors of its own
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error!s:.300}", url) from None
+
+
+def unreachable(url: str, error: OSError) -> UsageError:
+    """What to say where a run cannot begin."""
+    return UsageError(
+        f"{url} cannot be reached: {error.strerror or error}; credentials and endpoint come from the environment, for "
+        "s3:// from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or from AWS's own configuration"
+    )
+
+
+def local_copy(where: Path | str, folder: Path) -> Path:
+    """The file itself; of a URL a copy in `folder`, as new as the original. Raises UsageError where there is none."""
+    if isinstance(where, Path):
+        return where.expanduser()
+    fs, path = file_system(where)
+    copy = folder / f"{hashlib.blake2b(where.encode(), digest_size=8).hexdigest()}-{name_of(where)[-100:]}"
+    try:
+        with reaching(where):
+            seen = copy.with_name(copy.name + ".version")
+            version = version_of(fs.info(path))
+            if not (copy.exists() and seen.exists() and seen.read_text() == version):
+                folder.mkdir(parents=True, exist_ok=True)
+                download(fs, path, copy)
+                seen.write_text(version)
+    except FileNotFoundError:
+        raise UsageError(f"input {where!r} does not exist: give a .jsonl (also .gz, .zst) or .parquet file") from None
+    except OSError as error:
+        raise unreachable(where, error) from None
+    return copy
+
+
+def download(fs: AbstractFileSystem, path: str, target: Path) -> None:
+    """Replaces `target` by an object once it is here as a whole."""
+    unfinished = target.with_name(f".{target.name[-100:]}.{os.getpid()}.unfinished")
+    try:
+        fs.get_file(path, str(unfinished))
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def version_of(info: dict[str, Any]) -> str:
+    """What changes when an object does: its ETag, or where a store has none, size and times."""
+    if "ETag" in info:
+        return str(info["ETag"])
+    return "-".join(str(info.get(name)) for name in ("size", "mtime", "created", "LastModified", "updated"))
+
+
+class RemoteFolder:
+    """An image root in an object store. Objects outside it are not read: there are no links, so the path tells."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._fs, self._path = file_system(self.url)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def read(self, image_path: str, most: int) -> bytes:
+        """The first `most` bytes of an image.
+
+        Raises ImageFailure of kind missing, outside_root or unreadable; OSError where the store is at fault.
+        """
+        try:
+            with reaching(self.url):
+                data: bytes = self._fs.cat_file(self._inside(image_path), start=0, end=most)
+        except FileNotFoundError:
+            raise ImageFailure("missing", f"no object {image_path!r:.300} under {self.url}") from None
+        except PermissionError as error:
+            message = (
+                f"{error}: {image_path!r:.300} (where nobody may list a bucket, this is also said of what is not there)"
+            )
+            raise ImageFailure("unreadable", message) from None
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # of an empty object there is no range
+                return b""
+            raise
+        return data
+
+    def has(self, image_path: str) -> bool:
+        """Whether there is such an object. Raises OSError where the store is at fault."""
+        with reaching(self.url):
+            try:
+                return bool(self._fs.exists(self._inside(image_path)))
+            except ImageFailure:
+                return False
+
+    def _inside(self, image_path: str) -> str:
+        path = posixpath.normpath(posixpath.join(self._path, image_path))
+        if not path.startswith(self._path.rstrip("/") + "/"):
+            raise ImageFailure("outside_root", f"{image_path!r:.300} lies outside the image root {self.url}")
+        return path
+
+
+ImageRoot = Path | RemoteFolder
+
+
+def image_root_at(where: Path | str) -> ImageRoot:
+    """What image paths are relative to."""
+    return where.expanduser() if isinstance(where, Path) else RemoteFolder(where)

@@ -1,0 +1,254 @@
+"""The files of an output while a run works on them: where they lie, or on this machine for one in an object store."""
+
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+from flows.errors import UsageError
+from flows.plan import Chunk
+from flows.serving.record import state_folder
+from flows.storage.lease import Lease
+from flows.storage.locations import download, file_system, reaching, unreachable, version_of
+from flows.store import answers_path, append_unplanned, extending
+from flows.workspace import Workspace, read_json, write_json
+
+
+def _ignore(_: str) -> None:
+    pass
+
+
+class Files:
+    """The files of an output that lies on this machine. A context manager, which closes what it has opened."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+
+    def open(self) -> Self:
+        """Makes the workspace what the output is now. Raises UsageError where it cannot be had."""
+        return self
+
+    def close(self) -> None:
+        """Lets others in."""
+
+    def keep(self, chunk: Chunk) -> None:
+        """Makes the answers of a chunk outlive this machine. Raises OSError."""
+
+    def publish(self) -> None:
+        """Makes output, failures and reports what the workspace holds. Raises OSError."""
+
+
+class Mirror(Files):
+    """A copy on this machine of an output in an object store: what has changed there comes, what has changed here goes.
+
+    Answers go there chunk by chunk, as parts; a run on another machine takes them from there. What the last chunks had
+    waits here, for the next run on this machine.
+    """
+
+    def __init__(self, url: str, shard: str = "", say: Callable[[str], None] = _ignore) -> None:
+        remote_folder, _, name = url.rpartition("/")
+        self._url = url
+        self._fs, self._remote = file_system(remote_folder)
+        digest = hashlib.blake2b(remote_folder.encode(), digest_size=8).hexdigest()
+        self._folder = Path(os.path.realpath(state_folder() / "mirrors" / digest))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(Workspace.at(self._folder / name, shard))
+        self._own = self.workspace.work / "mirror"
+        self._own.mkdir(parents=True, exist_ok=True)
+        self._token = self._own_token()
+        lease = self._remote_path(self.workspace.work / "lease")
+        self._lease = Lease(self._fs, lease, self._url_of(self.workspace.output), self._token, say)
+        self._seen: dict[str, Any] = {}  # name → [version in the store, version here] when they were last the same
+
+    def open(self) -> Self:
+        """Takes the lease and brings what has changed. Raises UsageError where another run has it."""
+        self._lock = (self._own / "lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lease.take()
+            with reaching(self._url):
+                self._pull()
+        except BlockingIOError:
+            self._lock.close()
+            raise UsageError(
+                f"output {self._url} is being written by another run on this machine: wait for it, stop it, or choose "
+                "another --output"
+            ) from None
+        except OSError as error:
+            self.close()
+            raise unreachable(self._url, error) from None
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Saves what can be saved, and lets others in."""
+        with suppress(OSError, UsageError):
+            for path in self.workspace.parts.glob("*.jsonl"):
+                self._keep(path)
+        with suppress(OSError):
+            self._lease.release()
+        self._lock.close()
+
+    def keep(self, chunk: Chunk) -> None:
+        """Uploads the chunk's answers, as far as it has come."""
+        self._keep(answers_path(self.workspace, chunk))
+
+    def publish(self) -> None:
+        """Uploads what has changed, failures first, and then gives up the parts, whose answers the output has."""
+        self._lease.check()
+        workspace = self.workspace
+        with reaching(self._url):
+            for path in (workspace.failures, workspace.output, *self._minor_files()):
+                self._push(path)
+            for part in self._parts():
+                self._fs.rm_file(part)
+
+    def _keep(self, part: Path) -> None:
+        if part.name.endswith(".failures.jsonl") or not part.exists() or not part.stat().st_size:
+            return
+        self._lease.check()
+        name = f"{part.stem}-{self._token}.jsonl"
+        with reaching(self._url):
+            self._push(self.workspace.recipe)  # ahead of the answers, which no other recipe may follow
+            self._fs.put_file(str(part), f"{self._remote_path(self.workspace.parts)}/{name}")
+
+    def _pull(self) -> None:
+        self._seen = read_json(self._own / "seen.json") or {}
+        workspace = self.workspace
+        for path in (*workspace.outputs, workspace.failures, *self._minor_files()):
+            self._fetch(path)
+        for remote in self._found(workspace.telemetry):
+            self._fetch(workspace.telemetry / remote.rpartition("/")[2])
+        self._take_in([part for part in self._parts() if self._token not in part])
+
+    def _minor_files(self) -> list[Path]:
+        workspace = self.workspace
+        of_work = [workspace.recipe, workspace.skipped, *sorted(workspace.telemetry.glob("*.parquet"))]
+        return [workspace.report, workspace.page, *of_work]
+
+    def _fetch(self, path: Path) -> None:
+        """Brings a file that has changed in the store since it was last the same; one that is gone there goes here."""
+        remote, name = self._remote_path(path), self._name(path)
+        try:
+            version = version_of(self._fs.info(remote))
+        except FileNotFoundError:
+            version = None
+        before = self._seen.get(name, [None, None])
+        if version == before[0] and (path.exists() or version is None):
+            return
+        if version is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            download(self._fs, remote, path)
+        self._remember(path, version)
+
+    def _push(self, path: Path) -> None:
+        """Uploads a file that has changed here since it was last the same; one that is gone here goes there."""
+        name = self._name(path)
+        before = self._seen.get(name, [None, None])
+        here = _version_here(path)
+        if here == before[1]:
+            return
+        remote = self._remote_path(path)
+        if here is None:
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(remote)
+            self._remember(path, None)
+        else:
+            self._fs.put_file(str(path), remote)
+            self._remember(path, version_of(self._fs.info(remote)))
+
+    def _remember(self, path: Path, version: str | None) -> None:
+        self._seen[self._name(path)] = [version, _version_here(path)]
+        write_json(self._own / "seen.json", self._seen)
+
+    def _take_in(self, parts: list[str]) -> None:
+        """Appends answers that other machines have left, and did not live to merge, to the output.
+
+        Again and again until it is published: what the output has is not appended twice.
+        """
+        if not parts:
+            return
+        with tempfile.TemporaryDirectory(dir=self._own) as folder:
+            copies = [Path(folder) / part.rpartition("/")[2] for part in parts]
+            for part, copy in zip(parts, copies, strict=True):
+                download(self._fs, part, copy)
+            with extending(self.workspace.output, has_more=True) as output:
+                append_unplanned(self.workspace, copies, output)
+
+    def _parts(self) -> list[str]:
+        return self._found(self.workspace.parts)
+
+    def _found(self, folder: Path) -> list[str]:
+        """The objects below a folder, by name."""
+        return sorted(self._fs.find(self._remote_path(folder)))
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self._folder))
+
+    def _remote_path(self, path: Path) -> str:
+        return f"{self._remote}/{self._name(path)}"
+
+    def _url_of(self, path: Path) -> str:
+        return f"{self._url.rpartition('/')[0]}/{self._name(path)}"
+
+    def _own_token(self) -> str:
+        """Names this copy of the output among those of other machines."""
+        path = self._own / "token"
+        with suppress(FileExistsError), path.open("x") as file:
+            file.write(secrets.token_hex(8))
+        return path.read_text()
+
+
+def _version_here(path: Path) -> list[int] | None:
+    if not path.exists():
+        return None
+    return [path.stat().st_size, path.stat().st_mtime_ns]
+
+
+@contextmanager
+def opened(output: Path | str, shard: str = "", say: Callable[[str], None] = _ignore) -> Iterator[Files]:
+    """The files of an output, or of a shard of it, at a path or a URL, for as long as the context lasts."""
+    files = Files(Workspace.at(output, shard)) if isinstance(output, Path) else Mirror(output, shard, say)
+    files.open()
+    try:
+        yield files
+    finally:
+        files.close()
+
+
+@contextmanager
+def opened_with_shards(output: Path | str) -> Iterator[list[Files]]:
+    """The files of an output, and those of all its shards."""
+    with opened(output) as whole:
+        shards: list[Files] = []
+        try:
+            if not isinstance(output, Path):
+                for number, count in sorted(shards_left(output)):
+                    shards += [Mirror(output, f"{number}/{count}").open()]
+            yield [whole, *shards]
+        finally:
+            for files in shards:
+                files.close()
+
+
+def shards_left(output: Path | str) -> set[tuple[int, int]]:
+    """(number, count) of the shards of an output that hold answers or failures."""
+    folder = str(output).removesuffix(".jsonl") + ".shards"
+    if isinstance(output, Path):
+        names = [path.as_posix() for path in Path(folder).expanduser().glob("**/*.jsonl")]
+    else:
+        fs, path = file_system(folder)
+        with reaching(folder):
+            names = fs.find(path)
+    found = (re.search(r"/(\d+)-of-(\d+)(?:\.failures)?(?:\.jsonl|\.work/parts/.*\.jsonl)$", name) for name in names)
+    return {(int(match[1]), int(match[2])) for match in found if match}

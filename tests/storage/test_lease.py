@@ -1,0 +1,63 @@
+"""Who may write an output in an object store."""
+
+import threading
+import time
+
+import fsspec
+import pytest
+
+from flows.errors import UsageError
+from flows.storage.lease import RENEW_SECONDS, Lease
+from tests.storage.conftest import Bucket
+
+
+def lease(bucket: Bucket, token: str, said: list[str] | None = None) -> Lease:
+    say = (said if said is not None else []).append
+    return Lease(bucket.fs, f"{bucket.url}/lease".removeprefix("s3://"), f"{bucket.url}/labeled.jsonl", token, say)
+
+
+def test_who_releases_it_lets_the_next_one_in_who_waits(bucket: Bucket) -> None:
+    first, second = lease(bucket, "one"), lease(bucket, "two")
+    first.take()
+    waiting = threading.Thread(target=second.take)
+    waiting.start()
+    time.sleep(1)
+    assert waiting.is_alive()
+    first.release()
+    waiting.join(20)
+    with pytest.raises(UsageError, match=r"is being written by another run \(.* since .*\): wait for it, stop it"):
+        lease(bucket, "three").take()
+    second.check()
+    second.release()
+    assert not bucket.fs.exists(f"{bucket.url}/lease")
+
+
+def test_the_same_folder_takes_it_at_once_for_its_lock_says_that_the_holder_is_gone(bucket: Bucket) -> None:
+    lease(bucket, "one").take()  # and never released
+    said: list[str] = []
+    again = lease(bucket, "one", said)
+    began = time.monotonic()
+    again.take()
+    assert time.monotonic() - began < 5
+    assert said == []
+    again.release()
+
+
+def test_who_was_taken_over_writes_no_more(bucket: Bucket) -> None:
+    held = lease(bucket, "one")
+    held.take()
+    bucket.fs.pipe_file(f"{bucket.url}/lease", b'{"token": "another"}')
+    time.sleep(RENEW_SECONDS + 3)
+    with pytest.raises(UsageError, match="another run has taken over"):
+        held.check()
+    held.release()
+    assert bucket.fs.cat_file(f"{bucket.url}/lease") == b'{"token": "another"}', "it is not its own any more"
+
+
+def test_a_store_without_conditional_writes_has_it_too() -> None:
+    fs = fsspec.filesystem("memory")
+    held = Lease(fs, "/bucket/lease", "memory://bucket/labeled.jsonl", "one", lambda _: None)
+    held.take()
+    held.check()
+    held.release()
+    assert not fs.exists("/bucket/lease")
