@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 VLLM_BIN := .venv-vllm/bin
 
-.PHONY: demo test test-fuzz test-ui test-deployed test-vllm demo-vllm check bench bench-concurrency clean
+.PHONY: demo deploy-local test test-fuzz test-ui test-deployed test-vllm demo-vllm check bench bench-concurrency clean
 
 # Annotates 60 drawn scenes through the stand-in; the second time it resumes.
 demo: .venv/.installed
@@ -23,6 +23,10 @@ test-deployed: .venv/.installed
 # Report and artifacts in a real browser: Debian's Chromium (apt-get install chromium fonts-noto-cjk).
 test-ui: .venv/.installed-ui
 	$(BIN)/python -m pytest -m ui
+
+# A Prefect server, blocks, deployments and a worker on this machine, until Ctrl-C.
+deploy-local: .venv/.installed
+	$(BIN)/python -m deployments.local
 
 # The same job against a real vLLM on CPU, with a real (tiny) model.
 demo-vllm: .venv/.installed .venv-vllm/.installed

@@ -1,18 +1,22 @@
 """`python -m deployments.setup`: what a Prefect server needs before the first deployment. Again and again, if you like.
 
 Registers the blocks, saves example blocks, makes the work pool, and installs the automation that turns a run whose
-worker is gone into Crashed. What is there already stays as it is, but for the automation, which is brought up to date.
+worker is gone into Crashed; with --notify another one that tells of runs that fail. What is there already stays as it
+is, but for the automations, which are brought up to date.
 """
 
+import argparse
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 from prefect.automations import Automation
 from prefect.blocks.core import Block
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
@@ -21,6 +25,7 @@ from blocks import AnnotationRecipe, VLLMServer
 from flows.serving.launch import Launch
 
 WORK_POOL = "annotate"
+OUR_TAG = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.vllm-annotate"}
 SILENT = timedelta(seconds=90)  # three heartbeats
 EXAMPLES: dict[str, Block] = {
     "local": VLLMServer(endpoints=["http://localhost:8000/v1"]),
@@ -30,8 +35,12 @@ EXAMPLES: dict[str, Block] = {
 }
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Sets the server up, and tells what it found and what it made."""
+    options = argparse.ArgumentParser(prog="python -m deployments.setup", description="Set a Prefect server up.")
+    told = "also tell of runs that fail or crash, through this saved notification block, such as slack-webhook/team"
+    options.add_argument("--notify", metavar="TYPE/NAME", help=told)
+    notify = options.parse_args(arguments).notify
     api = get_current_settings().api.url
     if not api:
         print(
@@ -46,7 +55,16 @@ def main() -> int:
         for name, block in EXAMPLES.items():
             print(f"block {block.get_block_type_slug()}/{name}: {save_once(name, block)}")
         print(f"work pool {WORK_POOL}: {make_work_pool(client)}")
-    print(f"automation {heartbeat_automation().name!r}: {install(heartbeat_automation())}")
+    automations = [heartbeat_automation()]
+    if notify:
+        try:
+            messenger: Any = Block.load(notify)
+        except ValueError:
+            print(f"error: there is no saved block {notify!r}: make one in the UI, under Blocks", file=sys.stderr)
+            return 2
+        automations.append(notification_automation(messenger))
+    for automation in automations:
+        print(f"automation {automation.name!r}: {install(automation)}")
     return 0
 
 
@@ -79,7 +97,7 @@ def heartbeat_automation() -> Automation:
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.*"},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
-            match_related={"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.vllm-annotate"},
+            match_related=OUR_TAG,
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -95,10 +113,32 @@ def heartbeat_automation() -> Automation:
     )
 
 
+def notification_automation(block: Block) -> Automation:
+    """Tells of every run of ours that fails or crashes, with what it says of itself."""
+    return Automation(
+        name="vllm-annotate: tell of runs that fail",
+        description="Sent through the notification block that was given to deployments.setup.",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            match_related=OUR_TAG,
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block._block_document_id,
+                subject="{{ flow_run.name }}: {{ flow_run.state.name }}",
+                body="{{ flow_run.state.message }}\n{{ flow_run|ui_url or flow_run.id }}",
+            )
+        ],
+    )
+
+
 def install(automation: Automation) -> str:
     """Makes the automation, or brings the one of its name up to date."""
     try:
-        automation.id = Automation.read(name=automation.name).id
+        automation.id = Automation.read(name=automation.name).id  # type: ignore[attr-defined]
     except ValueError:
         automation.create()
         return "made"

@@ -16,7 +16,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 START_SECONDS = 120  # the first start of all creates the database, which takes 10 s on two cores
@@ -34,10 +35,10 @@ runpy.run_module("prefect", run_name="__main__")
 
 
 class TemporaryPrefectServer:
-    """`prefect server start` on a free loopback port, with the user's own Prefect database, or as `settings` say."""
+    """`prefect server start` on loopback, with the user's own Prefect database unless `settings` say otherwise."""
 
-    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
-        self._port = free_port()
+    def __init__(self, settings: Mapping[str, str] | None = None, port: int | None = None) -> None:
+        self._port = port or free_port()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
         environment = os.environ | {
             # Without host and port in the environment the UI asks 4200, whatever --port says.
@@ -82,8 +83,10 @@ class TemporaryPrefectServer:
     def stop(self) -> None:
         """Waits until no task run is left unrecorded, then ends the server. Does nothing the second time."""
         atexit.unregister(self.stop)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # this takes seconds, and a second Ctrl-C gains nothing
+        with _ignoring_ctrl_c():  # this takes seconds, and a second one gains nothing
+            self._stop()
+
+    def _stop(self) -> None:
         if self._process.poll() is None:
             self._wait_until_recorded()
             self._process.send_signal(signal.SIGTERM)
@@ -114,6 +117,18 @@ class TemporaryPrefectServer:
                 return json.load(response)
         except (OSError, ValueError):
             return None
+
+
+@contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)  # what is started later would inherit that it is ignored
 
 
 def free_port() -> int:
