@@ -1,0 +1,122 @@
+"""The README's chapter on deployments: a data engineer who types its commands gets what it says."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from blocks import VLLMServer
+from flows.prefect_server import answers, free_port
+from flows.serving.launch import Launch
+from tests.client import StandIn
+from tests.conftest import ROOT, Job, lines_of
+from tests.serving.conftest import launch, make_model, vllm  # noqa: F401 - fixtures
+
+MakeJob = Callable[..., Job]
+
+pytestmark = pytest.mark.deployed
+
+
+def chapter(readme: str, title: str) -> str:
+    """A chapter's text, its sub-chapters included."""
+    return readme.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def command_blocks(text: str) -> list[str]:
+    """The blocks that are to be typed: those of no language."""
+    return re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@contextmanager
+def service(command: str, environment: dict[str, str], log: Path) -> Iterator[None]:
+    """What goes into a terminal of its own."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"],
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("vllm")
+def test_every_command_of_the_chapter_does_what_it_says(
+    tmp_path: Path,
+    make_job: MakeJob,
+    stand_in: StandIn,
+    launch: Callable[..., Launch],  # noqa: F811
+) -> None:
+    data, port = tmp_path / "data", free_port()
+    job = make_job(12, folder=data)
+    job.input.rename(data / "captions.jsonl")
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_SERVER_API_PORT": str(port), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
+    }  # fmt: skip
+    own = {"http://127.0.0.1:4200": f"http://127.0.0.1:{port}", "/data": str(data), "http://gpu-1:8000": stand_in.url,
+           "slack-webhook/team": "custom-webhook/team"}  # fmt: skip
+    text = chapter((ROOT / "README.md").read_text(), "Deploy it")
+    for written, here in own.items():
+        assert written in text
+        text = text.replace(written, here)
+    server, *blocks = command_blocks(text)
+    assert server == "prefect server start\n"
+    done: list[str] = []
+    with service(server, environment, tmp_path / "server.log"):
+        api = environment["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+        while not answers(api):
+            time.sleep(0.5)
+        with temporary_settings({PREFECT_API_URL: api}):
+            CustomWebhookNotificationBlock(name="team", url=stand_in.url).save("team")
+            VLLMServer(start=launch()).save("resident")
+        setup, worker, *others = blocks
+        assert ran(setup, environment).count("vllm-server/resident: kept") == 1
+        with service(worker, environment, tmp_path / "worker.log"):
+            for block in others:
+                if "deployment run annotate" in block:
+                    for path in data.glob("labeled.*"):
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                done.append(ran(block, environment))
+                if "deployment run annotate" in block:
+                    assert [row["image_path"] for row in lines_of(job.output)] == job.names, done[-1]
+    everything = "".join(done)
+    assert everything.count("Completed") >= 6
+    assert "0 1 * * *" in done[2]
+    assert "tell of runs that fail" in done[-1]
+    with tarfile.open(data / "backup.tar.gz") as backup:
+        assert "labeled.work/recipe.json" in backup.getnames()
+    assert json.loads((data / "labeled.report.json").read_text())["images"]["answered"] == 12
+
+
+def ran(block: str, environment: dict[str, str]) -> str:
+    """What a block of commands prints; each of them must succeed."""
+    done = subprocess.run(
+        ["bash", "-ec", block],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, block + done.stdout + done.stderr
+    return done.stdout + done.stderr
