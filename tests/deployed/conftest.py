@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,12 +96,18 @@ def database(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="session")
 def deployed(tmp_path_factory: pytest.TempPathFactory, database: dict[str, str]) -> Iterator[Deployed]:
     """Everything deployed, as the README's deployment chapter does it."""
-    folder = tmp_path_factory.mktemp("deployed")
+    with deployed_in(tmp_path_factory.mktemp("deployed"), database) as made:
+        yield made
+
+
+@contextmanager
+def deployed_in(folder: Path, settings: dict[str, str]) -> Iterator[Deployed]:
+    """A Prefect server with these settings and files in a folder, and everything deployed to it."""
     environment = os.environ | {
         "PREFECT_HOME": str(folder / "prefect"), "XDG_STATE_HOME": str(folder / "state"), "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }  # fmt: skip
-    server = TemporaryPrefectServer({"PREFECT_HOME": environment["PREFECT_HOME"]} | database)
+    server = TemporaryPrefectServer({"PREFECT_HOME": environment["PREFECT_HOME"]} | settings)
     server.wait_until_ready()
     made = Deployed(server.api_url, folder, environment | {"PREFECT_API_URL": server.api_url})
     subprocess.run([sys.executable, "-m", "deployments.setup"], cwd=ROOT, env=made.environment, check=True)
