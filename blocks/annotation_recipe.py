@@ -5,14 +5,14 @@ from typing import ClassVar
 from prefect.blocks.core import Block
 from pydantic import ConfigDict
 
-from blocks.closed_schema import closed_schema
+from blocks.referable_schema import referable_schema
 from flows.recipe import Recipe
 
 
 class AnnotationRecipe(Recipe, Block):
     """Everything that decides an answer: prompts, sampling, schema and image budget."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(json_schema_extra=closed_schema)
+    model_config: ClassVar[ConfigDict] = ConfigDict(json_schema_extra=referable_schema)
 
     _block_type_name = "Annotation Recipe"
     _block_type_slug = "annotation-recipe"

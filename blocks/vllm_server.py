@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, SecretStr, field_validator
 
-from blocks.closed_schema import closed_schema
+from blocks.referable_schema import referable_schema
 from flows.endpoint import NO_KEY
 from flows.errors import UsageError
 from flows.serving.launch import Launch
@@ -19,7 +19,7 @@ API_KEY_VARIABLE = "VLLM_API_KEY"  # the name that `vllm serve` itself reads its
 class VLLMServer(Block):
     """One or several OpenAI-compatible endpoints that serve one model; with `start` also servers of one's own."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(json_schema_extra=closed_schema)
+    model_config: ClassVar[ConfigDict] = ConfigDict(json_schema_extra=referable_schema)
 
     _block_type_name = "vLLM Server"
     _block_type_slug = "vllm-server"

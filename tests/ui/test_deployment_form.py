@@ -37,7 +37,7 @@ def test_a_run_is_started_from_the_form_with_a_saved_block(
     for number, text in enumerate(("/data/captions.jsonl", "/data/images", output)):
         fields.nth(number).fill(text)
     with page.expect_response(lambda response: "block_documents" in response.url):
-        page.get_by_text("VLLMServer", exact=True).first.click()
+        page.get_by_text("vLLM Server", exact=True).first.click()
     page.wait_for_timeout(1000)  # until it is in the list
     if interface:
         page.get_by_text("Select a block...").click()
