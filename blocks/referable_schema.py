@@ -8,9 +8,9 @@ from prefect.blocks.core import Block, schema_extra
 def referable_schema(schema: dict[str, Any], model: type[Block]) -> None:
     """Has a block's JSON schema take a reference, `{"$ref": …}`, in the block's place, and no other unknown field.
 
-    Prefect's server adds that alternative itself, to the definition that is named like the schema's title. All our fields
-    have defaults, so a reference would then be valid as both, which it refuses; and what its first UI sends is checked
-    without the alternative. So the title is not the definition's name, and the schema takes references by itself.
+    Prefect's server adds that alternative itself, to the definition that is named like the schema's title. All our
+    fields have defaults, so a reference would then be valid as both, which it refuses; and what its first UI sends is
+    checked without the alternative. So the title is another name, and the schema takes references by itself.
     """
     schema_extra(schema, model)
     schema["title"] = model._block_type_name
