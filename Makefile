@@ -16,7 +16,7 @@ test: .venv/.installed
 test-fuzz: .venv/.installed
 	FUZZED_TEXTS=100000 $(BIN)/python -m pytest tests/test_grounding.py -k test_no_text
 
-# The deployments: a real Prefect server, real workers, schedules, retries, kills.
+# The deployments: real Prefect servers on SQLite and PostgreSQL, workers, schedules, retries, kills; an S3 on loopback.
 test-deployed: .venv/.installed
 	$(BIN)/python -m pytest -m deployed
 

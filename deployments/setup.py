@@ -22,6 +22,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from blocks import AnnotationRecipe, VLLMServer
+from flows.prefect_server import answers
 from flows.serving.launch import Launch
 
 WORK_POOL = "annotate"
@@ -46,6 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             "error: PREFECT_API_URL is not set: start a server (prefect server start) and set it, as in "
             "PREFECT_API_URL=http://127.0.0.1:4200/api",
+            file=sys.stderr,
+        )
+        return 2
+    if not answers(api):
+        print(
+            f"error: no Prefect server answers at PREFECT_API_URL {api}: start it (prefect server start)",
             file=sys.stderr,
         )
         return 2

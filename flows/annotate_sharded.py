@@ -21,8 +21,8 @@ from flows.plan import Source, check_source
 from flows.report.summary import sentence
 from flows.serving.record import state_folder
 from flows.shard import MOST_SHARDS, Shard
-from flows.storage.locations import ImageRoot, Location, image_root_at, local_copy, name_of
-from flows.storage.mirror import shards_left
+from flows.storage.locations import ImageRoot, Location, check_distinct, image_root_at, local_copy, name_of
+from flows.storage.mirror import shards_begun, shards_left
 from flows.sub_runs import ended_run, run_parameter
 
 RETRY_SECONDS = 15.0  # a run that was given up may need a while to let go of its shard
@@ -88,13 +88,14 @@ async def annotate_sharded(
         "request_timeout_seconds": request_timeout_seconds, "chunk_retries": chunk_retries,
     }  # fmt: skip
     try:
+        check_distinct(input, output)
         source = await asyncio.to_thread(check_input, input, image_column, caption_column)
         await asyncio.to_thread(check_count, output, shards)
         parameters |= {"server": run_parameter(server), "recipe": run_parameter(recipe)}
         await check_deployment(deployment)
         lost = await run_shards(shards, at_once, shard_retries, deployment, parameters)
         reasons = "; ".join(f"{shard}: {reason}" for shard, reason in lost.items())
-        if lost and not await asyncio.to_thread(shards_left, output):
+        if lost and not await asyncio.to_thread(shards_begun, output):
             return Failed(message=f"no shard has come so far that there is anything to merge. {reasons}")
         report = await merge_and_report(source, output, image_root_at(image_root), started, lost)
     except UsageError as error:
@@ -121,7 +122,11 @@ async def run_shards(
         async with slots:
             for tries_left in range(retries, -1, -1):
                 name = f"shard {shard} of {name_of(parameters['output'])}"
-                state = await ended_run(deployment, {**parameters, "shard": str(shard)}, name)
+                try:
+                    state = await ended_run(deployment, {**parameters, "shard": str(shard)}, name)
+                except UsageError as error:
+                    lost[shard] = str(error)
+                    return
                 if state.is_completed():
                     lost.pop(shard, None)
                     return
@@ -144,7 +149,8 @@ async def merge_and_report(
 ) -> dict[str, Any]:
     """Moves the answers of all shards into the output, and reports on all of them."""
     failed = [f"shard {shard}" for shard in lost]
-    report = await asyncio.to_thread(merge_and_publish, source, output, image_root, started, failed)
+    say = get_run_logger().warning
+    report = await asyncio.to_thread(merge_and_publish, source, output, image_root, started, failed, say)
     get_run_logger().info("%s", sentence(report))
     return report
 

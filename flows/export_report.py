@@ -58,7 +58,7 @@ def rebuild_page(workspace: Workspace, image_root: ImageRoot) -> Path:
     try:
         charts = telemetry_charts(read_samples(workspace.telemetry, report.get("started", "")))
         write_page(workspace, image_root, report, charts)
-    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, UndefinedError) as error:
         raise UsageError(
             f"{workspace.report} is damaged, or of another version ({error!r:.200}): run the flow again, which asks "
             "nothing that is answered"

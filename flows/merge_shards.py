@@ -6,12 +6,14 @@ answered, 1 some have failed or their shards have not come to their end, 2 refus
 
 import argparse
 import mmap
+import resource
 import sys
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,25 @@ import polars as pl
 
 from flows.errors import ImageFailure, UsageError
 from flows.json_text import json_object
-from flows.plan import Chunk, Counts, Source, check_source, make_plan, open_plan, read_chunk, remove_plan
+from flows.plan import (
+    Chunk,
+    Counts,
+    Plan,
+    Source,
+    check_source,
+    done_paths,
+    make_plan,
+    open_plan,
+    read_chunk,
+    remove_plan,
+)
 from flows.report.page import write_page
 from flows.report.sharded import summarise_shards
 from flows.report.summary import sentence
+from flows.run_files import check_paths
 from flows.serving.record import state_folder
 from flows.shard import shards_folder
-from flows.storage.locations import ImageRoot, image_root_at, local_copy, location
+from flows.storage.locations import ImageRoot, check_distinct, image_root_at, local_copy, location
 from flows.storage.mirror import opened_with_shards
 from flows.store import Merged, extending, failure_line, path_of, settle
 from flows.workspace import Workspace, read_json, replacing, write_json
@@ -59,49 +73,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = options.parse_args(arguments)
     started = time.monotonic()
     try:
+        check_distinct(given.input, given.output)
         source = Source(local_copy(given.input, state_folder() / "inputs"), given.image_column, "")
         check_source(source)
-        report = merge_and_publish(source, given.output, image_root_at(given.image_root), started, [])
+        root = image_root_at(given.image_root)
+        report = merge_and_publish(source, given.output, root, started, [], partial(print, file=sys.stderr))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}: mend it and merge again, all answers are kept", file=sys.stderr)
         return 2
     print(sentence(report))
     return 1 if report["images"]["failed"] else 0
 
 
-def merge_shards(source: Source, whole: Workspace) -> MergedShards:
-    """Moves the answers of all shards behind the rows of the output, and rewrites the failures file.
+def merge_shards(source: Source, whole: Workspace, shards: Sequence[Workspace]) -> MergedShards:
+    """Moves the answers of the shards behind the rows of the output, and rewrites the failures file.
 
-    In the input's order; what a shard has twice or the output has already is not taken. Both files are replaced
-    atomically before the shards give up theirs, so a merge cut short is done again by the next. Raises UsageError while
-    a run writes the output or a shard, and where they were written with different recipes.
+    In the input's order, and behind them what is not in the input any more; what a shard has twice or the output has
+    already is not taken. Both files are replaced atomically before the shards give up theirs, so a merge cut short is
+    done again by the next. Raises UsageError while a run writes the output or a shard, where they were written with
+    different recipes, and for an input that cannot be read.
     """
-    shards = shards_of(whole)
     if not shards:
         raise UsageError(f"{shards_folder(whole.output)} holds no shard: run some with --shard, such as --shard 1/16")
     with ExitStack() as locks:
         for workspace in (whole, *shards):
             locks.enter_context(workspace.locked())
         _check_recipes(whole, shards)
-        settle(whole, open_plan(whole))
+        for workspace in (whole, *shards):  # runs that were killed have left answers in their parts
+            settle(workspace, open_plan(workspace))
         plan = make_plan(source, whole, ROWS_AT_ONCE)
-        merged = Merged()
-        with ExitStack() as files:
-            answers = _Lines([shard.output for shard in shards], whole, files)
-            failures = _Lines([shard.failures for shard in shards], whole, files)
-            output = files.enter_context(extending(whole.output, has_more=not answers.empty))
-            failed = files.enter_context(replacing(whole.failures))
-            for chunk in plan.chunks:
-                rows = read_chunk(whole, chunk).select("image_path", "row").iter_rows()
-                for (image_path, row), answer, failure in zip(rows, answers.of(chunk), failures.of(chunk), strict=True):
-                    if answer is not None:
-                        output.write(answer)
-                        merged.add_answer(answer)
-                        continue
-                    if failure is None:
-                        failure = failure_line({**(json_object(row) or {}), "image_path": image_path}, NOT_ENDED)
-                    failed.write(failure)
-                    merged.add_failure(failure)
+        merged = _write_lines(whole, plan, shards)
         if not merged.failures:
             whole.failures.unlink()
         remove_plan(whole)
@@ -112,30 +116,70 @@ def merge_shards(source: Source, whole: Workspace) -> MergedShards:
     return MergedShards(plan.counts, merged, reports)
 
 
+def _write_lines(whole: Workspace, plan: Plan, shards: Sequence[Workspace]) -> Merged:
+    """Replaces output and failures file of the whole; failures first, as every merge does."""
+    merged = Merged()
+    with ExitStack() as files:
+        answers = _Lines([shard.output for shard in shards], whole, files)
+        # The output's own last: they are older, but tell why where a shard was merged before.
+        failures = _Lines([*(shard.failures for shard in shards), whole.failures], whole, files)
+        output = files.enter_context(extending(whole.output, has_more=not answers.empty))
+        failed = files.enter_context(replacing(whole.failures))
+        for chunk in plan.chunks:
+            rows = read_chunk(whole, chunk).select("image_path", "row").iter_rows()
+            for (image_path, row), answer, failure in zip(rows, answers.of(chunk), failures.of(chunk), strict=True):
+                if answer is not None:
+                    output.write(answer)
+                    merged.add_answer(answer)
+                else:
+                    unasked = {**(json_object(row) or {}), "image_path": image_path}
+                    line = failure or failure_line(unasked, NOT_ENDED)
+                    failed.write(line)
+                    merged.add_failure(line)
+        for answer in answers.unplanned():  # of images that the input no longer names, or that another input named
+            output.write(answer)
+            merged.add_answer(answer)
+    return merged
+
+
 def merge_and_publish(
-    source: Source, output: Path | str, image_root: ImageRoot, started: float, lost: Sequence[str]
+    source: Source,
+    output: Path | str,
+    image_root: ImageRoot,
+    started: float,
+    lost: Sequence[str],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Merges the shards of an output at a path or a URL, writes report.json and report.html; returns the report.
 
     `started` is the monotonic time at which the work on the shards began; `lost` names those that did not come to their
     end. Raises what `merge_shards` does, and OSError.
     """
-    with opened_with_shards(output) as files:
-        whole = files[0].workspace
-        shards = merge_shards(source, whole)
+    _raise_limit_of_files()
+    with opened_with_shards(output, say) as files:
+        whole, *of_shards = (each.workspace for each in files)
+        check_paths(source, image_root, whole)
+        try:
+            shards = merge_shards(source, whole, of_shards)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            raise UsageError(f"{source.path} or {output} cannot be read to its end: {error!s:.300}") from None
+        for each in files:  # the output first: only then do its shards give up what they have
+            each.publish()
         seconds = time.monotonic() - started
         report = summarise_shards(shards.counts, shards.merged, shards.reports, seconds=seconds, lost=lost)
         write_json(whole.report, report)
-        write_page(whole, image_root, report, [])
-        for each in files:  # the output first: only then do its shards give up what they have
-            each.publish()
+        try:
+            write_page(whole, image_root, report, [])
+        except Exception as error:  # every answer is in the output by now: no page is worth a failed run
+            say(f"report.html could not be written: {error!r}")
+        files[0].publish()
     return report
 
 
-def shards_of(whole: Workspace) -> list[Workspace]:
-    """The workspaces of all shards of an output that were ever begun, by name."""
-    folders = sorted(shards_folder(whole.output).glob("*-of-*.work"))
-    return [Workspace(folder.with_suffix(".jsonl"), whole=whole.output) for folder in folders]
+def _raise_limit_of_files() -> None:
+    """A merge holds three files of every shard open; the usual limit of 1024 is one that a process may raise itself."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _check_recipes(whole: Workspace, shards: Sequence[Workspace]) -> None:
@@ -159,12 +203,21 @@ class _Lines:
         places = pl.concat([_places(number, path) for number, path in enumerate(full)] or [_frame(0, [], [], [])])
         planned = pl.scan_parquet(whole.plan_rows, glob=False).select("image_path")
         first = places.lazy().unique("image_path", keep="first", maintain_order=True)
-        ordered = planned.join(first, on="image_path", how="left", maintain_order="left")
-        self._places = ordered.drop("image_path").collect(engine="streaming")
+        ordered = planned.join(first, on="image_path", how="left", maintain_order="left").drop("image_path")
+        others = first.join(planned, on="image_path", how="anti", maintain_order="left")
+        others = others.join(done_paths(whole.output), on="image_path", how="anti", maintain_order="left")
+        self._places, self._unplanned = pl.collect_all([ordered, others.drop("image_path")], engine="streaming")
 
     def of(self, chunk: Chunk) -> Iterator[bytes | None]:
         """For every row of the chunk its line, or None."""
-        for file, start, end in self._places.slice(chunk.offset, chunk.length).iter_rows():
+        return self._lines(self._places.slice(chunk.offset, chunk.length))
+
+    def unplanned(self) -> Iterator[bytes]:
+        """Lines of images that are neither in the plan nor in the output."""
+        return filter(None, self._lines(self._unplanned))
+
+    def _lines(self, places: pl.DataFrame) -> Iterator[bytes | None]:
+        for file, start, end in places.iter_rows():
             line = None if file is None else self._contents[file][start:end]
             yield line if line is None or line.endswith(b"\n") else line + b"\n"
 

@@ -7,6 +7,12 @@ MOST_ANSWERS = 100_000  # looked at in one run: enough for any share, and a seco
 MOST_NAMES = 20
 
 
+def _is_object(item: Any) -> bool:
+    if not (isinstance(item, dict) and isinstance(item.get("name"), str) and isinstance(item.get("bbox"), list)):
+        return False
+    return len(item["bbox"]) == 4 and all(isinstance(number, int | float) for number in item["bbox"])
+
+
 class Quality:
     """Counts over answered rows, as they stand in the output."""
 
@@ -26,8 +32,12 @@ class Quality:
         return self.answers >= MOST_ANSWERS
 
     def add(self, row: dict[str, Any]) -> None:
-        """Looks at one row of the output."""
+        """Looks at one row of the output; one that was edited into something else counts as failed."""
         self.answers += 1
+        objects, flags = row.get("objects"), row.get("flags", ())
+        if not (isinstance(objects, list) and isinstance(flags, list | tuple) and all(map(_is_object, objects))):
+            self._stages["failed"] += 1
+            return
         self._stages["failed" if row.get("annotations_error") else row.get("parse_stage", "json")] += 1
         self._flags.update(row.get("flags", ()))
         self._attempts[row.get("attempts", 1)] += 1

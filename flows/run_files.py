@@ -12,7 +12,7 @@ from flows.errors import UsageError
 from flows.plan import Chunk, Source, check_source
 from flows.serving.record import state_folder
 from flows.shard import Shard
-from flows.storage.locations import ImageRoot, Location, image_root_at, local_copy
+from flows.storage.locations import ImageRoot, Location, check_distinct, image_root_at, local_copy
 from flows.storage.mirror import Files, opened
 from flows.store import OUR_FIELDS
 from flows.workspace import Workspace
@@ -60,6 +60,7 @@ async def opened_files(
 ) -> AsyncIterator[RunFiles]:
     """The files of a run, for as long as the context lasts. Raises UsageError for what cannot be used."""
     copies = state_folder() / "inputs"
+    check_distinct(input, output)
     async with _in_thread(opened(output, shard, say)) as files:
         path = await asyncio.to_thread(local_copy, input, copies)
         source = Source(path, image_column, caption_column, Shard.parse(shard) if shard else None)

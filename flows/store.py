@@ -195,7 +195,8 @@ class Merged:
 
     def add_failure(self, line: bytes) -> None:
         """Counts a row that went into the failures file."""
-        self.failures[orjson.loads(line)["failure"]["kind"]] += 1
+        failure = (json_object(line) or {}).get("failure")
+        self.failures[str(failure.get("kind")) if isinstance(failure, dict) else "unknown"] += 1
 
 
 def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure]) -> Merged:

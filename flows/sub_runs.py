@@ -19,11 +19,13 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import arun_deployment
-from prefect.states import Cancelling
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling, Crashed
 
 from flows.errors import UsageError
 
 POLL_SECONDS = 2.0
+PAGE = 200  # what the server gives at once
 LIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 IDENTITY = ("output", "shard")  # parameters that two runs must not share
 
@@ -31,12 +33,10 @@ IDENTITY = ("output", "shard")  # parameters that two runs must not share
 async def ended_run(deployment: str, parameters: Mapping[str, Any], name: str) -> State[Any]:
     """Runs a deployment, and returns the final state of the run; one that is under way already is waited for instead.
 
-    Cancelled while it waits, it cancels the run.
+    A Prefect server that is away for a while is waited for. Cancelled while it waits, it cancels the run.
     """
     async with get_client() as client:
-        run = await _run_under_way(client, deployment, parameters)
-        if run is None:
-            run = await arun_deployment(deployment, parameters=dict(parameters), flow_run_name=name, timeout=0)
+        run = await _started_run(client, deployment, parameters, name)
         try:
             return await _final_state(client, run.id)
         except asyncio.CancelledError:
@@ -44,23 +44,49 @@ async def ended_run(deployment: str, parameters: Mapping[str, Any], name: str) -
             raise
 
 
+async def _started_run(client: PrefectClient, deployment: str, parameters: Mapping[str, Any], name: str) -> FlowRun:
+    while True:
+        try:
+            # Looked for in every round: the answer to a request that started it may have been lost.
+            run = await _run_under_way(client, deployment, parameters)
+            return run or await arun_deployment(deployment, parameters=dict(parameters), flow_run_name=name, timeout=0)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code < 500:
+                raise UsageError(
+                    f"{deployment} takes no run with these parameters: {error.response.text:.500}"
+                ) from None
+        except httpx.HTTPError:
+            pass
+        await asyncio.sleep(POLL_SECONDS)
+
+
 async def _run_under_way(client: PrefectClient, deployment: str, parameters: Mapping[str, Any]) -> FlowRun | None:
     """The run that a lost parent has left, if there is one: two would only stand in each other's way."""
     flow, _, name = deployment.partition("/")
-    runs = await client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
-        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=LIVE))),
-    )
-    identity = [parameters[of] for of in IDENTITY]
-    return next((run for run in runs if [run.parameters.get(of) for of in IDENTITY] == identity), None)
+    identity, page = [parameters[of] for of in IDENTITY], 0
+    while True:
+        runs = await client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
+            deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=LIVE))),
+            limit=PAGE,
+            offset=page * PAGE,
+        )
+        for run in runs:
+            if [run.parameters.get(of) for of in IDENTITY] == identity:
+                return run
+        if len(runs) < PAGE:
+            return None
+        page += 1
 
 
 async def _final_state(client: PrefectClient, run: UUID) -> State[Any]:
-    """Polls, for an event can be missed: a server that is away for a while is waited for."""
+    """Polls, for an event can be missed."""
     while True:
         try:
             state = (await client.read_flow_run(run)).state
+        except ObjectNotFound:
+            return Crashed(message="its run was deleted")
         except httpx.HTTPError:
             state = None
         if state is not None and state.is_final():

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from tests.conftest import ROOT, Job, lines_of
 MakeJob = Callable[..., Job]
 
 
-def merged(job: Job) -> "subprocess.CompletedProcess[str]":
+def merged(job: Job, *more: str) -> "subprocess.CompletedProcess[str]":
     command = ["flows.merge_shards", "--input", job.input, "--output", job.output, "--image-root", job.images]
-    return subprocess.run([sys.executable, "-m", *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", *map(str, command), *more], cwd=ROOT, capture_output=True, text=True)
 
 
 def twin(job: Job) -> Job:
@@ -127,3 +128,55 @@ def test_a_refused_shard_leaves_no_trace(make_job: MakeJob, stand_in: StandIn, t
     wrong = job.run(stand_in.url, "--shard", "1/3", "--model-name", "no-such-model")
     assert wrong.returncode == 2
     assert sorted(job.folder.iterdir()) == before
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_no_answer_is_lost_to_a_wrong_or_a_shorter_input(make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(10)
+    assert job.run(stand_in.url, "--shard", "1/1").returncode == 0
+    job.write_input([*job.rows()[:3], {"image_path": "new.jpg", "caption": "x"}])
+    done = merged(job)
+    assert done.returncode == 1, done.stderr
+    assert [row["image_path"] for row in lines_of(job.output)] == job.names, "the others follow"
+    assert [row["image_path"] for row in lines_of(job.failures)] == ["new.jpg"]
+    assert merged(job, "--input", str(job.output)).returncode == 2, "an output is no input of its own"
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_answers_of_a_killed_shard_are_merged_too_and_reasons_of_failures_stay(make_job: MakeJob) -> None:
+    job = make_job(40)
+    (job.images / "0003.jpg").unlink()
+    with StandIn.started("--canned", "--prefill-seconds", "0.3") as server:
+        killed = job.start(server.url, "--shard", "1/1", "--max-concurrency", "2")
+        while len(server.asked()) < 8:
+            time.sleep(0.05)
+        killed.kill()
+        killed.communicate()
+        assert merged(job).returncode == 1
+        assert len(lines_of(job.output)) >= 6, "what its parts held"
+        assert not list((job.folder / "labeled.shards").glob("**/parts/*.jsonl")), "so that another count may follow"
+        server.forget()
+        assert job.run(server.url, "--shard", "1/1").returncode == 1
+    for _ in range(2):
+        assert "1 failed (1 missing)" in merged(job).stdout, "also when nothing is left to merge"
+    assert len(lines_of(job.output)) == 39
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_damaged_reports_and_edited_answers_of_shards_do_not_stop_a_merge(make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(6)
+    for number in (1, 2):
+        assert job.run(stand_in.url, "--shard", f"{number}/2").returncode == 0
+    shards = job.folder / "labeled.shards"
+    (shards / "1-of-2.report.json").write_text('{"images": 5}')
+    edited = {"image_path": "by-hand.jpg", "objects": None, "flags": 3}
+    with (shards / "2-of-2.jsonl").open("a") as file:
+        file.write(json.dumps(edited))
+    shutil.rmtree(shards / "2-of-2.work")
+    done = merged(job)
+    assert done.returncode == 0, done.stderr
+    assert lines_of(job.output)[-1] == edited
+    assert len(lines_of(job.output)) == 7
+    job.input.write_bytes(b"\x1f\x8b broken")
+    broken = merged(job, "--input", str(job.input.rename(job.input.with_suffix(".jsonl.gz"))))
+    assert (broken.returncode, "Traceback" in broken.stderr) == (2, False)

@@ -10,6 +10,10 @@ from flows.store import Merged
 from flows.telemetry.bottleneck import Bottleneck
 
 Report = dict[str, Any]
+NEEDED = {  # one that lacks any is damaged, or of another version
+    "images", "tokens", "recipe", "family", "model", "endpoints", "servers", "failed_chunks", "bottleneck", "telemetry",
+    "seconds", "annotating_seconds", "images_per_second",
+}  # fmt: skip
 
 
 def summarise_shards(
@@ -20,14 +24,14 @@ def summarise_shards(
     Counts of images are those of the merge. Tokens, servers and telemetry are the shards', each from its last run; what
     held them back is weighed by how long they took, and told of the shard it held back longest.
     """
+    reports = {name: report for name, report in reports.items() if report.keys() >= NEEDED}
     latest = list(reports.values())
     answered, failed = merged.answered, merged.failures.total()
-    done_before = counts.distinct - answered - failed
     return {
         "images": {
             "input": counts.input,
             "distinct": counts.distinct,
-            "already_done": done_before,
+            "already_done": counts.already_done,
             "answered": answered,
             "answered_before_an_interruption": 0,
             "without_caption": sum(report["images"]["without_caption"] for report in latest),

@@ -31,7 +31,8 @@ class Lease:
         self._token = token  # of the folder on this machine, which is locked: who else has it is gone
         self._say = say
         self._version = ""
-        self._lost = False
+        self._held = self._lost = False
+        self._writing = threading.Lock()
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_released, daemon=True, name="lease")
 
@@ -40,11 +41,22 @@ class Lease:
         with reaching(self._url):
             while not (self._create() or self._take_over()):
                 pass  # it was released while it was looked at
-        self.check()
+        self._held = True
+        self._check_lost()
         self._thread.start()
 
+    @property
+    def held(self) -> bool:
+        """Whether it was taken, and not lost since, as far as is known."""
+        return self._held and not self._lost
+
     def check(self) -> None:
-        """Raises UsageError where another run has taken the output over meanwhile."""
+        """Renews it now. Raises UsageError where another run has taken over, OSError where nobody can tell."""
+        with reaching(self._url):
+            self._write()
+        self._check_lost()
+
+    def _check_lost(self) -> None:
         if self._lost:
             raise UsageError(
                 f"another run has taken over {self._url}, for this one was not heard of for {LEASE_SECONDS:.0f} s: "
@@ -56,9 +68,10 @@ class Lease:
         self._released.set()
         if self._thread.ident is not None:
             self._thread.join()
-        if not self._lost:
+        if self.held:
             with reaching(self._url):
-                self._fs.rm_file(self._path)
+                if self._holder().get("token") == self._token:
+                    self._fs.rm_file(self._path)
 
     def _create(self) -> bool:
         try:
@@ -102,6 +115,11 @@ class Lease:
 
     def _write(self) -> None:
         """Writes it anew, unless somebody else has."""
+        with self._writing:
+            if not self._lost:
+                self._write_alone()
+
+    def _write_alone(self) -> None:
         # Other stores do not know the condition; there the version is only looked at.
         condition: dict[str, Any] = {"IfMatch": self._version} if "s3" in self._fs.protocol else {}
         try:
@@ -117,7 +135,8 @@ class Lease:
                 raise
             # Also where the first try of the driver had come through, and its second met it.
             self._lost = self._holder().get("token") != self._token
-            self._version = self._look()
+            if not self._lost:
+                self._version = self._look()
 
     def _holder(self) -> dict[str, Any]:
         try:

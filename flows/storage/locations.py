@@ -15,10 +15,13 @@ from urllib.request import url2pathname
 from fsspec import AbstractFileSystem
 from fsspec.config import conf as fsspec_settings
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from pydantic import BeforeValidator, WithJsonSchema
 
 from flows.errors import ImageFailure, UsageError
 
+# Refusals that may be of this object alone; all others are of the key, or of the clock.
+OF_THE_OBJECT = ("AccessDenied", "Forbidden", "403", "InvalidObjectState", None)
 READERS = 32  # images that are read at once: each waits for the network most of the time
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -52,6 +55,8 @@ def file_system(url: str) -> tuple[AbstractFileSystem, str]:
         ) from None
     except ValueError as error:
         raise UsageError(f"{url!r} is no URL that fsspec knows: {error}") from None
+    if isinstance(fs, LocalFileSystem) or not path.strip("/"):
+        raise UsageError(f"{url!r} names no bucket: write it as in s3://bucket/folder/labeled.jsonl")
     return fs, str(path)
 
 
@@ -102,6 +107,12 @@ def local_copy(where: Path | str, folder: Path) -> Path:
     return copy
 
 
+def check_distinct(source: Path | str, output: Path | str) -> None:
+    """Raises UsageError where input and output are one object: the output replaces what is there."""
+    if isinstance(source, str) and source == output:
+        raise UsageError(f"input and output are both {output}: choose another --output")
+
+
 def download(fs: AbstractFileSystem, path: str, target: Path) -> None:
     """Replaces `target` by an object once it is here as a whole."""
     unfinished = target.with_name(f".{target.name[-100:]}.{os.getpid()}.unfinished")
@@ -119,12 +130,19 @@ def version_of(info: dict[str, Any]) -> str:
     return "-".join(str(info.get(name)) for name in ("size", "mtime", "created", "LastModified", "updated"))
 
 
+def _code(error: OSError) -> str | None:
+    """What S3 calls an error."""
+    response = getattr(error.__cause__, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+
+
 class RemoteFolder:
     """An image root in an object store. Objects outside it are not read: there are no links, so the path tells."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._fs, self._path = file_system(self.url)
+        self._fs, path = file_system(self.url)
+        self._path = path.rstrip("/")
 
     def __str__(self) -> str:
         return self.url
@@ -134,20 +152,23 @@ class RemoteFolder:
 
         Raises ImageFailure of kind missing, outside_root or unreadable; OSError where the store is at fault.
         """
-        try:
-            with reaching(self.url):
-                data: bytes = self._fs.cat_file(self._inside(image_path), start=0, end=most)
-        except FileNotFoundError:
-            raise ImageFailure("missing", f"no object {image_path!r:.300} under {self.url}") from None
-        except PermissionError as error:
-            message = (
-                f"{error}: {image_path!r:.300} (where nobody may list a bucket, this is also said of what is not there)"
-            )
-            raise ImageFailure("unreadable", message) from None
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # of an empty object there is no range
-                return b""
-            raise
+        path = self._inside(image_path)
+        with reaching(self.url):
+            try:
+                data: bytes = self._fs.cat_file(path, start=0, end=most)
+            except (FileNotFoundError, UnicodeError):  # no name in a store holds a surrogate
+                raise ImageFailure("missing", f"no object {image_path!r:.300} under {self.url}") from None
+            except PermissionError as error:
+                if _code(error) not in OF_THE_OBJECT:  # a key that has expired, a clock that is wrong
+                    raise OSError(errno.EIO, str(error), self.url) from None
+                message = f"{error}: {image_path!r:.300} (also said of what is not there, where the key may not list)"
+                raise ImageFailure("unreadable", message) from None
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise ImageFailure("missing", f"{image_path!r:.300} is too long for a name") from None
+                if error.errno == errno.EINVAL and not self._fs.info(path)["size"]:  # no range is in an empty object
+                    return b""
+                raise
         return data
 
     def has(self, image_path: str) -> bool:
@@ -159,10 +180,10 @@ class RemoteFolder:
                 return False
 
     def _inside(self, image_path: str) -> str:
-        path = posixpath.normpath(posixpath.join(self._path, image_path))
-        if not path.startswith(self._path.rstrip("/") + "/"):
+        inside = posixpath.normpath(image_path)
+        if inside.startswith("/") or inside.split("/")[0] in ("..", "."):
             raise ImageFailure("outside_root", f"{image_path!r:.300} lies outside the image root {self.url}")
-        return path
+        return f"{self._path}/{inside}"
 
 
 ImageRoot = Path | RemoteFolder

@@ -2,22 +2,27 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from flows.errors import UsageError
 from flows.plan import Chunk
 from flows.serving.record import state_folder
+from flows.shard import Shard, shards_folder
 from flows.storage.lease import Lease
-from flows.storage.locations import download, file_system, reaching, unreachable, version_of
+from flows.storage.locations import download, file_system, name_of, reaching, unreachable, version_of
 from flows.store import answers_path, append_unplanned, extending
 from flows.workspace import Workspace, read_json, write_json
+
+OPENED_AT_ONCE = 16
 
 
 def _ignore(_: str) -> None:
@@ -51,11 +56,15 @@ class Mirror(Files):
     waits here, for the next run on this machine.
     """
 
-    def __init__(self, url: str, shard: str = "", say: Callable[[str], None] = _ignore) -> None:
+    def __init__(
+        self, url: str, shard: str = "", say: Callable[[str], None] = _ignore, *, with_whole: bool = True
+    ) -> None:
+        """The mirror of an output, or of a shard of it; the rows of the whole are done for a shard, if it has them."""
         remote_folder, _, name = url.rpartition("/")
         self._url = url
         self._fs, self._remote = file_system(remote_folder)
-        digest = hashlib.blake2b(remote_folder.encode(), digest_size=8).hexdigest()
+        # A shard has a folder of its own: its copy of the whole is not the one that a run of the whole works in.
+        digest = hashlib.blake2b(f"{remote_folder} {shard}".strip().encode(), digest_size=8).hexdigest()
         self._folder = Path(os.path.realpath(state_folder() / "mirrors" / digest))
         self._folder.mkdir(parents=True, exist_ok=True)
         super().__init__(Workspace.at(self._folder / name, shard))
@@ -65,6 +74,8 @@ class Mirror(Files):
         lease = self._remote_path(self.workspace.work / "lease")
         self._lease = Lease(self._fs, lease, self._url_of(self.workspace.output), self._token, say)
         self._seen: dict[str, Any] = {}  # name → [version in the store, version here] when they were last the same
+        self._taken_in: list[str] = []  # parts whose answers the output here has by now
+        self._fetched = self.workspace.outputs if with_whole else [self.workspace.output]
 
     def open(self) -> Self:
         """Takes the lease and brings what has changed. Raises UsageError where another run has it."""
@@ -90,9 +101,10 @@ class Mirror(Files):
 
     def close(self) -> None:
         """Saves what can be saved, and lets others in."""
-        with suppress(OSError, UsageError):
-            for path in self.workspace.parts.glob("*.jsonl"):
-                self._keep(path)
+        if self._lease.held:
+            with suppress(OSError, UsageError):
+                for path in self.workspace.parts.glob("*.jsonl"):
+                    self._keep(path)
         with suppress(OSError):
             self._lease.release()
         self._lock.close()
@@ -103,13 +115,16 @@ class Mirror(Files):
 
     def publish(self) -> None:
         """Uploads what has changed, failures first, and then gives up the parts, whose answers the output has."""
-        self._lease.check()
         workspace = self.workspace
         with reaching(self._url):
-            for path in (workspace.failures, workspace.output, *self._minor_files()):
+            for path in (workspace.failures, workspace.output):
+                self._lease.check()
+                self._push(path)
+            for path in self._minor_files():
                 self._push(path)
             for part in self._parts():
-                self._fs.rm_file(part)
+                if self._is_own(part) or part in self._taken_in:
+                    self._fs.rm_file(part)
 
     def _keep(self, part: Path) -> None:
         if part.name.endswith(".failures.jsonl") or not part.exists() or not part.stat().st_size:
@@ -123,11 +138,12 @@ class Mirror(Files):
     def _pull(self) -> None:
         self._seen = read_json(self._own / "seen.json") or {}
         workspace = self.workspace
-        for path in (*workspace.outputs, workspace.failures, *self._minor_files()):
+        self._guard_recipe()
+        for path in (*self._fetched, workspace.failures, *self._minor_files()):
             self._fetch(path)
         for remote in self._found(workspace.telemetry):
             self._fetch(workspace.telemetry / remote.rpartition("/")[2])
-        self._take_in([part for part in self._parts() if self._token not in part])
+        self._take_in([part for part in self._parts() if not self._is_own(part)])
 
     def _minor_files(self) -> list[Path]:
         workspace = self.workspace
@@ -144,12 +160,35 @@ class Mirror(Files):
         before = self._seen.get(name, [None, None])
         if version == before[0] and (path.exists() or version is None):
             return
+        unpublished = path.with_name(f".{path.name}.unpublished")
+        if path == self.workspace.output and _version_here(path) not in (None, before[1]):
+            path.replace(unpublished)  # answers that were merged here and are not there yet
         if version is None:
             path.unlink(missing_ok=True)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             download(self._fs, remote, path)
         self._remember(path, version)
+        if unpublished.exists():
+            self._append([unpublished])
+            unpublished.unlink()
+
+    def _guard_recipe(self) -> None:
+        """Raises UsageError where answers wait here that were made with another recipe than those that are there."""
+        workspace = self.workspace
+        here, path = read_json(workspace.recipe), self._remote_path(workspace.recipe)
+        output = self._seen.get(self._name(workspace.output), [None, None])
+        waiting = _version_here(workspace.output) not in (None, output[1]) or any(
+            part.stat().st_size for part in workspace.parts.glob("*.jsonl")
+        )
+        if not (here and waiting and self._fs.exists(path)):
+            return
+        there = json.loads(self._fs.cat_file(path))
+        if there.get("fingerprint") != here.get("fingerprint"):
+            raise UsageError(
+                f"answers wait in {workspace.work} that were made with another recipe than {self._url} has by now: "
+                f"delete that folder to have them asked again, or choose another --output"
+            )
 
     def _push(self, path: Path) -> None:
         """Uploads a file that has changed here since it was last the same; one that is gone here goes there."""
@@ -182,8 +221,15 @@ class Mirror(Files):
             copies = [Path(folder) / part.rpartition("/")[2] for part in parts]
             for part, copy in zip(parts, copies, strict=True):
                 download(self._fs, part, copy)
-            with extending(self.workspace.output, has_more=True) as output:
-                append_unplanned(self.workspace, copies, output)
+            self._append(copies)
+        self._taken_in = parts
+
+    def _append(self, answers: list[Path]) -> None:
+        with extending(self.workspace.output, has_more=True) as output:
+            append_unplanned(self.workspace, answers, output)
+
+    def _is_own(self, part: str) -> bool:
+        return part.endswith(f"-{self._token}.jsonl")
 
     def _parts(self) -> list[str]:
         return self._found(self.workspace.parts)
@@ -227,28 +273,49 @@ def opened(output: Path | str, shard: str = "", say: Callable[[str], None] = _ig
 
 
 @contextmanager
-def opened_with_shards(output: Path | str) -> Iterator[list[Files]]:
-    """The files of an output, and those of all its shards."""
-    with opened(output) as whole:
-        shards: list[Files] = []
-        try:
-            if not isinstance(output, Path):
-                for number, count in sorted(shards_left(output)):
-                    shards += [Mirror(output, f"{number}/{count}").open()]
-            yield [whole, *shards]
-        finally:
-            for files in shards:
-                files.close()
+def opened_with_shards(output: Path | str, say: Callable[[str], None] = _ignore) -> Iterator[list[Files]]:
+    """The files of an output, and those of all its shards: first the whole."""
+    if isinstance(output, Path):
+        whole = Workspace.at(output)
+        yield [Files(whole), *(Files(whole.of_shard(Shard(*shard))) for shard in sorted(shards_begun(output)))]
+        return
+    with ExitStack() as mirrors, ThreadPoolExecutor(OPENED_AT_ONCE) as threads:  # a dead run's lease takes a minute
+        files = [Mirror(output, "", say)]
+        files += [Mirror(output, f"{n}/{count}", say, with_whole=False) for n, count in sorted(shards_begun(output))]
+        opening = [threads.submit(mirror.open) for mirror in files]
+        for each in opening:
+            if each.exception() is None:
+                mirrors.callback(each.result().close)
+        for each in opening:
+            each.result()
+        yield list(files)
+
+
+def shards_begun(output: Path | str) -> set[tuple[int, int]]:
+    """(number, count) of the shards of an output that any run has written to."""
+    folder = str(output).removesuffix(".jsonl") + ".shards"
+    try:
+        if isinstance(output, Path):
+            names = os.listdir(shards_folder(Workspace.at(output).output))  # noqa: PTH208 - names are all it takes
+        else:
+            fs, path = file_system(folder)
+            with reaching(folder):
+                names = [name_of(name) for name in fs.ls(path, detail=False)]
+    except FileNotFoundError:
+        return set()
+    found = (re.match(r"(\d+)-of-(\d+)\.", name) for name in names)
+    return {(int(match[1]), int(match[2])) for match in found if match}
 
 
 def shards_left(output: Path | str) -> set[tuple[int, int]]:
-    """(number, count) of the shards of an output that hold answers or failures."""
+    """(number, count) of the shards of an output that hold answers or failures, also in parts that were not merged."""
     folder = str(output).removesuffix(".jsonl") + ".shards"
     if isinstance(output, Path):
-        names = [path.as_posix() for path in Path(folder).expanduser().glob("**/*.jsonl")]
+        folder = str(shards_folder(Workspace.at(output).output))
+        names = [path.as_posix() for path in Path(folder).glob("**/*.jsonl") if path.stat().st_size]
     else:
         fs, path = file_system(folder)
         with reaching(folder):
-            names = fs.find(path)
+            names = [name for name, info in fs.find(path, detail=True).items() if info["size"]]
     found = (re.search(r"/(\d+)-of-(\d+)(?:\.failures)?(?:\.jsonl|\.work/parts/.*\.jsonl)$", name) for name in names)
     return {(int(match[1]), int(match[2])) for match in found if match}

@@ -10,6 +10,8 @@ from flows.errors import UsageError
 from flows.storage.lease import RENEW_SECONDS, Lease
 from tests.storage.conftest import Bucket
 
+pytestmark = pytest.mark.deployed
+
 
 def lease(bucket: Bucket, token: str, said: list[str] | None = None) -> Lease:
     say = (said if said is not None else []).append
@@ -61,3 +63,15 @@ def test_a_store_without_conditional_writes_has_it_too() -> None:
     held.check()
     held.release()
     assert not fs.exists("/bucket/lease")
+
+
+def test_who_never_had_it_takes_it_from_nobody(bucket: Bucket) -> None:
+    first, second = lease(bucket, "one"), lease(bucket, "two")
+    first.take()
+    second.release()
+    first.check()
+    assert bucket.fs.exists(f"{bucket.url}/lease")
+    bucket.fs.pipe_file(f"{bucket.url}/lease", b'{"token": "another"}')
+    with pytest.raises(UsageError, match="another run has taken over"):
+        first.check()
+    first.release()

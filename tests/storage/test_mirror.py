@@ -1,26 +1,33 @@
 """Input, images and output in an object store: the same run, on whichever machine, and nothing lost with one."""
 
+import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
+from flows.errors import ImageFailure, UsageError
 from flows.export_report import export_report
+from flows.images import read_image
 from flows.retry import retry_failures
+from flows.storage.locations import RemoteFolder
 from tests.client import StandIn
 from tests.conftest import ROOT, Job
 from tests.storage.conftest import Bucket
 
 MakeJob = Callable[[int], Job]
 
-pytestmark = [pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.deployed, pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(400)]
 
 
 def ended(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
@@ -178,3 +185,98 @@ def test_what_is_not_in_the_bucket_is_told(make_remote_job: MakeJob, bucket: Buc
         refused = ended(job.start_with([*given[:number], wrong, *given[number + 1 :]]))
         assert refused.returncode == 2, refused.stderr
         assert complaint in refused.stderr, refused.stderr
+
+
+def test_answers_that_were_merged_here_but_not_published_survive_an_edit_there(
+    make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn
+) -> None:
+    job = make_remote_job(6)
+    assert ended(job.start_with(bucket.arguments(stand_in.url))).returncode == 0
+    local = next((Path(os.environ["XDG_STATE_HOME"]) / "vllm-annotate" / "mirrors").glob("*/labeled.jsonl"))
+    lines = bucket.lines("out/labeled.jsonl").splitlines(keepends=True)
+    # As if the last run had published four rows only, and somebody had then edited one of them.
+    local.write_bytes(b"".join(lines))
+    bucket.fs.pipe_file(f"{bucket.url}/out/labeled.jsonl", b"".join(lines[:4]).replace(b"0001.jpg", b"0001.JPG"))
+    stand_in.forget()
+    assert ended(job.start_with(bucket.arguments(stand_in.url))).returncode == 0
+    kept = paths(bucket.lines("out/labeled.jsonl"))
+    assert kept[:4] == ["0000.jpg", "0001.JPG", "0002.jpg", "0003.jpg"]
+    assert set(job.names) <= set(kept)
+    assert len(kept) == len(set(kept))
+    assert stand_in.asked() == {}, "what was waiting here has not to be asked again"
+
+
+def test_answers_of_another_recipe_that_wait_here_are_not_mixed_in(
+    make_remote_job: MakeJob, bucket: Bucket, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("temperature: 0.5\n")
+    with StandIn.started("--canned", "--prefill-seconds", "0.3") as server:
+        job = make_remote_job(30)
+        first = job.start_with(bucket.arguments(server.url, "--max-concurrency", "2"))
+        while len(server.asked()) < 6:
+            time.sleep(0.05)
+        first.kill()
+        first.communicate()
+        bucket.fs.rm_file(f"{bucket.url}/out/labeled.work/lease")  # or wait a minute
+        other = bucket.arguments(server.url, "--recipe", str(recipe))
+        assert ended(job.start_with(other, XDG_STATE_HOME=str(tmp_path / "another machine"))).returncode == 0
+        refused = ended(job.start_with(other))
+        assert refused.returncode == 2, refused.stderr
+        assert "made with another recipe than" in refused.stderr
+    assert len(paths(bucket.lines("out/labeled.jsonl"))) == 30
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/etc/passwd", "outside_root"), ("../x.jpg", "outside_root"), ("a/../../x.jpg", "outside_root"),
+        ("", "outside_root"), (".", "outside_root"), ("s3://other/x.jpg", "missing"), ("%2e%2e/x.jpg", "missing"),
+        ("*.jpg", "missing"), ("\ud800.jpg", "missing"), ("x" * 2000, "missing"), ("empty.jpg", "unreadable"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_an_image_in_a_bucket_costs_that_image(bucket: Bucket, path: str, kind: str) -> None:
+    bucket.fs.pipe_file(f"{bucket.url}/images/empty.jpg", b"")
+    bucket.fs.pipe_file(f"{bucket.url}/x.jpg", b"outside")
+    with pytest.raises(ImageFailure) as failure:
+        read_image(RemoteFolder(f"{bucket.url}/images"), path)
+    assert failure.value.kind == kind
+
+
+def test_a_fault_of_the_store_is_no_fault_of_an_image(bucket: Bucket) -> None:
+    root = RemoteFolder("s3://no-such-bucket-at-all/images")
+    with pytest.raises(ImageFailure, match="no object"):
+        read_image(root, "x.jpg")
+    with pytest.raises(UsageError, match="names no bucket"):
+        RemoteFolder("s3://")
+    for status, code in ((400, "AuthorizationHeaderMalformed"), (403, "ExpiredToken"), (403, "SignatureDoesNotMatch")):
+        with fake_s3(status, code) as url:
+            os.environ["AWS_ENDPOINT_URL"] = url
+            fsspec.get_filesystem_class("s3").clear_instance_cache()
+            root = RemoteFolder(f"{bucket.url}/images")
+            with pytest.raises(OSError, match=f"{code}|Bad Request"):
+                read_image(root, "x.jpg")
+
+
+@contextmanager
+def fake_s3(status: int, code: str) -> Iterator[str]:
+    """A store that says no to everything."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body if self.command == "GET" else b"")
+
+        do_HEAD = do_GET  # noqa: N815 - the library's name
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
