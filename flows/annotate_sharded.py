@@ -1,7 +1,6 @@
 """The flow for more than one machine: a run a shard on the work pool → wait, start lost ones anew → merge → report."""
 
 import asyncio
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -80,7 +79,6 @@ async def annotate_sharded(
 
     """
     logger = get_run_logger()
-    started = time.monotonic()
     parameters = {
         "input": str(input), "image_root": str(image_root), "output": str(output),
         "max_concurrency": max_concurrency, "chunk_size": chunk_size, "image_column": image_column,
@@ -97,7 +95,7 @@ async def annotate_sharded(
         reasons = "; ".join(f"{shard}: {reason}" for shard, reason in lost.items())
         if lost and not await asyncio.to_thread(shards_begun, output):
             return Failed(message=f"no shard has come so far that there is anything to merge. {reasons}")
-        report = await merge_and_report(source, output, image_root_at(image_root), started, lost)
+        report = await merge_and_report(source, output, image_root_at(image_root), lost)
     except UsageError as error:
         logger.error("%s", error)  # noqa: TRY400 - the message says it all
         return Failed(message=str(error))
@@ -145,12 +143,12 @@ async def run_shards(
 
 @task(cache_policy=NO_CACHE, task_run_name="merge")
 async def merge_and_report(
-    source: Source, output: Path | str, image_root: ImageRoot, started: float, lost: Mapping[Shard, str]
+    source: Source, output: Path | str, image_root: ImageRoot, lost: Mapping[Shard, str]
 ) -> dict[str, Any]:
     """Moves the answers of all shards into the output, and reports on all of them."""
     failed = [f"shard {shard}" for shard in lost]
     say = get_run_logger().warning
-    report = await asyncio.to_thread(merge_and_publish, source, output, image_root, started, failed, say)
+    report = await asyncio.to_thread(merge_and_publish, source, output, image_root, failed, say)
     get_run_logger().info("%s", sentence(report))
     return report
 

@@ -8,7 +8,6 @@ import argparse
 import mmap
 import resource
 import sys
-import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -71,13 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options.add_argument("--image-column", default="image_path", help="input column with the image path")
     given = options.parse_args(arguments)
-    started = time.monotonic()
     try:
         check_distinct(given.input, given.output)
         source = Source(local_copy(given.input, state_folder() / "inputs"), given.image_column, "")
         check_source(source)
         root = image_root_at(given.image_root)
-        report = merge_and_publish(source, given.output, root, started, [], partial(print, file=sys.stderr))
+        report = merge_and_publish(source, given.output, root, [], partial(print, file=sys.stderr))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -146,14 +144,12 @@ def merge_and_publish(
     source: Source,
     output: Path | str,
     image_root: ImageRoot,
-    started: float,
     lost: Sequence[str],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Merges the shards of an output at a path or a URL, writes report.json and report.html; returns the report.
 
-    `started` is the monotonic time at which the work on the shards began; `lost` names those that did not come to their
-    end. Raises what `merge_shards` does, and OSError.
+    `lost` names the shards that did not come to their end. Raises what `merge_shards` does, and OSError.
     """
     _raise_limit_of_files()
     with opened_with_shards(output, say) as files:
@@ -165,8 +161,7 @@ def merge_and_publish(
             raise UsageError(f"{source.path} or {output} cannot be read to its end: {error!s:.300}") from None
         for each in files:  # the output first: only then do its shards give up what they have
             each.publish()
-        seconds = time.monotonic() - started
-        report = summarise_shards(shards.counts, shards.merged, shards.reports, seconds=seconds, lost=lost)
+        report = summarise_shards(shards.counts, shards.merged, shards.reports, lost)
         write_json(whole.report, report)
         try:
             write_page(whole, image_root, report, [])

@@ -1,6 +1,7 @@
 """Shards made by runs of their own, and put together again."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -53,7 +54,12 @@ def test_merged_shards_equal_the_run_of_the_whole(make_job: MakeJob, stand_in: S
         assert reports[0][same] == reports[1][same], same
     assert set(reports[1]) <= set(reports[0]), "whoever reads reports can read this one"
     assert list(reports[0]["shards"]) == ["1-of-3", "2-of-3", "3-of-3"]
-    assert b"0003.jpg" in (job.folder / "labeled.report.html").read_bytes()
+    page = (job.folder / "labeled.report.html").read_text()
+    assert "0003.jpg" in page
+    assert all((job.folder / link).exists() for link in re.findall(r'href="([^"]+)"', page)), "reports of the shards"
+    assert page.count("href=") == 3
+    assert reports[0]["seconds"] >= reports[0]["annotating_seconds"] >= 0
+    assert reports[0]["images_per_second"] <= sum(shard["images_per_second"] for shard in reports[0]["shards"].values())
     again = job.run(stand_in.url)
     assert "0 answered, 29 had answers before" in again.stderr, "and a run of the whole goes on from there"
 

@@ -15,6 +15,7 @@ from flows.report.figures import gpu_rows, server_rows
 from flows.report.gallery import Example, choose_rows, failure_of, marks_of, with_images
 from flows.report.summary import chunk_names, counts_by_name, stand_ins
 from flows.report.text import text_of
+from flows.shard import shards_folder
 from flows.storage.locations import ImageRoot
 from flows.telemetry.bottleneck import TITLES
 from flows.workspace import Workspace, replacing
@@ -31,11 +32,17 @@ def write_page(workspace: Workspace, image_root: ImageRoot, report: dict[str, An
     """Replaces report.html. Reads rows and images, so keep it off the event loop."""
     examples = with_images(choose_rows(workspace), image_root, THUMBNAIL_SIDE)
     with replacing(workspace.page) as file:
-        file.write(page(report, charts, examples, f"Annotations of {workspace.output.name}"))
+        title = f"Annotations of {workspace.output.name}"
+        file.write(page(report, charts, examples, title, shards_folder(workspace.output).name))
 
 
-def page(report: dict[str, Any], charts: Sequence[str], examples: Iterable[Example], title: str) -> bytes:
-    """The page. Every text in it is escaped by the template; only the charts are markup, and made here."""
+def page(
+    report: dict[str, Any], charts: Sequence[str], examples: Iterable[Example], title: str, shards: str = ""
+) -> bytes:
+    """The page; `shards` is the folder that the reports of shards lie in.
+
+    Every text in it is escaped by the template; only the charts are markup, and made here.
+    """
     cards, left_out = _cards_that_fit(examples)
     counts = Counter(mark for card in cards for mark in card["marks"]).most_common(MOST_FILTERS)
     filters = [("all", len(cards)), *sorted(counts)]
@@ -44,6 +51,7 @@ def page(report: dict[str, Any], charts: Sequence[str], examples: Iterable[Examp
         card["filters"] = [numbers[mark] for mark in card["marks"] if mark in numbers]
     text = TEMPLATES.get_template("page.html.j2").render(
         title=text_of(title),
+        shards=shards,
         report=report,
         failed_chunks=chunk_names(report["failed_chunks"]),
         verdict=report["bottleneck"],

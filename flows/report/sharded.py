@@ -2,40 +2,40 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from flows.plan import Counts
-from flows.report.summary import started_before
 from flows.store import Merged
 from flows.telemetry.bottleneck import Bottleneck
 
 Report = dict[str, Any]
 NEEDED = {  # one that lacks any is damaged, or of another version
     "images", "tokens", "recipe", "family", "model", "endpoints", "servers", "failed_chunks", "bottleneck", "telemetry",
-    "seconds", "annotating_seconds", "images_per_second",
+    "started", "seconds", "annotating_seconds", "images_per_second",
 }  # fmt: skip
 
 
-def summarise_shards(
-    counts: Counts, merged: Merged, reports: Mapping[str, Report], *, seconds: float, lost: Sequence[str]
-) -> Report:
+def summarise_shards(counts: Counts, merged: Merged, reports: Mapping[str, Report], lost: Sequence[str]) -> Report:
     """The content of `report.json` for an output that was merged from shards; `reports` are theirs, by shard name.
 
-    Counts of images are those of the merge. Tokens, servers and telemetry are the shards', each from its last run; what
-    held them back is weighed by how long they took, and told of the shard it held back longest.
+    Counts of images are those of the merge. Times, tokens, servers and telemetry are the shards', each from its last
+    run: `seconds` from the first one's begin to the last one's end, of which `annotating_seconds` are at most as many
+    as they annotated in all. What held them back is weighed by these, and told of the shard it held back longest.
     """
     reports = {name: report for name, report in reports.items() if report.keys() >= NEEDED}
     latest = list(reports.values())
-    answered, failed = merged.answered, merged.failures.total()
+    seconds = _span(latest)
+    annotating = min(seconds, sum(report["annotating_seconds"] for report in latest))
     return {
         "images": {
             "input": counts.input,
             "distinct": counts.distinct,
             "already_done": counts.already_done,
-            "answered": answered,
+            "answered": merged.answered,
             "answered_before_an_interruption": 0,
             "without_caption": sum(report["images"]["without_caption"] for report in latest),
-            "failed": failed,
+            "failed": merged.failures.total(),
             "annotations_error": merged.annotations_error,
         },
         "skipped_lines": {
@@ -49,10 +49,10 @@ def summarise_shards(
             *lost,
             *(f"{chunk} of shard {name}" for name, report in reports.items() for chunk in report["failed_chunks"]),
         ],
-        "started": started_before(seconds),
+        "started": min((report["started"] for report in latest), default=""),
         "seconds": round(seconds, 3),
-        "annotating_seconds": round(seconds, 3),
-        "images_per_second": round(answered / seconds, 3) if seconds else 0.0,
+        "annotating_seconds": round(annotating, 3),
+        "images_per_second": round(_answered(latest) / annotating, 3) if annotating else 0.0,
         "tokens": {name: sum(report["tokens"][name] for report in latest) for name in ("prompt", "completion")},
         "quality": merged.quality.summary(),
         **{name: latest[0][name] if latest else "" for name in ("recipe", "family", "model")},
@@ -63,10 +63,23 @@ def summarise_shards(
         "bottleneck": _bottleneck(latest),
         "telemetry": _telemetry(reports),
         "shards": {
-            name: {of: report[of] for of in ("images", "seconds", "annotating_seconds", "images_per_second")}
+            name: {of: report[of] for of in ("started", "images", "seconds", "annotating_seconds", "images_per_second")}
             for name, report in reports.items()
         },
     }
+
+
+def _answered(reports: Sequence[Report]) -> int:
+    """Images that the last runs have answered, without those that an interrupted one before had."""
+    images = [report["images"] for report in reports]
+    return sum(each["answered"] - each["answered_before_an_interruption"] for each in images)
+
+
+def _span(reports: Sequence[Report]) -> float:
+    """Seconds from the begin of the first to the end of the last."""
+    begins = [datetime.fromisoformat(report["started"]).timestamp() for report in reports]
+    ends = [begin + report["seconds"] for begin, report in zip(begins, reports, strict=True)]
+    return max(ends, default=0.0) - min(begins, default=0.0)
 
 
 def _bottleneck(reports: Sequence[Report]) -> Report:
