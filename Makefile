@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 VLLM_BIN := .venv-vllm/bin
 
-.PHONY: demo deploy-local test test-fuzz test-ui test-deployed test-vllm demo-vllm check bench bench-concurrency clean
+.PHONY: demo deploy-local test test-fuzz test-ui test-deployed test-vllm demo-vllm check bench bench-concurrency bench-client clean
 
 # Annotates 60 drawn scenes through the stand-in; the second time it resumes.
 demo: .venv/.installed
@@ -51,6 +51,11 @@ bench: .venv/.installed
 # The right number of requests at once, found and fixed: 7 minutes.
 bench-concurrency: .venv/.installed
 	$(BIN)/python -m benchmarks.concurrency
+
+# Processor time an image, beside the script that people come from and bare aiohttp (apt-get install nginx-light
+# libnginx-mod-http-echo).
+bench-client: .venv/.installed
+	$(BIN)/python -m benchmarks.client_cost
 
 clean:
 	rm -rf .venv .venv-vllm demo-output ui-screenshots

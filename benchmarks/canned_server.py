@@ -1,0 +1,85 @@
+"""A server that costs next to nothing: nginx, which reads a request and returns the same answer to every one."""
+
+import json
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows.prefect_server import free_port
+
+MODEL = "qwen2.5-vl-canned"
+CONFIGURATION = """
+load_module modules/ngx_http_echo_module.so;
+worker_processes 1;
+pid {folder}/pid;
+error_log {folder}/error.log;
+daemon off;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    keepalive_requests 1000000;
+    client_max_body_size 64m;
+    client_body_buffer_size 1m;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    default_type application/json;
+    server {{
+        listen 127.0.0.1:{port};
+        location = /health {{ return 200 ''; }}
+        location = /version {{ return 200 '{{"version": "canned"}}'; }}
+        location = /v1/models {{ return 200 '{models}'; }}
+        location = /v1/chat/completions {{ echo_read_request_body; echo -n '{answer}'; }}
+    }}
+}}
+"""
+
+
+def canned_answer() -> str:
+    """A chat completion with a rationale and five boxes, as vLLM words it."""
+    objects = [
+        {"label": f"object {number}", "bbox_2d": [10 * number, 20, 10 * number + 90, 180]} for number in range(5)
+    ]
+    content = json.dumps({"rationale": "Five things stand in a row, left to right. " * 6, "objects": objects})
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 900, "completion_tokens": 250, "total_tokens": 1150}
+    answer = {"id": "1", "object": "chat.completion", "created": 1, "model": MODEL, "choices": [choice], "usage": usage}
+    return json.dumps(answer)
+
+
+@contextmanager
+def canned_server(folder: Path) -> Iterator[str]:
+    """Its URL. Needs Debian's nginx-light and libnginx-mod-http-echo."""
+    port = free_port()
+    models = json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model", "max_model_len": 8192}]})
+    quoted = canned_answer().replace("\\", "\\\\").replace("'", "\\'").replace("$", "")
+    configuration = folder / "nginx.conf"
+    configuration.write_text(CONFIGURATION.format(folder=folder, port=port, models=models, answer=quoted))
+    command = ["nginx", "-p", "/usr/share/nginx", "-c", str(configuration)]
+    try:
+        process = subprocess.Popen(command)
+    except FileNotFoundError:
+        raise SystemExit("needs nginx: apt-get install nginx-light libnginx-mod-http-echo") from None
+    try:
+        while not _answers(f"http://127.0.0.1:{port}/health"):
+            if process.poll() is not None:
+                raise SystemExit((folder / "error.log").read_text())
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - loopback
+            return True
+    except (urllib.error.URLError, ConnectionError):
+        return False

@@ -1,0 +1,101 @@
+"""Processor time an image, beside the model's: this project's flow, the script that people come from, and the limit.
+
+`python -m benchmarks.client_cost [images] [rounds]`. 64 requests in flight, JPEGs of about 92 KB that need no resizing,
+canned answers by nginx; each program as a process of its own, in turn; the flow reports to a Prefect server that runs.
+"""
+
+import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import orjson
+from PIL import Image
+
+from benchmarks.canned_server import canned_server
+from flows.prefect_server import TemporaryPrefectServer
+
+IN_FLIGHT, DISTINCT, SIZE, KILOBYTES = 64, 50, (924, 700), 92
+FLOW = ["-m", "flows.annotate", "--max-concurrency", str(IN_FLIGHT)]
+
+
+def draw(folder: Path, count: int) -> Path:
+    """The input: `count` rows over DISTINCT images, each under names of its own."""
+    images = folder / "images"
+    images.mkdir()
+    rng = random.Random(0)
+    for number in range(min(count, DISTINCT)):
+        noise = Image.frombytes("RGB", (84, 64), rng.randbytes(84 * 64 * 3)).resize(SIZE, Image.Resampling.BICUBIC)
+        quality = next(quality for quality in range(95, 5, -1) if _saved(noise, images / f"{number:06d}.jpg", quality))
+        assert quality  # noqa: S101 - the loop above ends with a file of the size that is asked for
+    for number in range(DISTINCT, count):
+        os.link(images / f"{number % DISTINCT:06d}.jpg", images / f"{number:06d}.jpg")
+    rows = (
+        {"image_path": f"{number:06d}.jpg", "caption": f"a row of things, number {number}"} for number in range(count)
+    )
+    source = folder / "input.jsonl"
+    source.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    return source
+
+
+def _saved(image: Image.Image, path: Path, quality: int) -> bool:
+    image.save(path, quality=quality)
+    return path.stat().st_size <= KILOBYTES * 1024
+
+
+def measured(command: list[str], log: Path) -> tuple[float, float]:
+    """(processor seconds, wall seconds) of a process, the processes that it waits for included."""
+    begun = time.monotonic()
+    with log.open("wb") as file:
+        pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, *command],
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, file.fileno(), 1), (os.POSIX_SPAWN_DUP2, file.fileno(), 2)],
+        )
+        _, status, usage = os.wait4(pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command[:2])} failed: {log.read_text()[-2000:]}")
+    return usage.ru_utime + usage.ru_stime, time.monotonic() - begun
+
+
+def main(images: int = 20_000, rounds: int = 3) -> None:
+    """Prints a table: medians and extremes, and ratios of the same round."""
+    with tempfile.TemporaryDirectory(prefix="client-cost-") as name:
+        folder = Path(name)
+        source = draw(folder, images)
+        server = TemporaryPrefectServer({"PREFECT_HOME": str(folder / "prefect")})
+        server.wait_until_ready()
+        os.environ |= {"PREFECT_API_URL": server.api_url, "PREFECT_HOME": str(folder / "prefect")}
+        costs: dict[str, list[float]] = {"flow": [], "script": [], "bare aiohttp": []}
+        with canned_server(folder) as url:
+            for number in range(rounds):
+                output = folder / f"{number}.jsonl"
+                paths = ["--input", source, "--image-root", folder / "images", "--output", output]
+                arguments = [source, folder / "images", folder / "other.jsonl", url, IN_FLIGHT]
+                commands = {
+                    "flow": [*FLOW, *map(str, paths), "--api-base", f"{url}/v1"],
+                    "script": ["-m", "benchmarks.clients.script", *map(str, arguments)],
+                    "bare aiohttp": ["-m", "benchmarks.clients.bare", *map(str, arguments)],
+                }
+                for program, command in commands.items():
+                    seconds, wall = measured(command, folder / "log")
+                    costs[program].append(1000 * seconds / images)
+                    print(f"{program}: {costs[program][-1]:.2f} ms an image, {images / wall:.0f} images/s", flush=True)
+                output.unlink()
+                shutil.rmtree(output.with_suffix(".work"))
+        server.stop()
+    for program, each in costs.items():
+        ratios = [ours / theirs for ours, theirs in zip(costs["flow"], each, strict=True)]
+        print(
+            f"{program:14} {statistics.median(each):6.2f} ms ({min(each):.2f}–{max(each):.2f}); "
+            f"flow ÷ it {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+        )
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
