@@ -48,7 +48,7 @@ def test_two_workers_do_eight_shards_though_one_is_killed(
         shards = deployed.sub_runs_of(run)
         states = [shard["state"]["name"] for shard in shards]
         assert states.count("Completed") == 8
-        assert 0 < states.count("Crashed") <= 3, "those that the dead worker had"
+        assert states.count("Crashed") <= 3, "those that the dead worker had, which may have been between two"
         repeated = sum(server.asked().values()) - 240
         assert repeated <= 3 * (4 + 4), "only what was in flight when the worker died"
         server.forget()
