@@ -96,7 +96,7 @@ async def _final_state(client: PrefectClient, run: UUID) -> State[Any]:
             return state
         if state is not None and state.is_pending() and datetime.now(UTC) - state.timestamp > PENDING:
             # A worker that died between taking a run and beginning it: no heartbeat was sent that could be missed.
-            gone = Crashed(
+            gone: State[Any] = Crashed(
                 message="a worker has taken this run and never begun it: the worker, or its machine, is gone"
             )
             with suppress(httpx.HTTPError):
