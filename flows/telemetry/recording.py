@@ -35,7 +35,7 @@ class Telemetry:
         self.histories: dict[tuple[str, str], History] = {}  # (gpu, server or client; its name) → its samples
         self.bottleneck = Bottleneck()
         self.started = time.monotonic()
-        self.seconds = 0.0  # of annotating, to the last sample
+        self.seconds = 0.0  # of annotating: to the last sample, and at the end in all
         self.samples = 0
         self._taken_at = self.started
         self._run = run
@@ -254,6 +254,7 @@ async def recording(run: Run, rows: int, warn: Callable[[str], None]) -> AsyncIt
     try:
         yield telemetry
     finally:
+        telemetry.seconds = time.monotonic() - telemetry.started
         for task in tasks:
             task.cancel()
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
