@@ -96,12 +96,15 @@ def make_work_pool(client: SyncPrefectClient) -> str:
 
 
 def heartbeat_automation() -> Automation:
-    """Turns a run that no longer sends heartbeats into Crashed, so that it can be retried and its slot is free."""
+    """Turns a run that is no longer heard of into Crashed, so that it can be retried and its slot is free.
+
+    From the moment on in which a worker takes it: one that dies before it has begun the run leaves it Pending.
+    """
     return Automation(
         name="vllm-annotate: runs without heartbeats have crashed",
         description="A worker or machine that dies cannot tell that its runs have ended.",
         trigger=EventTrigger(
-            after={"prefect.flow-run.heartbeat"},
+            after={"prefect.flow-run.Pending", "prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.*"},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
             match_related=OUR_TAG,

@@ -2,8 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -27,7 +25,6 @@ from prefect.states import Cancelling, Crashed
 from flows.errors import UsageError
 
 POLL_SECONDS = 2.0
-PENDING = timedelta(seconds=120)  # a process is begun within seconds
 PAGE = 200  # what the server gives at once
 LIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 IDENTITY = ("output", "shard")  # parameters that two runs must not share
@@ -94,13 +91,6 @@ async def _final_state(client: PrefectClient, run: UUID) -> State[Any]:
             state = None
         if state is not None and state.is_final():
             return state
-        if state is not None and state.is_pending() and datetime.now(UTC) - state.timestamp > PENDING:
-            # A worker that died between taking a run and beginning it: no heartbeat was sent that could be missed.
-            gone: State[Any] = Crashed(
-                message="a worker has taken this run and never begun it: the worker, or its machine, is gone"
-            )
-            with suppress(httpx.HTTPError):
-                await client.set_flow_run_state(run, gone, force=True)
         await asyncio.sleep(POLL_SECONDS)
 
 
