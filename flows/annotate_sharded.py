@@ -16,12 +16,12 @@ from pydantic import Field
 from blocks import AnnotationRecipe, VLLMServer
 from flows.errors import UsageError
 from flows.merge_shards import merge_and_publish
-from flows.plan import Source, check_source
+from flows.plan import Source
 from flows.report.summary import sentence
-from flows.serving.record import state_folder
+from flows.run_files import check_distinct, found_image_root, found_source
 from flows.shard import MOST_SHARDS, Shard
-from flows.storage.locations import ImageRoot, Location, check_distinct, image_root_at, local_copy, name_of
-from flows.storage.mirror import shards_begun, shards_left
+from flows.storage.locations import ImageRoot, Location, name_of
+from flows.storage.shards import shards_begun, shards_left
 from flows.sub_runs import ended_run, run_parameter
 
 RETRY_SECONDS = 15.0  # a run that was given up may need a while to let go of its shard
@@ -87,7 +87,8 @@ async def annotate_sharded(
     }  # fmt: skip
     try:
         check_distinct(input, output)
-        source = await asyncio.to_thread(check_input, input, image_column, caption_column)
+        root = found_image_root(image_root)
+        source, _ = await asyncio.to_thread(found_source, input, image_column, caption_column)
         await asyncio.to_thread(check_count, output, shards)
         parameters |= {"server": run_parameter(server), "recipe": run_parameter(recipe)}
         await check_deployment(deployment)
@@ -95,7 +96,7 @@ async def annotate_sharded(
         reasons = "; ".join(f"{shard}: {reason}" for shard, reason in lost.items())
         if lost and not await asyncio.to_thread(shards_begun, output):
             return Failed(message=f"no shard has come so far that there is anything to merge. {reasons}")
-        report = await merge_and_report(source, output, image_root_at(image_root), lost)
+        report = await merge_and_report(source, output, root, lost)
     except UsageError as error:
         logger.error("%s", error)  # noqa: TRY400 - the message says it all
         return Failed(message=str(error))
@@ -151,13 +152,6 @@ async def merge_and_report(
     report = await asyncio.to_thread(merge_and_publish, source, output, image_root, failed, say)
     get_run_logger().info("%s", sentence(report))
     return report
-
-
-def check_input(where: Path | str, image_column: str, caption_column: str) -> Source:
-    """The input, as far as it can be known to be good. Raises UsageError where it is not."""
-    source = Source(local_copy(where, state_folder() / "inputs"), image_column, caption_column)
-    check_source(source)
-    return source
 
 
 def check_count(output: Path | str, count: int) -> None:

@@ -10,7 +10,7 @@ import resource
 import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from flows.plan import (
     Counts,
     Plan,
     Source,
-    check_source,
     done_paths,
     make_plan,
     open_plan,
@@ -35,11 +34,10 @@ from flows.plan import (
 from flows.report.page import write_page
 from flows.report.sharded import summarise_shards
 from flows.report.summary import sentence
-from flows.run_files import check_paths
-from flows.serving.record import state_folder
+from flows.run_files import check_distinct, found_image_root, found_source
 from flows.shard import shards_folder
-from flows.storage.locations import ImageRoot, check_distinct, image_root_at, local_copy, location
-from flows.storage.mirror import opened_with_shards
+from flows.storage.locations import ImageRoot, location
+from flows.storage.shards import opened_with_shards
 from flows.store import Merged, extending, failure_line, path_of, settle
 from flows.workspace import Workspace, read_json, replacing, write_json
 
@@ -72,9 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = options.parse_args(arguments)
     try:
         check_distinct(given.input, given.output)
-        source = Source(local_copy(given.input, state_folder() / "inputs"), given.image_column, "")
-        check_source(source)
-        root = image_root_at(given.image_root)
+        root = found_image_root(given.image_root)
+        source, _ = found_source(given.input, given.image_column, caption_column="")
         report = merge_and_publish(source, given.output, root, [], partial(print, file=sys.stderr))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -154,7 +151,6 @@ def merge_and_publish(
     _raise_limit_of_files()
     with opened_with_shards(output, say) as files:
         whole, *of_shards = (each.workspace for each in files)
-        check_paths(source, image_root, whole)
         try:
             shards = merge_shards(source, whole, of_shards)
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
@@ -174,7 +170,8 @@ def merge_and_publish(
 def _raise_limit_of_files() -> None:
     """A merge holds three files of every shard open; the usual limit of 1024 is one that a process may raise itself."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with suppress(ValueError, OSError):  # a system may say no to "unlimited"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _check_recipes(whole: Workspace, shards: Sequence[Workspace]) -> None:

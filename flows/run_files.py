@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from flows.errors import UsageError
 from flows.plan import Chunk, Source, check_source
-from flows.serving.record import state_folder
 from flows.shard import Shard
-from flows.storage.locations import ImageRoot, Location, check_distinct, image_root_at, local_copy
+from flows.state_folder import state_folder
+from flows.storage.locations import ImageRoot, Location, image_root_at, local_copy
 from flows.storage.mirror import Files, opened
 from flows.store import OUR_FIELDS
 from flows.workspace import Workspace
@@ -59,14 +59,11 @@ async def opened_files(
     warn: Callable[[str], None],
 ) -> AsyncIterator[RunFiles]:
     """The files of a run, for as long as the context lasts. Raises UsageError for what cannot be used."""
-    copies = state_folder() / "inputs"
     check_distinct(input, output)
     async with _in_thread(opened(output, shard, say)) as files:
-        path = await asyncio.to_thread(local_copy, input, copies)
-        source = Source(path, image_column, caption_column, Shard.parse(shard) if shard else None)
-        root = image_root_at(image_root)
-        check_paths(source, root, files.workspace)
-        columns = await asyncio.to_thread(check_source, source)
+        root = found_image_root(image_root)
+        share = Shard.parse(shard) if shard else None
+        source, columns = await asyncio.to_thread(found_source, input, image_column, caption_column, share)
         if replaced := [name for name in columns if name in replaced_columns(source)]:
             names = ", ".join(map(repr, replaced))
             warn(f"the input's columns {names} are replaced in the output by ours of these names")
@@ -89,17 +86,29 @@ def replaced_columns(source: Source) -> set[str]:
     return asked | set(OUR_FIELDS)
 
 
-def check_paths(source: Source, image_root: ImageRoot, workspace: Workspace) -> None:
-    """Raises UsageError where the image root is no folder, or the output would overwrite the input."""
-    if isinstance(image_root, Path):
-        if not image_root.is_dir():
-            raise UsageError(
-                f"image root {str(image_root)!r} is not a folder: set --image-root to where the images lie"
-            )
-        if not os.access(image_root, os.R_OK | os.X_OK):
-            raise UsageError(f"image root {str(image_root)!r} cannot be read by this user")
-    if source.path.resolve() in workspace.outputs:
-        raise UsageError(f"input and output are both {source.path.resolve()}: choose another --output")
+def check_distinct(source: Path | str, output: Path | str) -> None:
+    """Raises UsageError where the output would overwrite the input."""
+    same = [where if isinstance(where, str) else where.expanduser().resolve() for where in (source, output)]
+    if same[0] == same[1]:
+        raise UsageError(f"input and output are both {same[0]}: choose another --output")
+
+
+def found_image_root(where: Path | str) -> ImageRoot:
+    """What image paths are relative to. Raises UsageError where it is no folder, or not for us."""
+    root = image_root_at(where)
+    if isinstance(root, Path) and not root.is_dir():
+        raise UsageError(f"image root {str(root)!r} is not a folder: set --image-root to where the images lie")
+    if isinstance(root, Path) and not os.access(root, os.R_OK | os.X_OK):
+        raise UsageError(f"image root {str(root)!r} cannot be read by this user")
+    return root
+
+
+def found_source(
+    where: Path | str, image_column: str, caption_column: str, shard: Shard | None = None
+) -> tuple[Source, list[str]]:
+    """The input, on this machine, and its columns. Raises UsageError where it cannot be read or lacks those named."""
+    source = Source(local_copy(where, state_folder() / "inputs"), image_column, caption_column, shard)
+    return source, check_source(source)
 
 
 def is_image_file(root: ImageRoot, path: str) -> bool:

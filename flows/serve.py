@@ -14,7 +14,8 @@ from flows.run import own_key
 from flows.serving.keeper import kept_servers
 from flows.serving.launch import Launch
 from flows.serving.preflight import preflight
-from flows.serving.record import Users, read_record, record_path, state_folder
+from flows.serving.record import Users, read_record, record_path
+from flows.state_folder import state_folder
 
 
 @flow(name="serve", persist_result=False)

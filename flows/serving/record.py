@@ -4,7 +4,6 @@ A file a port in the user's state folder outlives every run, so that a server le
 """
 
 import fcntl
-import os
 import signal
 import socket
 import time
@@ -15,13 +14,9 @@ from typing import Self
 
 from flows.json_text import json_object
 from flows.serving.guardian import TERMINATE_SECONDS, boot_id, kill, process_groups, start_ticks
+from flows.state_folder import state_folder
 
 KILL_SECONDS = 10
-
-
-def state_folder() -> Path:
-    """Where this user's programs keep what outlives them."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "vllm-annotate"
 
 
 def record_path(port: int) -> Path:

@@ -107,12 +107,6 @@ def local_copy(where: Path | str, folder: Path) -> Path:
     return copy
 
 
-def check_distinct(source: Path | str, output: Path | str) -> None:
-    """Raises UsageError where input and output are one object: the output replaces what is there."""
-    if isinstance(source, str) and source == output:
-        raise UsageError(f"input and output are both {output}: choose another --output")
-
-
 def download(fs: AbstractFileSystem, path: str, target: Path) -> None:
     """Replaces `target` by an object once it is here as a whole."""
     unfinished = target.with_name(f".{target.name[-100:]}.{os.getpid()}.unfinished")

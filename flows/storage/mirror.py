@@ -4,25 +4,21 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 from flows.errors import UsageError
 from flows.plan import Chunk
-from flows.serving.record import state_folder
-from flows.shard import Shard, shards_folder
+from flows.state_folder import state_folder
 from flows.storage.lease import Lease
-from flows.storage.locations import download, file_system, name_of, reaching, unreachable, version_of
+from flows.storage.locations import download, file_system, reaching, unreachable, version_of
 from flows.store import answers_path, append_unplanned, extending
 from flows.workspace import Workspace, read_json, write_json
-
-OPENED_AT_ONCE = 16
 
 
 def _ignore(_: str) -> None:
@@ -30,16 +26,18 @@ def _ignore(_: str) -> None:
 
 
 class Files:
-    """The files of an output that lies on this machine. A context manager, which closes what it has opened."""
+    """The files of an output that lies on this machine. A context manager."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
 
-    def open(self) -> Self:
+    def __enter__(self) -> Self:
         """Makes the workspace what the output is now. Raises UsageError where it cannot be had."""
         return self
 
-    def close(self) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Lets others in."""
 
     def keep(self, chunk: Chunk) -> None:
@@ -77,37 +75,46 @@ class Mirror(Files):
         self._taken_in: list[str] = []  # parts whose answers the output here has by now
         self._fetched = self.workspace.outputs if with_whole else [self.workspace.output]
 
-    def open(self) -> Self:
+    def __enter__(self) -> Self:
         """Takes the lease and brings what has changed. Raises UsageError where another run has it."""
-        self._lock = (self._own / "lock").open("a")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._lease.take()
-            with reaching(self._url):
-                self._pull()
-        except BlockingIOError:
-            self._lock.close()
-            raise UsageError(
-                f"output {self._url} is being written by another run on this machine: wait for it, stop it, or choose "
-                "another --output"
-            ) from None
+            with ExitStack() as held:
+                held.enter_context(self._locked())
+                held.callback(self._release)
+                self._lease.take()
+                with reaching(self._url):
+                    self._pull()
+                self._held = held.pop_all()
         except OSError as error:
-            self.close()
             raise unreachable(self._url, error) from None
-        except BaseException:
-            self._lock.close()
-            raise
         return self
 
-    def close(self) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Saves what can be saved, and lets others in."""
-        if self._lease.held:
-            with suppress(OSError, UsageError):
-                for path in self.workspace.parts.glob("*.jsonl"):
-                    self._keep(path)
+        with self._held:
+            if self._lease.held:
+                with suppress(OSError, UsageError):
+                    for path in self.workspace.parts.glob("*.jsonl"):
+                        self._keep(path)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keeps out other runs on this machine."""
+        with (self._own / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"output {self._url} is being written by another run on this machine: wait for it, stop it, or "
+                    "choose another --output"
+                ) from None
+            yield
+
+    def _release(self) -> None:
         with suppress(OSError):
             self._lease.release()
-        self._lock.close()
 
     def keep(self, chunk: Chunk) -> None:
         """Uploads the chunk's answers, as far as it has come."""
@@ -143,6 +150,9 @@ class Mirror(Files):
             self._fetch(path)
         for remote in self._found(workspace.telemetry):
             self._fetch(workspace.telemetry / remote.rpartition("/")[2])
+        if self._unpublished.exists():
+            self._append([self._unpublished])
+            self._unpublished.unlink()
         self._take_in([part for part in self._parts() if not self._is_own(part)])
 
     def _minor_files(self) -> list[Path]:
@@ -160,27 +170,32 @@ class Mirror(Files):
         before = self._seen.get(name, [None, None])
         if version == before[0] and (path.exists() or version is None):
             return
-        unpublished = path.with_name(f".{path.name}.unpublished")
-        if path == self.workspace.output and _version_here(path) not in (None, before[1]):
-            path.replace(unpublished)  # answers that were merged here and are not there yet
+        if path == self.workspace.output and self._is_ahead and not self._unpublished.exists():
+            path.replace(self._unpublished)
         if version is None:
             path.unlink(missing_ok=True)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             download(self._fs, remote, path)
         self._remember(path, version)
-        if unpublished.exists():
-            self._append([unpublished])
-            unpublished.unlink()
+
+    @property
+    def _unpublished(self) -> Path:
+        """What was merged here and had not come there before the output changed there, until both are one."""
+        return self._own / "unpublished.jsonl"
+
+    @property
+    def _is_ahead(self) -> bool:
+        """Whether the output here has what was never published."""
+        _, published = self._seen.get(self._name(self.workspace.output), [None, None])
+        return _version_here(self.workspace.output) not in (None, published)
 
     def _guard_recipe(self) -> None:
         """Raises UsageError where answers wait here that were made with another recipe than those that are there."""
         workspace = self.workspace
         here, path = read_json(workspace.recipe), self._remote_path(workspace.recipe)
-        output = self._seen.get(self._name(workspace.output), [None, None])
-        waiting = _version_here(workspace.output) not in (None, output[1]) or any(
-            part.stat().st_size for part in workspace.parts.glob("*.jsonl")
-        )
+        parts = any(part.stat().st_size for part in workspace.parts.glob("*.jsonl"))
+        waiting = parts or self._is_ahead or self._unpublished.exists()
         if not (here and waiting and self._fs.exists(path)):
             return
         there = json.loads(self._fs.cat_file(path))
@@ -261,61 +276,6 @@ def _version_here(path: Path) -> list[int] | None:
     return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
-@contextmanager
-def opened(output: Path | str, shard: str = "", say: Callable[[str], None] = _ignore) -> Iterator[Files]:
-    """The files of an output, or of a shard of it, at a path or a URL, for as long as the context lasts."""
-    files = Files(Workspace.at(output, shard)) if isinstance(output, Path) else Mirror(output, shard, say)
-    files.open()
-    try:
-        yield files
-    finally:
-        files.close()
-
-
-@contextmanager
-def opened_with_shards(output: Path | str, say: Callable[[str], None] = _ignore) -> Iterator[list[Files]]:
-    """The files of an output, and those of all its shards: first the whole."""
-    if isinstance(output, Path):
-        whole = Workspace.at(output)
-        yield [Files(whole), *(Files(whole.of_shard(Shard(*shard))) for shard in sorted(shards_begun(output)))]
-        return
-    with ExitStack() as mirrors, ThreadPoolExecutor(OPENED_AT_ONCE) as threads:  # a dead run's lease takes a minute
-        files = [Mirror(output, "", say)]
-        files += [Mirror(output, f"{n}/{count}", say, with_whole=False) for n, count in sorted(shards_begun(output))]
-        opening = [threads.submit(mirror.open) for mirror in files]
-        for each in opening:
-            if each.exception() is None:
-                mirrors.callback(each.result().close)
-        for each in opening:
-            each.result()
-        yield list(files)
-
-
-def shards_begun(output: Path | str) -> set[tuple[int, int]]:
-    """(number, count) of the shards of an output that any run has written to."""
-    folder = str(output).removesuffix(".jsonl") + ".shards"
-    try:
-        if isinstance(output, Path):
-            names = os.listdir(shards_folder(Workspace.at(output).output))  # noqa: PTH208 - names are all it takes
-        else:
-            fs, path = file_system(folder)
-            with reaching(folder):
-                names = [name_of(name) for name in fs.ls(path, detail=False)]
-    except FileNotFoundError:
-        return set()
-    found = (re.match(r"(\d+)-of-(\d+)\.", name) for name in names)
-    return {(int(match[1]), int(match[2])) for match in found if match}
-
-
-def shards_left(output: Path | str) -> set[tuple[int, int]]:
-    """(number, count) of the shards of an output that hold answers or failures, also in parts that were not merged."""
-    folder = str(output).removesuffix(".jsonl") + ".shards"
-    if isinstance(output, Path):
-        folder = str(shards_folder(Workspace.at(output).output))
-        names = [path.as_posix() for path in Path(folder).glob("**/*.jsonl") if path.stat().st_size]
-    else:
-        fs, path = file_system(folder)
-        with reaching(folder):
-            names = [name for name, info in fs.find(path, detail=True).items() if info["size"]]
-    found = (re.search(r"/(\d+)-of-(\d+)(?:\.failures)?(?:\.jsonl|\.work/parts/.*\.jsonl)$", name) for name in names)
-    return {(int(match[1]), int(match[2])) for match in found if match}
+def opened(output: Path | str, shard: str = "", say: Callable[[str], None] = _ignore) -> Files:
+    """The files of an output, or of a shard of it, at a path or a URL: a context manager."""
+    return Files(Workspace.at(output, shard)) if isinstance(output, Path) else Mirror(output, shard, say)

@@ -187,12 +187,14 @@ def test_what_is_not_in_the_bucket_is_told(make_remote_job: MakeJob, bucket: Buc
         assert complaint in refused.stderr, refused.stderr
 
 
+@pytest.mark.parametrize("left", ["labeled.jsonl", "labeled.work/mirror/unpublished.jsonl"])
 def test_answers_that_were_merged_here_but_not_published_survive_an_edit_there(
-    make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn
+    make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn, left: str
 ) -> None:
     job = make_remote_job(6)
     assert ended(job.start_with(bucket.arguments(stand_in.url))).returncode == 0
     local = next((Path(os.environ["XDG_STATE_HOME"]) / "vllm-annotate" / "mirrors").glob("*/labeled.jsonl"))
+    local = local.parent / left  # the second: a run was killed while it brought the edited output
     lines = bucket.lines("out/labeled.jsonl").splitlines(keepends=True)
     # As if the last run had published four rows only, and somebody had then edited one of them.
     local.write_bytes(b"".join(lines))
@@ -224,6 +226,7 @@ def test_answers_of_another_recipe_that_wait_here_are_not_mixed_in(
         refused = ended(job.start_with(other))
         assert refused.returncode == 2, refused.stderr
         assert "made with another recipe than" in refused.stderr
+        assert not bucket.fs.exists(f"{bucket.url}/out/labeled.work/lease"), "others need not wait for it"
     assert len(paths(bucket.lines("out/labeled.jsonl"))) == 30
 
 
