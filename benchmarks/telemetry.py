@@ -18,8 +18,8 @@ from typing import Any
 
 from blocks import VLLMServer
 from demo.scenes import draw_scene
+from flows.parts import Part, pending_rows
 from flows.run import current_plan, open_run
-from flows.store import Part, pending_rows
 from flows.telemetry.recording import recording
 from tests.client import StandIn
 from tests.conftest import Job

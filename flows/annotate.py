@@ -25,6 +25,7 @@ from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
 from flows.errors import AnnotateError, ImageFailure, ServerFault, ServerUnavailable, UsageError
+from flows.parts import Part, pending_rows
 from flows.plan import Chunk, Plan, keep_plan, remove_plan
 from flows.progress import showing_progress
 from flows.report.artifacts import Artifacts, live_artifacts
@@ -33,7 +34,7 @@ from flows.report.page import write_page
 from flows.report.summary import sentence, summarise
 from flows.run import current_plan, current_run, open_run, set_current_run
 from flows.storage.locations import Location, name_of
-from flows.store import Merged, Part, merge, pending_rows
+from flows.store import Merged, merge
 from flows.telemetry.bottleneck import UNIMPORTANT
 from flows.telemetry.recording import recording
 from flows.workspace import write_json

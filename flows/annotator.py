@@ -18,10 +18,10 @@ from flows.families import Family
 from flows.grounding import is_clean
 from flows.images import PreparedImage, prepare
 from flows.inference import Inference
+from flows.parts import Part, Row, answer_line
 from flows.plan import Chunk
 from flows.recipe import Recipe, request_body
 from flows.storage.locations import READERS, ImageRoot
-from flows.store import Part, Row, answer_line
 
 Result = TypeVar("Result")
 

@@ -20,6 +20,7 @@ import polars as pl
 
 from flows.errors import ImageFailure, UsageError
 from flows.json_text import json_object
+from flows.parts import failure_line, path_of
 from flows.plan import (
     Chunk,
     Counts,
@@ -38,7 +39,7 @@ from flows.run_files import check_distinct, found_image_root, found_source
 from flows.shard import shards_folder
 from flows.storage.locations import ImageRoot, location
 from flows.storage.shards import opened_with_shards
-from flows.store import Merged, extending, failure_line, path_of, settle
+from flows.store import Merged, extending, settle
 from flows.workspace import Workspace, read_json, replacing, write_json
 
 ROWS_AT_ONCE = 8192

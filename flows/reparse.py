@@ -16,8 +16,8 @@ from flows.answers import answer_fields, read_answer
 from flows.errors import UsageError
 from flows.families import FAMILIES, Family, resolve_family
 from flows.json_text import json_object
+from flows.parts import OUR_FIELDS
 from flows.quality import Quality
-from flows.store import OUR_FIELDS
 from flows.workspace import Workspace, read_json, replacing
 
 KEPT = ("vlm_output", "width", "height", "sent_size")

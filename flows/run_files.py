@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from flows.errors import UsageError
+from flows.parts import OUR_FIELDS
 from flows.plan import Chunk, Source, check_source
 from flows.shard import Shard
 from flows.state_folder import state_folder
 from flows.storage.locations import ImageRoot, Location, image_root_at, local_copy
 from flows.storage.mirror import Files, opened
-from flows.store import OUR_FIELDS
 from flows.workspace import Workspace
 
 Opened = TypeVar("Opened")

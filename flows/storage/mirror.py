@@ -13,11 +13,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from flows.errors import UsageError
+from flows.parts import answers_path
 from flows.plan import Chunk
 from flows.state_folder import state_folder
 from flows.storage.lease import Lease
 from flows.storage.locations import download, file_system, reaching, unreachable, version_of
-from flows.store import answers_path, append_unplanned, extending
+from flows.store import append_unplanned, extending
 from flows.workspace import Workspace, read_json, write_json
 
 

@@ -8,14 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flows.errors import ServerUnavailable, UsageError
 from flows.inference import Inference
-from flows.serving.guardian import boot_id
 from flows.serving.keeper import Keeper, ServerDied, kept_servers, watching
 from flows.serving.launch import Launch
 from flows.serving.preflight import Replica, preflight
@@ -316,35 +314,6 @@ async def test_settings_that_differ_are_not_passed_over(launch: Callable[..., La
     async with kept_servers(replicas(launch(keep=True)), tmp_path / "logs", print) as keepers:
         assert keepers[0].starts == 0
     record_of(start).end()
-
-
-def test_a_stranger_in_a_group_of_the_recorded_number_is_left_alone(vllm: Path) -> None:
-    """A daemon whose leader has ended, in a group of a number that an old record names."""
-    leader = subprocess.Popen(
-        ["sh", "-c", "sleep 60 & echo $!"], start_new_session=True, stdout=subprocess.PIPE, text=True
-    )
-    assert leader.stdout is not None
-    stranger = int(leader.stdout.readline())
-    leader.wait()
-    leader.stdout.close()
-    ServerRecord(leader.pid, boot_id(), 1, ["vllm"], keep=False, log=Path("x")).end()
-    os.kill(stranger, 0)
-    os.kill(stranger, signal.SIGKILL)
-
-
-def test_a_record_of_another_boot_is_nobodys(vllm: Path) -> None:
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    here = ServerRecord(os.getpid(), boot_id(), ticks, ["vllm"], keep=False, log=Path("x"))
-    assert here.is_alive
-    assert not replace(here, boot="another").is_alive
-    assert not replace(here, boot="another").group
-
-
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"pid": "\\u0000", "boot": 1, "started": {}}', b"\xff", b"[1]"])
-def test_a_record_that_is_garbage_is_none(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "record.json"
-    path.write_bytes(content)
-    assert read_record(path) is None
 
 
 async def test_a_log_folder_that_is_gone_ends_no_run_that_does_well(

@@ -12,8 +12,8 @@ from PIL import Image
 
 from blocks import VLLMServer
 from demo.scenes import draw_scene
+from flows.parts import Part, pending_rows
 from flows.run import current_plan, open_run
-from flows.store import Part, pending_rows
 from flows.telemetry.bottleneck import Bottleneck, Kind, Look, Verdict, what_holds_back
 from flows.telemetry.recording import recording
 from tests.client import StandIn

@@ -1,0 +1,41 @@
+"""What is remembered of servers: whose they are, and whose they are not any more."""
+
+import os
+import signal
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flows.serving.guardian import boot_id
+from flows.serving.record import ServerRecord, read_record
+
+
+def test_a_stranger_in_a_group_of_the_recorded_number_is_left_alone(vllm: Path) -> None:
+    """A daemon whose leader has ended, in a group of a number that an old record names."""
+    leader = subprocess.Popen(
+        ["sh", "-c", "sleep 60 & echo $!"], start_new_session=True, stdout=subprocess.PIPE, text=True
+    )
+    assert leader.stdout is not None
+    stranger = int(leader.stdout.readline())
+    leader.wait()
+    leader.stdout.close()
+    ServerRecord(leader.pid, boot_id(), 1, ["vllm"], keep=False, log=Path("x")).end()
+    os.kill(stranger, 0)
+    os.kill(stranger, signal.SIGKILL)
+
+
+def test_a_record_of_another_boot_is_nobodys(vllm: Path) -> None:
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    here = ServerRecord(os.getpid(), boot_id(), ticks, ["vllm"], keep=False, log=Path("x"))
+    assert here.is_alive
+    assert not replace(here, boot="another").is_alive
+    assert not replace(here, boot="another").group
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"pid": "\\u0000", "boot": 1, "started": {}}', b"\xff", b"[1]"])
+def test_a_record_that_is_garbage_is_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "record.json"
+    path.write_bytes(content)
+    assert read_record(path) is None
