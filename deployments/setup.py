@@ -28,6 +28,7 @@ from flows.serving.launch import Launch
 WORK_POOL = "annotate"
 OUR_TAG = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.vllm-annotate"}
 SILENT = timedelta(seconds=90)  # three heartbeats
+ON_A_WORKER = ("Pending", "Submitting", "InfrastructurePending", "Running", "Retrying", "Resuming")  # states
 EXAMPLES: dict[str, Block] = {
     "local": VLLMServer(endpoints=["http://localhost:8000/v1"]),
     "resident": VLLMServer(start=Launch(model_path="Qwen/Qwen2.5-VL-7B-Instruct")),
@@ -98,13 +99,13 @@ def make_work_pool(client: SyncPrefectClient) -> str:
 def heartbeat_automation() -> Automation:
     """Turns a run that is no longer heard of into Crashed, so that it can be retried and its slot is free.
 
-    From the moment on in which a worker takes it: one that dies before it has begun the run leaves it Pending.
+    Heartbeats begin half a minute after the run: a worker can die before, also between taking a run and beginning it.
     """
     return Automation(
         name="vllm-annotate: runs without heartbeats have crashed",
         description="A worker or machine that dies cannot tell that its runs have ended.",
         trigger=EventTrigger(
-            after={"prefect.flow-run.Pending", "prefect.flow-run.heartbeat"},
+            after={f"prefect.flow-run.{name}" for name in ("heartbeat", *ON_A_WORKER)},
             expect={"prefect.flow-run.*"},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
             match_related=OUR_TAG,

@@ -165,10 +165,13 @@ def test_a_run_whose_worker_is_killed_is_crashed_by_the_automation_and_the_next_
             os.kill(process, signal.SIGKILL)
         worker.wait()
         asked = len(server.asked())
-        # A worker that has taken a run and not begun it: too short a moment to kill one in.
-        taken = deployed.run("annotate-images/shard", **parameters(job, server.url))
-        ask_prefect(deployed.api, f"/flow_runs/{taken}/set_state", state={"type": "PENDING", "name": "Pending"})
-        for lost in (run, taken):
+        others = []  # that a worker left before their first heartbeat: too short a time to kill one in
+        for names in (["Pending"], ["Pending", "Submitting"], ["Running"]):
+            others.append(deployed.run("annotate-images/shard", **parameters(job, server.url)))
+            for name in names:
+                state = {"type": name.upper().replace("SUBMITTING", "PENDING"), "name": name}
+                ask_prefect(deployed.api, f"/flow_runs/{others[-1]}/set_state", state=state, force=True)
+        for lost in (run, *others):
             assert "no heartbeat" in deployed.wait_for(lost, "Crashed", seconds=200)["message"]
         server.forget()
         successor = deployed.start_worker("successor")
