@@ -1,6 +1,7 @@
 """A server that costs next to nothing: nginx, which reads a request and returns the same answer to every one."""
 
 import json
+import random
 import subprocess
 import time
 import urllib.error
@@ -43,9 +44,11 @@ http {{
 
 def canned_answer() -> str:
     """A chat completion with a rationale and five boxes, as vLLM words it."""
-    objects = [
-        {"label": f"object {number}", "bbox_2d": [10 * number, 20, 10 * number + 90, 180]} for number in range(5)
+    rng = random.Random(0)  # boxes in a regular row would be taken for a loop, and asked again
+    boxes = [
+        [rng.randrange(400), rng.randrange(300), rng.randrange(450, 900), rng.randrange(350, 690)] for _ in range(5)
     ]
+    objects = [{"label": f"object {number}", "bbox_2d": box} for number, box in enumerate(boxes)]
     content = json.dumps({"rationale": "Five things stand in a row, left to right. " * 6, "objects": objects})
     choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 900, "completion_tokens": 250, "total_tokens": 1150}

@@ -27,7 +27,7 @@ from demo.scenes import draw_scene
 from flows.families import FAMILIES
 from flows.images import PreparedImage
 from flows.inference import Inference
-from flows.recipe import Recipe, request_body
+from flows.recipe import Recipe, RequestTemplate
 from flows.serving.keeper import kept_servers
 from flows.serving.preflight import preflight
 from flows.yaml_fields import read_fields
@@ -62,7 +62,8 @@ async def answers_in(url: str, model: str, concurrency: int | Literal["auto"], s
     """Answers of a client that never runs out of requests."""
     images = [white_image()] if "stand-in" in model else scenes()
     family = FAMILIES["qwen2.5-vl"]
-    bodies = [request_body(recipe, family, model, "a caption", image) for image in images]
+    request = RequestTemplate(recipe, family, model)
+    bodies = [request.body("a caption", image) for image in images]
     answered = sent = 0
 
     async with Inference([url], "none", max_concurrency=concurrency) as inference:

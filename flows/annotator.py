@@ -20,7 +20,7 @@ from flows.images import PreparedImage, prepare
 from flows.inference import Inference
 from flows.parts import Part, Row, answer_line
 from flows.plan import Chunk
-from flows.recipe import Recipe, request_body
+from flows.recipe import Recipe, RequestTemplate
 from flows.storage.locations import READERS, ImageRoot
 
 Result = TypeVar("Result")
@@ -83,7 +83,7 @@ class Annotator:
         self._recipe = recipe
         self._family = family
         self._image_budget = recipe.image_budget(family)
-        self._model = model
+        self._requests = [RequestTemplate(recipe, family, model, attempt) for attempt in range(1, recipe.reasks + 2)]
         self._image_root = image_root
         self._error_budget = error_budget
         self.held = 0  # images in memory
@@ -209,4 +209,4 @@ class Annotator:
         return image, body, time.perf_counter() - begun
 
     def _body(self, row: Row, image: PreparedImage, attempt: int) -> bytes:
-        return request_body(self._recipe, self._family, self._model, row.caption, image, attempt)
+        return self._requests[attempt - 1].body(row.caption, image)

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx2
@@ -18,6 +19,8 @@ from flows.server_metrics import ServerMetrics, read_metrics
 
 HEALTH_TIMEOUT_SECONDS = 5
 NO_KEY = "none"  # sent where there is no key: the client insists on one, and such a server ignores it
+
+KEEP_ALIVE_SECONDS = 4  # vLLM closes connections that have been idle for 5
 
 # The openai client lets some of its transport's errors through as they are.
 REQUEST_ERRORS = (openai.OpenAIError, aiohttp.ClientError, httpx2.HTTPError, OSError, EOFError, ValueError)
@@ -88,16 +91,17 @@ class Endpoint:
         self._timeout_seconds = timeout_seconds
         self._root = url.removesuffix("/v1")
         self._probe: str | None = None  # what to ask for health, once known
+        self._connections = connections
+        self._session: aiohttp.ClientSession | None = None  # of chat completions; made in the event loop
         # No time-outs in the client: its own count between reads, and a server that dribbles would never meet them.
         # max_retries=0: retries live in Inference.ask, nowhere else.
-        limits = httpx2.Limits(max_connections=connections + 8, max_keepalive_connections=connections + 8)
         self._client = AsyncOpenAI(
             base_url=url,
             api_key=api_key,
             max_retries=0,
             timeout=None,
             # A proxy of the environment's stands between machines, never between a machine and itself.
-            http_client=DefaultAioHttpClient(limits=limits, timeout=None, trust_env=not is_loopback(url)),
+            http_client=DefaultAioHttpClient(timeout=None, trust_env=not is_loopback(url)),
         )
 
     @property
@@ -124,31 +128,46 @@ class Endpoint:
         """
         sent = time.monotonic()
         try:
-            result = read_completion(await self._post(body), attempt)
-            if isinstance(result, Trouble):  # some gateways send back the headers that they got
-                result = replace(result, message=self._without_key(result.message))
+            status, response = await self._post(body)
         except REQUEST_ERRORS as error:
-            return classify(error, self.describe(error), attempt)
-        if isinstance(result, Completion):
-            self.strikes = 0
-            self.answered += 1
-            self._completion_tokens += result.completion_tokens
-            self._request_seconds += time.monotonic() - sent
+            return Trouble("timeout" if isinstance(error, TimeoutError) else "server", self.describe(error))
+        if status != 200:
+            return classify(status, self._in_one_line(f"HTTP {status}: {own_words(response)}"), attempt)
+        result = read_completion(response, attempt)
+        if isinstance(result, Trouble):  # some gateways send back the headers that they got
+            return replace(result, message=self._without_key(result.message))
+        self.strikes = 0
+        self.answered += 1
+        self._completion_tokens += result.completion_tokens
+        self._request_seconds += time.monotonic() - sent
         return result
 
-    async def _post(self, body: bytes) -> bytes:
-        """The raw response to a chat completion; ready-made bytes skip the client's own JSON pass, most of its cost.
+    async def _post(self, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the response to a chat completion.
 
-        Raises REQUEST_ERRORS; a TimeoutError (an OSError) when it takes too long.
+        By aiohttp itself: what the openai client does around it costs several times as much, for every image. Raises
+        REQUEST_ERRORS; a TimeoutError (an OSError) when it takes too long.
         """
-        async with asyncio.timeout(self._timeout_seconds):
-            response = await self._client.post(
-                "/chat/completions",
-                cast_to=httpx2.Response,
-                content=body,
-                options={"headers": {"Content-Type": "application/json"}},
-            )
-            return response.content
+        if self._session is None:
+            self._session = self._new_session()
+        async with (
+            asyncio.timeout(self._timeout_seconds),
+            self._session.post(f"{self.url}/chat/completions", data=body) as response,
+        ):
+            return response.status, await response.read()
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self._api_key}"},
+            connector=aiohttp.TCPConnector(
+                limit=self._connections,
+                keepalive_timeout=KEEP_ALIVE_SECONDS,
+                ssl=httpx2.create_ssl_context() if self.url.startswith("https") else True,
+            ),
+            timeout=aiohttp.ClientTimeout(),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            proxy=proxy_of(self.url),
+        )
 
     async def look(self) -> Look | None:
         """Reads the server's metrics; None where it has none or does not answer."""
@@ -215,13 +234,13 @@ class Endpoint:
     def describe(self, error: Exception) -> str:
         """An error in one line, without the key: the server's own words, or else those of the lowest cause."""
         if isinstance(error, openai.APIStatusError):
-            own = error.body.get("message") if isinstance(error.body, dict) else None
-            text = f"HTTP {error.status_code}: {own or error.message}"
-        elif isinstance(error, TimeoutError):
-            text = "no answer in time"
-        else:
-            cause = lowest_cause(error)
-            text = f"{type(cause).__name__}: {cause}"
+            return self._in_one_line(f"HTTP {error.status_code}: {own_words(error.response.content)}")
+        if isinstance(error, TimeoutError):
+            return "no answer in time"
+        cause = lowest_cause(error)
+        return self._in_one_line(f"{type(cause).__name__}: {cause}")
+
+    def _in_one_line(self, text: str) -> str:
         return " ".join(self._without_key(text).split())[:500]
 
     def _without_key(self, text: str) -> str:
@@ -230,6 +249,8 @@ class Endpoint:
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.close()
+        if self._session is not None:
+            await self._session.close()
 
 
 def is_loopback(url: str) -> bool:
@@ -238,12 +259,25 @@ def is_loopback(url: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def classify(error: Exception, message: str, attempt: int) -> Trouble:
-    """What a failed attempt means; raises ImageFailure where the request itself is at fault."""
-    if not isinstance(error, openai.APIStatusError):
-        # TimeoutError is ours; openai's APITimeoutError is not asked: its transport files dropped connections there.
-        return Trouble("timeout" if isinstance(error, TimeoutError) else "server", message)
-    status = error.status_code
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for a URL."""
+    parts = urlsplit(url)
+    if is_loopback(url) or proxy_bypass(parts.netloc):
+        return None
+    proxies = getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")
+
+
+def own_words(response: bytes) -> str:
+    """What an error's body says; as it is where it is none of vLLM's or OpenAI's."""
+    body = json_object(response) or {}
+    error = body.get("error", body)
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) and message else response[:1000].decode(errors="replace")
+
+
+def classify(status: int, message: str, attempt: int) -> Trouble:
+    """What an HTTP status that is no answer means; raises ImageFailure where the request itself is at fault."""
     if status in (401, 403, 404):
         return Trouble("server", message, refused=True)
     if status in (408, 409, 425) or status >= 500 or status == 429:

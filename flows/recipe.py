@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import secrets
 from typing import Any, Literal
 
 import orjson
@@ -177,37 +178,44 @@ def answer_schema(recipe: Recipe, family: Family) -> dict[str, Any]:
     }
 
 
-def request_body(
-    recipe: Recipe, family: Family, model: str, caption: str, image: PreparedImage, attempt: int = 1
-) -> bytes:
-    """The JSON body of the `attempt`th (from 1) chat completion of a row.
+class RequestTemplate:
+    """A chat completion as JSON, made once, into which each row's image and caption are put.
 
     The image part carries no `uuid`: vLLM would serve the pixels it first saw under it.
     """
-    data_uri = "data:image/jpeg;base64," + base64.b64encode(image.jpeg).decode("ascii")
-    # str.replace, not str.format: captions and prompts are full of braces.
-    text = user_prompt(recipe).replace("{caption}", caption)
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [
-            {"role": "system", "content": system_prompt(recipe, family)},
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image_url", "image_url": {"url": data_uri}},
-                    {"type": "text", "text": text},
-                ],
-            },
-        ],
-        "temperature": recipe.temperature_of(attempt),
-        "top_p": recipe.top_p,
-        "max_tokens": recipe.max_tokens,
-    }
-    if recipe.structured_output:
-        body["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": "annotation", "schema": answer_schema(recipe, family), "strict": True},
+
+    def __init__(self, recipe: Recipe, family: Family, model: str, attempt: int = 1) -> None:
+        """The request of the `attempt`th try (from 1) of a row."""
+        image, caption = secrets.token_hex(16), secrets.token_hex(16)
+        # str.replace, not str.format: captions and prompts are full of braces.
+        text = user_prompt(recipe).replace("{caption}", caption)
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": [
+                {"role": "system", "content": system_prompt(recipe, family)},
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{image}"}},
+                        {"type": "text", "text": text},
+                    ],
+                },
+            ],
+            "temperature": recipe.temperature_of(attempt),
+            "top_p": recipe.top_p,
+            "max_tokens": recipe.max_tokens,
         }
-    if recipe.repetition_detection:
-        body["repetition_detection"] = REPETITION_DETECTION
-    return orjson.dumps(body)
+        if recipe.structured_output:
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "annotation", "schema": answer_schema(recipe, family), "strict": True},
+            }
+        if recipe.repetition_detection:
+            body["repetition_detection"] = REPETITION_DETECTION
+        self._before_image, after_image = orjson.dumps(body).split(image.encode())
+        self._around_captions = after_image.split(caption.encode())
+
+    def body(self, caption: str, image: PreparedImage) -> bytes:
+        """The JSON body of a row's request."""
+        written = orjson.dumps(caption)[1:-1]
+        return b"".join((self._before_image, base64.b64encode(image.jpeg), written.join(self._around_captions)))

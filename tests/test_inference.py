@@ -17,16 +17,15 @@ from flows.errors import ImageFailure, ServerRefused, ServerUnavailable
 from flows.families import FAMILIES
 from flows.images import PreparedImage
 from flows.inference import Inference
-from flows.recipe import Recipe, request_body
+from flows.recipe import Recipe, RequestTemplate
 from tests.client import StandIn
 
 
 def body(caption: str = "a", model: str = "stand-in-qwen2.5-vl", **changes: object) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (56, 56), "white").save(buffer, "JPEG")
-    whole = request_body(
-        Recipe(), FAMILIES["qwen2.5-vl"], model, caption, PreparedImage(buffer.getvalue(), 56, 56, 56, 56)
-    )
+    request = RequestTemplate(Recipe(), FAMILIES["qwen2.5-vl"], model)
+    whole = request.body(caption, PreparedImage(buffer.getvalue(), 56, 56, 56, 56))
     return json.dumps(json.loads(whole) | changes).encode()
 
 

@@ -12,7 +12,7 @@ from blocks import AnnotationRecipe
 from flows.errors import UsageError
 from flows.families import FAMILIES, Family
 from flows.images import PreparedImage
-from flows.recipe import Recipe, answer_schema, fingerprint, request_body, system_prompt
+from flows.recipe import Recipe, RequestTemplate, answer_schema, fingerprint, system_prompt
 from flows.yaml_fields import read_fields
 
 MODEL = "qwen2.5-vl-7b"
@@ -20,7 +20,7 @@ IMAGE = PreparedImage(b"\xff\xd8jpeg", 640, 480, 644, 476)
 
 
 def body(recipe: Recipe, caption: str = "a cat") -> dict[str, Any]:
-    return dict(json.loads(request_body(recipe, FAMILIES["qwen2.5-vl"], "m", caption, IMAGE)))
+    return dict(json.loads(RequestTemplate(recipe, FAMILIES["qwen2.5-vl"], "m").body(caption, IMAGE)))
 
 
 @pytest.mark.parametrize(
