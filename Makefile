@@ -44,7 +44,7 @@ check: .venv/.installed-ui
 # The figures of the README.
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks.startup
-	$(BIN)/python -m benchmarks.plan_rows 5
+	$(BIN)/python -m benchmarks.scale 1 3
 	$(BIN)/python -m benchmarks.grounding
 	$(BIN)/python -m benchmarks.telemetry
 

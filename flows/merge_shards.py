@@ -29,7 +29,7 @@ from flows.plan import (
     done_paths,
     make_plan,
     open_plan,
-    read_chunk,
+    read_chunks,
     remove_plan,
 )
 from flows.report.page import write_page
@@ -121,8 +121,8 @@ def _write_lines(whole: Workspace, plan: Plan, shards: Sequence[Workspace]) -> M
         failures = _Lines([*(shard.failures for shard in shards), whole.failures], whole, files)
         output = files.enter_context(extending(whole.output, has_more=not answers.empty))
         failed = files.enter_context(replacing(whole.failures))
-        for chunk in plan.chunks:
-            rows = read_chunk(whole, chunk).select("image_path", "row").iter_rows()
+        for chunk, frame in read_chunks(whole, plan.chunks):
+            rows = frame.select("image_path", "row").iter_rows()
             for (image_path, row), answer, failure in zip(rows, answers.of(chunk), failures.of(chunk), strict=True):
                 if answer is not None:
                     output.write(answer)

@@ -53,7 +53,7 @@ class PartFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.paths = set(heal(path))
+        self.paths = set(whole_lines(path))
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def append(self, image_path: str, line: bytes) -> None:
@@ -71,8 +71,8 @@ class PartFile:
             os.close(self._descriptor)
 
 
-def heal(path: Path) -> list[str]:
-    """Mends the end of a part and returns the image path of each of its whole lines; no file, no paths.
+def whole_lines(path: Path) -> dict[str, bytes]:
+    """The lines of a part by image path, the last of each, after its end was mended; no file, no lines.
 
     A last line without its newline is completed when it is a whole JSON object, else cut away. (No proper prefix of an
     object is one, so nothing torn is taken for whole.)
@@ -82,12 +82,15 @@ def heal(path: Path) -> list[str]:
             content = file.read()
             end = content.rfind(b"\n") + 1
             if path_of(content[end:]) is not None:
+                content += b"\n"
                 file.write(b"\n")
             else:
+                content = content[:end]
                 file.truncate(end)
     except FileNotFoundError:
-        return []
-    return [image_path for line in content.splitlines() if (image_path := path_of(line)) is not None]
+        return {}
+    lines = content.splitlines(keepends=True)
+    return {image_path: line for line in lines if (image_path := path_of(line)) is not None}
 
 
 def path_of(line: bytes) -> str | None:
@@ -95,15 +98,6 @@ def path_of(line: bytes) -> str | None:
     row = json_object(line)
     image_path = row.get("image_path") if row else None
     return image_path if isinstance(image_path, str) else None
-
-
-def lines_by_path(path: Path) -> dict[str, bytes]:
-    """The whole lines of a part by image path, the last of each; no file, no lines."""
-    heal(path)
-    if not path.exists():
-        return {}
-    lines = path.read_bytes().splitlines(keepends=True)
-    return {image_path: line for line in lines if (image_path := path_of(line)) is not None}
 
 
 class Part:
@@ -151,9 +145,9 @@ def pending_rows(workspace: Workspace, chunk: Chunk, caption_column: str) -> lis
 
     A failure settles its image until the merge if it cost a request; a missing file may have been put there since.
     """
-    failures = map(orjson.loads, lines_by_path(failures_path(workspace, chunk)).values())
+    failures = map(orjson.loads, whole_lines(failures_path(workspace, chunk)).values())
     settled = {row["image_path"] for row in failures if row["failure"]["attempts"] > 0}
-    settled.update(heal(answers_path(workspace, chunk)))
+    settled.update(whole_lines(answers_path(workspace, chunk)))
     rows = read_chunk(workspace, chunk).filter(~pl.col("merged"))
     return [
         _row(image_path, line, caption_column)

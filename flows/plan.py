@@ -1,7 +1,7 @@
 """Input → pending rows → chunks, with polars: memory stays flat in the number of rows already done."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from flows.workspace import Workspace, read_json, write_json
 
 PROBED_ROWS = 1000  # enough to tell a mistyped column name from a column that is often empty
 ROW_GROUP = 8192  # of plan.parquet: reading a chunk decodes one or two of these
+READ_AT_ONCE = 4 * ROW_GROUP  # where all chunks are read
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,19 @@ def read_chunk(workspace: Workspace, chunk: Chunk) -> pl.DataFrame:
     Columns: line (UInt32, from 1), image_path (String), row (String, the input's JSON object), merged (Boolean,
     the output had it when the plan was opened).
     """
-    return pl.scan_parquet(workspace.plan_rows, glob=False).slice(chunk.offset, chunk.length).collect()
+    return next(read_chunks(workspace, [chunk]))[1]
+
+
+def read_chunks(workspace: Workspace, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, pl.DataFrame]]:
+    """Each of these consecutive chunks with its rows; some row groups' worth of them is in memory at a time."""
+    rows = pl.scan_parquet(workspace.plan_rows, glob=False)
+    at_once = max(1, READ_AT_ONCE // max((chunk.length for chunk in chunks), default=1))
+    for first in range(0, len(chunks), at_once):
+        some = chunks[first : first + at_once]
+        start = some[0].offset
+        frame = rows.slice(start, some[-1].offset + some[-1].length - start).collect()
+        for chunk in some:
+            yield chunk, frame.slice(chunk.offset - start, chunk.length)
 
 
 def done_paths(*outputs: Path) -> pl.LazyFrame:

@@ -14,8 +14,8 @@ import polars as pl
 
 from flows.errors import ImageFailure
 from flows.json_text import json_object
-from flows.parts import answers_path, failure_line, failures_path, lines_by_path
-from flows.plan import Chunk, Plan, done_paths, read_chunk
+from flows.parts import answers_path, failure_line, failures_path, whole_lines
+from flows.plan import Chunk, Plan, done_paths, read_chunks
 from flows.quality import Quality
 from flows.workspace import Workspace, replacing, sync_folder
 
@@ -60,9 +60,11 @@ def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure])
         extending(workspace.output, has_more=_has_answers(workspace)) as output,
         replacing(workspace.failures) as failures,
     ):
-        for chunk in plan.chunks:
-            for image_path in _merge_chunk(workspace, chunk, stopped.get(chunk.number), output, failures, merged):
-                set_aside.pop(image_path, None)  # it was asked after all
+        for chunk, rows in read_chunks(workspace, plan.chunks):
+            open_rows = _merge_chunk(workspace, chunk, rows, stopped.get(chunk.number), output, failures, merged)
+            if set_aside:
+                for image_path in open_rows["image_path"]:
+                    set_aside.pop(image_path, None)  # it was asked after all
         failures.writelines(set_aside.values())
         merged.left_alone = len(set_aside)
     if not merged.failures and not set_aside:
@@ -74,7 +76,7 @@ def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure])
 
 def _set_aside(workspace: Workspace) -> dict[str, bytes]:
     """Failures that a retry left alone, by image path; without those that have been answered since."""
-    lines = lines_by_path(workspace.set_aside)
+    lines = whole_lines(workspace.set_aside)
     if lines:
         answered = done_paths(*workspace.outputs).filter(pl.col("image_path").is_in(list(lines))).collect()
         for image_path in answered["image_path"]:
@@ -95,8 +97,8 @@ def settle(workspace: Workspace, plan: Plan | None) -> int:
         Path(os.devnull).open("wb") as nowhere,
     ):
         if plan is not None:
-            for chunk in plan.chunks:
-                _merge_chunk(workspace, chunk, None, output, nowhere, merged)
+            for chunk, rows in read_chunks(workspace, plan.chunks):
+                _merge_chunk(workspace, chunk, rows, None, output, nowhere, merged)
         else:
             merged.answered = append_unplanned(workspace, sorted(workspace.parts.glob("*.jsonl")), output)
     _remove_parts(workspace)
@@ -106,15 +108,16 @@ def settle(workspace: Workspace, plan: Plan | None) -> int:
 def _merge_chunk(
     workspace: Workspace,
     chunk: Chunk,
+    rows: pl.DataFrame,
     stopped: ImageFailure | None,
     output: BinaryIO,
     failures: BinaryIO,
     merged: Merged,
-) -> list[str]:
-    """Writes the chunk's rows where they belong; returns their image paths."""
-    answers = lines_by_path(answers_path(workspace, chunk))
-    failed = lines_by_path(failures_path(workspace, chunk))
-    open_rows = read_chunk(workspace, chunk).filter(~pl.col("merged")).select("image_path", "row")
+) -> pl.DataFrame:
+    """Writes the chunk's open rows where they belong; returns them."""
+    answers = whole_lines(answers_path(workspace, chunk))
+    failed = whole_lines(failures_path(workspace, chunk))
+    open_rows = rows.filter(~pl.col("merged")).select("image_path", "row")
     for image_path, row in open_rows.iter_rows():
         if image_path in answers:
             output.write(answers[image_path])
@@ -125,7 +128,7 @@ def _merge_chunk(
             failed[image_path] = failure_line({**(json_object(row) or {}), "image_path": image_path}, why)
         failures.write(failed[image_path])
         merged.add_failure(failed[image_path])
-    return open_rows["image_path"].to_list()
+    return open_rows
 
 
 def append_unplanned(workspace: Workspace, parts: Sequence[Path], output: BinaryIO) -> int:
@@ -135,7 +138,7 @@ def append_unplanned(workspace: Workspace, parts: Sequence[Path], output: Binary
     for path in parts:
         if path.name.endswith(".failures.jsonl"):
             continue
-        for image_path, line in lines_by_path(path).items():
+        for image_path, line in whole_lines(path).items():
             if image_path not in done:
                 output.write(line)
                 done.add(image_path)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.parts import PartFile, Row, answer_line, answers_path, heal
+from flows.parts import PartFile, Row, answer_line, answers_path, whole_lines
 from tests.stores import IMAGE, PARSED, Store
 
 
@@ -31,14 +31,14 @@ def test_a_part_cut_anywhere_in_its_last_line_loses_at_most_that_line(tmp_path: 
     last = whole[:-1].rfind(b"\n") + 1
     for cut in range(last, len(whole) + 1):
         path.write_bytes(whole[:cut])
-        paths = heal(path)
+        paths = list(whole_lines(path))
         complete = cut >= len(whole) - 1  # without its newline the line is still whole
         assert paths == ["0.jpg", "1.jpg"] + (["2.jpg"] if complete else [])
         assert path.read_bytes() == (whole if complete else whole[:last])
         part = PartFile(path)
         part.append("9.jpg", b'{"image_path": "9.jpg"}\n')
         part.close()
-        assert heal(path) == [*paths, "9.jpg"]
+        assert list(whole_lines(path)) == [*paths, "9.jpg"]
 
 
 def test_blocks_that_a_power_loss_left_empty_cost_only_their_own_lines(tmp_path: Path) -> None:
@@ -57,8 +57,8 @@ def test_blocks_that_a_power_loss_left_empty_cost_only_their_own_lines(tmp_path:
 def test_no_bytes_in_a_part_stop_a_run(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "part.jsonl"
     path.write_bytes(b'{"image_path": "a"}\n' + junk)
-    assert heal(path)[0] == "a"
-    assert heal(path)[0] == "a"
+    assert next(iter(whole_lines(path))) == "a"
+    assert next(iter(whole_lines(path))) == "a"
 
 
 def test_a_failures_file_as_input_leaves_its_old_reasons_behind(tmp_path: Path) -> None:
