@@ -47,6 +47,19 @@ def _saved(image: Image.Image, path: Path, quality: int) -> bool:
     return path.stat().st_size <= KILOBYTES * 1024
 
 
+def commands(source: Path, url: str) -> dict[str, list[str]]:
+    """What Python is to run for each program; outputs in a folder beside the input."""
+    images, outputs = source.with_name("images"), source.with_name("outputs")
+    outputs.mkdir()
+    paths = ["--input", source, "--image-root", images, "--output", outputs / "labeled.jsonl"]
+    arguments = [source, images, outputs / "other.jsonl", url, IN_FLIGHT]
+    return {
+        "flow": [*FLOW, *map(str, paths), "--api-base", f"{url}/v1"],
+        "script": ["-m", "benchmarks.clients.script", *map(str, arguments)],
+        "bare aiohttp": ["-m", "benchmarks.clients.bare", *map(str, arguments)],
+    }
+
+
 def measured(command: list[str], log: Path) -> tuple[float, float]:
     """(processor seconds, wall seconds) of a process, the processes that it waits for included."""
     begun = time.monotonic()
@@ -73,21 +86,12 @@ def main(images: int = 20_000, rounds: int = 3) -> None:
         os.environ |= {"PREFECT_API_URL": server.api_url, "PREFECT_HOME": str(folder / "prefect")}
         costs: dict[str, list[float]] = {"flow": [], "script": [], "bare aiohttp": []}
         with canned_server(folder) as url:
-            for number in range(rounds):
-                output = folder / f"{number}.jsonl"
-                paths = ["--input", source, "--image-root", folder / "images", "--output", output]
-                arguments = [source, folder / "images", folder / "other.jsonl", url, IN_FLIGHT]
-                commands = {
-                    "flow": [*FLOW, *map(str, paths), "--api-base", f"{url}/v1"],
-                    "script": ["-m", "benchmarks.clients.script", *map(str, arguments)],
-                    "bare aiohttp": ["-m", "benchmarks.clients.bare", *map(str, arguments)],
-                }
-                for program, command in commands.items():
+            for _ in range(rounds):
+                for program, command in commands(source, url).items():
                     seconds, wall = measured(command, folder / "log")
                     costs[program].append(1000 * seconds / images)
                     print(f"{program}: {costs[program][-1]:.2f} ms an image, {images / wall:.0f} images/s", flush=True)
-                output.unlink()
-                shutil.rmtree(output.with_suffix(".work"))
+                shutil.rmtree(folder / "outputs")
         server.stop()
     for program, each in costs.items():
         ratios = [ours / theirs for ours, theirs in zip(costs["flow"], each, strict=True)]
