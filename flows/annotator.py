@@ -76,7 +76,10 @@ class Annotator:
         model: str,
         image_root: ImageRoot,
         error_budget: float,
+        *,
+        servers_read: bool = False,
     ) -> None:
+        """`servers_read` says that every server can read the files of the image root itself."""
         self.tally = Tally()
         self.pool = inference.pool
         self._inference = inference
@@ -86,6 +89,7 @@ class Annotator:
         self._requests = [RequestTemplate(recipe, family, model, attempt) for attempt in range(1, recipe.reasks + 2)]
         self._image_root = image_root
         self._error_budget = error_budget
+        self._servers_read = servers_read
         self.held = 0  # images in memory
         self.preparing = 0  # of them: being read and resized, or waiting for a thread
         self._room = asyncio.Event()  # set when there may be room for another
@@ -204,7 +208,7 @@ class Annotator:
 
     def _prepare(self, row: Row) -> tuple[PreparedImage, bytes, float]:
         begun = time.perf_counter()
-        image = prepare(self._image_root, row.image_path, self._image_budget)
+        image = prepare(self._image_root, row.image_path, self._image_budget, server_reads=self._servers_read)
         body = self._body(row, image, 1)
         return image, body, time.perf_counter() - begun
 

@@ -1,5 +1,6 @@
 """An image file → a checked, upright JPEG of exactly the size the model will see."""
 
+import base64
 import errno
 import io
 import math
@@ -7,7 +8,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +36,7 @@ FILE_ERRORS = {
 }  # fmt: skip
 
 JPEG_END = b"\xff\xd9"
+END_BYTES = 64  # in which it stands, padding after it included
 
 # EXIF orientation (tag 274) → what turns the stored image upright.
 ORIENTATION_TAG = 274
@@ -63,11 +65,18 @@ class ImageBudget:
 class PreparedImage:
     """What is sent, and the two sizes that tie its boxes to the file."""
 
-    jpeg: bytes
+    jpeg: bytes  # empty where the server reads the file itself
     width: int  # of the upright image, pixels
     height: int
     sent_width: int  # of the JPEG, pixels: the space the model answers in
     sent_height: int
+    file: str = ""  # the real path, where the server reads it
+
+    def url(self) -> bytes:
+        """What stands for the image in a request: file:///… or data:…, ASCII without quotes."""
+        if self.file:
+            return Path(self.file).as_uri().encode()
+        return b"data:image/jpeg;base64," + base64.b64encode(self.jpeg)
 
 
 def smart_resize(width: int, height: int, budget: ImageBudget) -> tuple[int, int]:
@@ -91,11 +100,18 @@ def smart_resize(width: int, height: int, budget: ImageBudget) -> tuple[int, int
     return new_width, new_height
 
 
-def prepare(image_root: ImageRoot, image_path: str, budget: ImageBudget) -> PreparedImage:
+def prepare(
+    image_root: ImageRoot, image_path: str, budget: ImageBudget, *, server_reads: bool = False
+) -> PreparedImage:
     """Reads, checks, turns and resizes one image; CPU-bound, so call it off the event loop.
 
-    Raises ImageFailure of kind missing, outside_root, unreadable or too_large.
+    Where the server reads files of the image root itself, those that need no change are not read here. Raises
+    ImageFailure of kind missing, outside_root, unreadable or too_large.
     """
+    if server_reads and isinstance(image_root, Path):
+        with suppress(Exception):  # whatever is wrong with it is found out, and told, below
+            if (named := _prepare_by_name(image_root, image_path, budget)) is not None:
+                return named
     with _opened(image_root, image_path) as (image, data):
         return _prepare(image, data, budget)
 
@@ -157,10 +173,7 @@ def read_image(image_root: ImageRoot, image_path: str) -> bytes:
 def open_inside(image_root: Path, image_path: str) -> BinaryIO:
     """The file, opened for reading, if it is a regular file inside `image_root` after all links are followed."""
     try:
-        root = os.path.realpath(image_root)
-        resolved = os.path.realpath(os.path.join(root, image_path))  # noqa: PTH118 - an absolute path replaces the root
-        if resolved != root and not resolved.startswith(root.rstrip(os.sep) + os.sep):
-            raise ImageFailure("outside_root", f"{resolved} lies outside the image root {root}")
+        resolved = _resolve_inside(image_root, image_path)
         # O_NONBLOCK: opening a FIFO must not hang; O_NOFOLLOW: the last component was resolved above.
         descriptor = os.open(resolved, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -176,6 +189,26 @@ def open_inside(image_root: Path, image_path: str) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def _resolve_inside(image_root: Path, image_path: str) -> str:
+    root = os.path.realpath(image_root)
+    resolved = os.path.realpath(os.path.join(root, image_path))  # noqa: PTH118 - an absolute path replaces the root
+    if resolved != root and not resolved.startswith(root.rstrip(os.sep) + os.sep):
+        raise ImageFailure("outside_root", f"{resolved} lies outside the image root {root}")
+    return resolved
+
+
+def _prepare_by_name(image_root: Path, image_path: str, budget: ImageBudget) -> PreparedImage | None:
+    """The image by its header and its end, if it can be sent as it is."""
+    with open_inside(image_root, image_path) as file, Image.open(file, formats=FORMATS) as image:
+        _check_pixels(image)
+        sent = smart_resize(*image.size, budget)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - END_BYTES))
+        if size > MAX_FILE_BYTES or not _can_be_sent(image, sent) or not _is_whole(file.read()):
+            return None
+        return PreparedImage(b"", *image.size, *sent, file=_resolve_inside(image_root, image_path))
+
+
 def _check_pixels(image: ImageFile.ImageFile) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{image.width}×{image.height} is over {MAX_PIXELS} pixels")
@@ -189,13 +222,12 @@ def _prepare(image: ImageFile.ImageFile, data: bytes, budget: ImageBudget) -> Pr
     width, height = stored_size[::-1] if turned else stored_size
     sent_width, sent_height = smart_resize(width, height, budget)
     stored_target = (sent_height, sent_width) if turned else (sent_width, sent_height)
-    # With EXIF it is written anew: where and when a picture was taken is nobody's business.
-    fits = stored_size == stored_target and image.format == "JPEG" and image.mode == "RGB" and "exif" not in image.info
-    if not (fits and _is_whole(data)):
+    can_be_sent = _can_be_sent(image, stored_target)
+    if not (can_be_sent and _is_whole(data)):
         # Large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size, never below the target: at 12 MP 104 ms, not 512.
         image.draft(None, stored_target)
         image.load()
-    if fits:
+    if can_be_sent:
         return PreparedImage(data, width, height, sent_width, sent_height)
     pixels = to_rgb(image)
     if pixels.size != stored_target:
@@ -207,9 +239,15 @@ def _prepare(image: ImageFile.ImageFile, data: bytes, budget: ImageBudget) -> Pr
     return PreparedImage(buffer.getvalue(), width, height, sent_width, sent_height)
 
 
+def _can_be_sent(image: ImageFile.ImageFile, size: tuple[int, int]) -> bool:
+    """Whether nothing need be changed, by the header. EXIF must: where a picture was taken is nobody's business."""
+    as_asked = image.size == size and image.format == "JPEG" and image.mode == "RGB"
+    return as_asked and "exif" not in image.info and _orientation(image) == 1
+
+
 def _is_whole(jpeg: bytes) -> bool:
     """Whether a JPEG ends as one does, which costs nothing to see; what decodes all the same may end otherwise."""
-    return jpeg[-64:].rstrip(b"\0\r\n ").endswith(JPEG_END)
+    return jpeg[-END_BYTES:].rstrip(b"\0\r\n ").endswith(JPEG_END)
 
 
 def _orientation(image: Image.Image) -> int:

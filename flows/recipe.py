@@ -1,6 +1,5 @@
 """What decides an answer: prompt, schema, sampling and image budget; its fingerprint; the request it makes."""
 
-import base64
 import hashlib
 import json
 import secrets
@@ -196,7 +195,7 @@ class RequestTemplate:
                 {
                     "role": "user",
                     "content": [
-                        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{image}"}},
+                        {"type": "image_url", "image_url": {"url": image}},
                         {"type": "text", "text": text},
                     ],
                 },
@@ -218,4 +217,4 @@ class RequestTemplate:
     def body(self, caption: str, image: PreparedImage) -> bytes:
         """The JSON body of a row's request."""
         written = orjson.dumps(caption)[1:-1]
-        return b"".join((self._before_image, base64.b64encode(image.jpeg), written.join(self._around_captions)))
+        return b"".join((self._before_image, image.url(), written.join(self._around_captions)))

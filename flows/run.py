@@ -21,7 +21,7 @@ from flows.recipe import fingerprint, recipe_settings
 from flows.run_files import RunFiles, is_image_file, opened_files
 from flows.serving.keeper import Keeper, kept_servers, watching
 from flows.serving.preflight import preflight
-from flows.storage.locations import Location
+from flows.storage.locations import ImageRoot, Location
 from flows.store import settle
 from flows.workspace import Workspace
 
@@ -127,7 +127,10 @@ async def open_run(
         if server.start is None:
             stack.enter_context(workspace.locked())
         family, settings, identity = guard_recipe(workspace, recipe, model)
-        annotator = Annotator(inference, recipe, family, model, files.image_root, error_budget)
+        servers_read = can_read(server, keepers, files.image_root)
+        annotator = Annotator(
+            inference, recipe, family, model, files.image_root, error_budget, servers_read=servers_read
+        )
         await stack.enter_async_context(annotator)
         yield Run(files, model, settings, identity, versions, annotator, keepers)
 
@@ -142,6 +145,16 @@ async def check_run(say: Callable[[str], None], **parameters: Any) -> None:
     given = {name: parameters[name] for name in names}
     async with opened_files(**given, say=say, warn=lambda _: None):
         (await asyncio.to_thread(preflight, server.start, server.model, own_key(server))).check()
+
+
+def can_read(server: VLLMServer, keepers: Sequence[Keeper], image_root: ImageRoot) -> bool:
+    """Whether all servers read files of the image root themselves: they are ours, here, and were started so."""
+    if server.start is None or server.start.allowed_media_folder is None or not isinstance(image_root, Path):
+        return False
+    allowed = Path(server.start.allowed_media_folder)
+    ours = len(keepers) == len(server.urls()) and all(keeper.is_ours for keeper in keepers)
+    # vLLM compares real paths with the folder as it was written.
+    return ours and allowed == allowed.resolve() and image_root.resolve().is_relative_to(allowed)
 
 
 def own_key(server: VLLMServer) -> str:

@@ -100,6 +100,37 @@ def test_an_upright_jpeg_of_the_right_size_is_sent_as_it_is(tmp_path: Path) -> N
     assert prepare(tmp_path, "a.jpg", BUDGET).jpeg == (tmp_path / "a.jpg").read_bytes()
 
 
+def test_a_server_that_reads_the_images_is_told_a_name_only_where_nothing_need_be_changed(tmp_path: Path) -> None:
+    whole = Image.new("RGB", (644, 476), "red")
+    whole.save(tmp_path / "as it is.jpg")
+    (tmp_path / "link.jpg").symlink_to("as it is.jpg")
+    for name in ("as it is.jpg", "link.jpg"):
+        prepared = prepare(tmp_path, name, BUDGET, server_reads=True)
+        assert (prepared.jpeg, prepared.sent_width, prepared.sent_height) == (b"", 644, 476)
+        assert prepared.url() == (tmp_path / "as it is.jpg").resolve().as_uri().encode()
+    whole.save(tmp_path / "taken somewhere.jpg", exif=b"Exif\0\0")
+    whole.save(tmp_path / "other.png")
+    whole.convert("L").save(tmp_path / "grey.jpg")
+    whole.resize((640, 480)).save(tmp_path / "other size.jpg")
+    for name in ("taken somewhere.jpg", "other.png", "grey.jpg", "other size.jpg"):
+        sent = prepare(tmp_path, name, BUDGET, server_reads=True)
+        assert sent == prepare(tmp_path, name, BUDGET)
+        assert sent.url().startswith(b"data:image/jpeg;base64,/9j/")
+    (tmp_path / "torn.jpg").write_bytes((tmp_path / "as it is.jpg").read_bytes()[:-500])
+    for name, kind in (("torn.jpg", "unreadable"), ("gone.jpg", "missing"), ("../x.jpg", "outside_root")):
+        with pytest.raises(ImageFailure) as caught:
+            prepare(tmp_path, name, BUDGET, server_reads=True)
+        assert caught.value.kind == kind
+
+
+def test_a_jpeg_with_something_behind_its_end_is_sent_as_it_is(tmp_path: Path) -> None:
+    Image.new("RGB", (644, 476), "red").save(tmp_path / "a.jpg")
+    for more in (b"\0\0\0", b"\n", b"what a phone appends" * 9):
+        data = (tmp_path / "a.jpg").read_bytes() + more
+        (tmp_path / "b.jpg").write_bytes(data)
+        assert prepare(tmp_path, "b.jpg", BUDGET).jpeg == data
+
+
 def test_a_jpeg_that_draft_mode_reduces_to_the_target_is_not_sent_in_full(tmp_path: Path) -> None:
     Image.new("RGB", (644 * 4, 476 * 4), "red").save(tmp_path / "a.jpg")
     prepared = prepare(tmp_path, "a.jpg", ImageBudget(min_pixels=3136, max_pixels=644 * 476))

@@ -1,7 +1,9 @@
 """Servers that the flow starts itself, through the command: used, stopped, told when they fail, never left behind."""
 
 import json
+import random
 import signal
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from demo.scenes import draw_scene
 from flows.prefect_server import free_port
 from flows.serving.probe import served_models
+from flows.serving.record import read_record, record_path
 from tests.conftest import Job, lines_of
 from tests.serving.conftest import arguments, make_model, port_of, qwen_config, vllm, wait_for_answers
 
@@ -108,3 +112,28 @@ def test_after_a_sigkill_the_next_run_finds_the_server_and_goes_on(started_job: 
     assert "which an earlier run has left" in errors
     assert sorted(row["image_path"] for row in lines_of(job.output)) == job.names
     assert not record.group
+
+
+def test_a_server_that_may_read_the_images_is_told_the_names_of_those_that_need_no_change(
+    started_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    job = started_job(6, keep=True, allowed_media_folder=str(tmp_path / "job" / "images"))
+    for number, name in enumerate(job.names[:4]):
+        exif = b"Exif\0\0" if number == 0 else b""
+        draw_scene(random.Random(1), 448, 336, 2).image.save(job.images / name, exif=exif)
+    name = "a name %20 “with” anything.jpg"
+    (job.images / job.names[3]).rename(job.images / name)
+    job.write_input([{"image_path": name, "caption": "x"}, *job.rows()[:3], *job.rows()[4:]])
+    try:
+        code, errors = run(job)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port_of(job)}/stand_in/asked") as response:
+            schemes = json.load(response)["schemes"]
+    finally:
+        record = read_record(record_path(port_of(job)))
+        assert record is not None
+        record.end()
+    assert code == 0, errors
+    assert schemes == {"file": 3, "data": 3}, "the others are too small, or say where they were taken"
+    rows = {row["image_path"]: row for row in lines_of(job.output)}
+    assert len(rows[name]["objects"]) == 2
+    assert rows[name]["sent_size"] == [448, 336]

@@ -47,6 +47,11 @@ class Keeper:
         self._guardian: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None  # of the server that was started or found last
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether the server was started by a run of this user, with these settings."""
+        return read_record(self._record_path) is not None
+
     async def open(self) -> None:
         """Returns once the server answers. Raises ServerDied or UsageError with the cause and what to do."""
         while not self._users.try_share():  # noqa: ASYNC110 - it is being ended, for the last run has left it

@@ -52,7 +52,8 @@ class Launch(BaseModel):
         description="Which may be used; empty takes the freest of those that CUDA_VISIBLE_DEVICES leaves.",
     )
     allowed_media_folder: str | None = Field(
-        default=None, description="Folder whose images requests may name by file:// paths."
+        default=None,
+        description="Folder whose images vLLM may read itself: those that need no resizing are then named, not sent.",
     )
     trust_remote_code: bool = Field(default=False, description="Whether code that comes with the model may run.")
     extra_arguments: list[str] = Field(

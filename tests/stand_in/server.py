@@ -70,6 +70,7 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
     asked: Counter[str] = Counter()
     first: list[float] = []  # Unix time of the first request since the last DELETE
     images: Counter[str] = Counter()
+    schemes: Counter[str] = Counter()  # of the images' URLs
     temperatures: defaultdict[str, list[float]] = defaultdict(list)
 
     @app.exception_handler(Refused)
@@ -118,6 +119,7 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
         return {
             "texts": asked,
             "images": images,
+            "schemes": schemes,
             "temperatures": temperatures,
             "most_at_once": engine.most_at_once,
             "first_at": first[0] if first else None,
@@ -127,6 +129,7 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
     async def forget_asked() -> None:
         asked.clear()
         images.clear()
+        schemes.clear()
         temperatures.clear()
         first.clear()
         engine.most_at_once = 0
@@ -136,6 +139,7 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
         body = _body(await request.body(), settings)
         text, url = _user_content(body)
         asked[text] += 1
+        schemes[url.partition(":")[0]] += 1
         temperatures[text].append(float(body.get("temperature", 1)))
         if not first:
             first.append(time.time())

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import uvicorn
 
@@ -34,6 +35,7 @@ def main() -> int:
     options.add_argument("--served-model-name")
     options.add_argument("--host")
     options.add_argument("--port", type=int)
+    options.add_argument("--allowed-local-media-path", type=Path)
     given, _ = options.parse_known_args()
     print("INFO 11-22 22:00:00 [utils.py:1] non-default args: {'trust_remote_code': False}", flush=True)
     if (words := os.environ.get("STAND_IN_DIES_SAYING")) is not None:
@@ -46,7 +48,12 @@ def main() -> int:
         slots=int(os.environ.get("STAND_IN_SLOTS", "64")),
         prefill_seconds=float(os.environ.get("STAND_IN_PREFILL_SECONDS", "0.01")),
     )
-    settings = Settings(model=given.served_model_name, api_key=os.environ.get("VLLM_API_KEY"), timing=timing)
+    settings = Settings(
+        model=given.served_model_name,
+        api_key=os.environ.get("VLLM_API_KEY"),
+        allowed_local_media_path=given.allowed_local_media_path,
+        timing=timing,
+    )
     uvicorn.run(create_app(settings), host=given.host, port=given.port, log_level="warning")
     engine.kill()
     return 0
