@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 from PIL import Image
@@ -50,18 +51,27 @@ def _saved(image: Image.Image, path: Path, quality: int) -> bool:
 def commands(source: Path, url: str) -> dict[str, list[str]]:
     """What Python is to run for each program; outputs in a folder beside the input."""
     images, outputs = source.with_name("images"), source.with_name("outputs")
-    outputs.mkdir()
+    outputs.mkdir(exist_ok=True)
     paths = ["--input", source, "--image-root", images, "--output", outputs / "labeled.jsonl"]
     arguments = [source, images, outputs / "other.jsonl", url, IN_FLIGHT]
     return {
         "flow": [*FLOW, *map(str, paths), "--api-base", f"{url}/v1"],
         "script": ["-m", "benchmarks.clients.script", *map(str, arguments)],
         "bare aiohttp": ["-m", "benchmarks.clients.bare", *map(str, arguments)],
+        "engine": ["-m", "benchmarks.clients.engine", *map(str, arguments)],
     }
 
 
-def measured(command: list[str], log: Path) -> tuple[float, float]:
-    """(processor seconds, wall seconds) of a process, the processes that it waits for included."""
+class Cost(NamedTuple):
+    """What a process took, the processes that it waits for included."""
+
+    processor_seconds: float
+    wall_seconds: float
+    peak_mebibytes: float
+
+
+def measured(command: list[str], log: Path) -> Cost:
+    """Runs Python with these arguments to its end."""
     begun = time.monotonic()
     with log.open("wb") as file:
         pid = os.posix_spawn(
@@ -73,7 +83,7 @@ def measured(command: list[str], log: Path) -> tuple[float, float]:
         _, status, usage = os.wait4(pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command[:2])} failed: {log.read_text()[-2000:]}")
-    return usage.ru_utime + usage.ru_stime, time.monotonic() - begun
+    return Cost(usage.ru_utime + usage.ru_stime, time.monotonic() - begun, usage.ru_maxrss / 1024)
 
 
 def main(images: int = 20_000, rounds: int = 3) -> None:
@@ -84,13 +94,14 @@ def main(images: int = 20_000, rounds: int = 3) -> None:
         server = TemporaryPrefectServer({"PREFECT_HOME": str(folder / "prefect")})
         server.wait_until_ready()
         os.environ |= {"PREFECT_API_URL": server.api_url, "PREFECT_HOME": str(folder / "prefect")}
-        costs: dict[str, list[float]] = {"flow": [], "script": [], "bare aiohttp": []}
+        costs: dict[str, list[float]] = {"flow": [], "engine": [], "script": [], "bare aiohttp": []}
         with canned_server(folder) as url:
             for _ in range(rounds):
                 for program, command in commands(source, url).items():
-                    seconds, wall = measured(command, folder / "log")
-                    costs[program].append(1000 * seconds / images)
-                    print(f"{program}: {costs[program][-1]:.2f} ms an image, {images / wall:.0f} images/s", flush=True)
+                    cost = measured(command, folder / "log")
+                    costs[program].append(1000 * cost.processor_seconds / images)
+                    speed = images / cost.wall_seconds
+                    print(f"{program}: {costs[program][-1]:.2f} ms an image, {speed:.0f} images/s", flush=True)
                 shutil.rmtree(folder / "outputs")
         server.stop()
     for program, each in costs.items():

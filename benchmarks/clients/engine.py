@@ -1,0 +1,63 @@
+"""The flow's engine without Prefect: the same plan, annotator, parts, telemetry, merge and page; no tasks, artifacts.
+
+`python -m benchmarks.clients.engine INPUT IMAGES OUTPUT URL IN_FLIGHT`.
+"""
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+from blocks import VLLMServer
+from flows.annotate import annotate_images
+from flows.parts import Part, pending_rows
+from flows.plan import Chunk
+from flows.report.figures import telemetry_charts
+from flows.report.page import write_page
+from flows.report.summary import summarise
+from flows.run import Run, current_plan, open_run
+from flows.store import merge
+from flows.telemetry.recording import recording
+
+CHUNK = annotate_images.parameters.properties["chunk_size"]["default"]
+
+
+async def annotate_chunk(run: Run, chunk: Chunk) -> None:
+    """What the flow's task does."""
+    rows = await asyncio.to_thread(pending_rows, run.workspace, chunk, run.source.caption_column)
+    part = Part(run.workspace, chunk)
+    try:
+        await run.annotator.annotate(rows, part)
+    finally:
+        await asyncio.to_thread(part.close)
+        run.annotator.end_turn(chunk)
+
+
+async def main(source: str, images: str, output: str, url: str, in_flight: str) -> None:
+    """Annotates every row."""
+    begun = time.monotonic()
+    async with open_run(
+        input=Path(source),
+        image_root=Path(images),
+        output=Path(output),
+        server=VLLMServer(endpoints=[f"{url}/v1"]),
+        recipe=None,
+        max_concurrency=int(in_flight),
+        image_column="image_path",
+        caption_column="caption",
+        error_budget=0.5,
+        server_wait_seconds=300,
+        request_timeout_seconds=600,
+    ) as run:
+        plan = await asyncio.to_thread(current_plan, run, CHUNK)
+        async with recording(run, plan.rows, print) as telemetry, asyncio.TaskGroup() as group:
+            for chunk in plan.chunks:
+                await run.annotator.turn(chunk)
+                group.create_task(annotate_chunk(run, chunk))
+        merged = await asyncio.to_thread(merge, run.workspace, plan, {})
+        report = summarise(run, plan, merged, telemetry, seconds=time.monotonic() - begun, failed_chunks=[])
+        write_page(run.workspace, run.files.image_root, report, telemetry_charts(telemetry))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
