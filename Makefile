@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 VLLM_BIN := .venv-vllm/bin
 
-.PHONY: demo deploy-local test test-fuzz test-ui test-deployed test-vllm demo-vllm check bench bench-concurrency bench-client clean
+.PHONY: demo deploy-local test test-fuzz test-ui test-deployed test-vllm demo-vllm check bench bench-concurrency bench-vllm clean
 
 # Annotates 60 drawn scenes through the stand-in; the second time it resumes.
 demo: .venv/.installed
@@ -41,21 +41,24 @@ check: .venv/.installed-ui
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The figures of the README.
+# The figures of the README: an hour (apt-get install nginx-light libnginx-mod-http-echo).
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks.startup
-	$(BIN)/python -m benchmarks.scale 1 3
 	$(BIN)/python -m benchmarks.grounding
 	$(BIN)/python -m benchmarks.telemetry
+	$(BIN)/python -m benchmarks.large_images
+	$(BIN)/python -m benchmarks.client_cost 20000 3 docs/client-cost.svg
+	$(BIN)/python -m benchmarks.capacity
+	$(BIN)/python -m benchmarks.scale 1 3 10
+	$(BIN)/python -m benchmarks.long_run
 
 # The right number of requests at once, found and fixed: 7 minutes.
 bench-concurrency: .venv/.installed
 	$(BIN)/python -m benchmarks.concurrency
 
-# Processor time an image, beside the script that people come from and bare aiohttp (apt-get install nginx-light
-# libnginx-mod-http-echo).
-bench-client: .venv/.installed
-	$(BIN)/python -m benchmarks.client_cost
+# Beside vLLM's own benchmark, on a real vLLM on CPU.
+bench-vllm: .venv/.installed .venv-vllm/.installed
+	$(BIN)/python -m benchmarks.against_vllm
 
 clean:
 	rm -rf .venv .venv-vllm demo-output ui-screenshots

@@ -1,7 +1,7 @@
 """Processor time an image, beside the model's: this project's flow, the script that people come from, and the limit.
 
-`python -m benchmarks.client_cost [images] [rounds]`. 64 requests in flight, JPEGs of about 92 KB that need no resizing,
-canned answers by nginx; each program as a process of its own, in turn; the flow reports to a Prefect server that runs.
+`python -m benchmarks.client_cost [images] [rounds] [chart.svg]`. 64 requests in flight, JPEGs of about 92 KB that need no
+resizing, canned answers by nginx; each program as a process of its own, in turn; the flow reports to a Prefect server.
 """
 
 import os
@@ -11,12 +11,14 @@ import statistics
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import orjson
 from PIL import Image
 
+from benchmarks.bars import bars
 from benchmarks.canned_server import canned_server
 from flows.prefect_server import TemporaryPrefectServer
 
@@ -86,15 +88,15 @@ def measured(command: list[str], log: Path) -> Cost:
     return Cost(usage.ru_utime + usage.ru_stime, time.monotonic() - begun, usage.ru_maxrss / 1024)
 
 
-def main(images: int = 20_000, rounds: int = 3) -> None:
-    """Prints a table: medians and extremes, and ratios of the same round."""
+def main(images: int, rounds: int, chart: str) -> None:
+    """Prints a table: medians and extremes, and ratios of the same round; `chart` names an SVG to write."""
+    costs: dict[str, list[float]] = {"flow": [], "engine": [], "script": [], "bare aiohttp": []}
     with tempfile.TemporaryDirectory(prefix="client-cost-") as name:
         folder = Path(name)
         source = draw(folder, images)
         server = TemporaryPrefectServer({"PREFECT_HOME": str(folder / "prefect")})
         server.wait_until_ready()
         os.environ |= {"PREFECT_API_URL": server.api_url, "PREFECT_HOME": str(folder / "prefect")}
-        costs: dict[str, list[float]] = {"flow": [], "engine": [], "script": [], "bare aiohttp": []}
         with canned_server(folder) as url:
             for _ in range(rounds):
                 for program, command in commands(source, url).items():
@@ -104,13 +106,23 @@ def main(images: int = 20_000, rounds: int = 3) -> None:
                     print(f"{program}: {costs[program][-1]:.2f} ms an image, {speed:.0f} images/s", flush=True)
                 shutil.rmtree(folder / "outputs")
         server.stop()
+    print(f"\nProcessor time an image, {images:,} images of {KILOBYTES} KB, {rounds} rounds, {IN_FLIGHT} in flight.")
+    print(
+        ", ".join(f"{package} {version(package)}" for package in ("prefect", "openai", "aiohttp", "pillow", "polars"))
+    )
+    print("| program | ms an image | flow ÷ it |\n|---|---|---|")
     for program, each in costs.items():
         ratios = [ours / theirs for ours, theirs in zip(costs["flow"], each, strict=True)]
-        print(
-            f"{program:14} {statistics.median(each):6.2f} ms ({min(each):.2f}–{max(each):.2f}); "
-            f"flow ÷ it {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-        )
+        print(f"| {program} | {spread(each)} | {spread(ratios)} |")
+    if chart:
+        Path(chart).write_text(bars("Processor time an image", costs, "ms", ours="flow"))
+
+
+def spread(values: list[float]) -> str:
+    """Median, least and most."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    images, rounds, chart = [*sys.argv[1:], *("20000", "3", "")[len(sys.argv) - 1 :]]
+    main(int(images), int(rounds), chart)
