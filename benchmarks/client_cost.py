@@ -1,7 +1,7 @@
 """Processor time an image, beside the model's: this project's flow, the script that people come from, and the limit.
 
-`python -m benchmarks.client_cost [images] [rounds] [chart.svg]`. 64 requests in flight, JPEGs of about 92 KB that need no
-resizing, canned answers by nginx; each program as a process of its own, in turn; the flow reports to a Prefect server.
+`python -m benchmarks.client_cost [images] [rounds] [chart.svg]`. 64 requests in flight, JPEGs of about 92 KB that need
+no resizing, canned answers by nginx; each program as a process of its own, in turn; the flow reports to a Prefect server.
 """
 
 import os
