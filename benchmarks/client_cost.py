@@ -1,7 +1,8 @@
 """Processor time an image, beside the model's: this project's flow, the script that people come from, and the limit.
 
 `python -m benchmarks.client_cost [images] [rounds] [chart.svg]`. 64 requests in flight, JPEGs of about 92 KB that need
-no resizing, canned answers by nginx; each program as a process of its own, in turn; the flow reports to a Prefect server.
+no resizing, canned answers by nginx; each program as a process of its own, in turn; the flow reports to a Prefect
+server.
 """
 
 import os
@@ -54,13 +55,17 @@ def commands(source: Path, url: str) -> dict[str, list[str]]:
     """What Python is to run for each program; outputs in a folder beside the input."""
     images, outputs = source.with_name("images"), source.with_name("outputs")
     outputs.mkdir(exist_ok=True)
-    paths = ["--input", source, "--image-root", images, "--output", outputs / "labeled.jsonl"]
-    arguments = [source, images, outputs / "other.jsonl", url, IN_FLIGHT]
+    paths = ["--input", source, "--image-root", images, "--output", outputs / "flow.jsonl"]
+
+    def others(program: str) -> list[str]:
+        given = (source, images, outputs / f"{program}.jsonl", url, IN_FLIGHT)
+        return ["-m", f"benchmarks.clients.{program}", *map(str, given)]
+
     return {
         "flow": [*FLOW, *map(str, paths), "--api-base", f"{url}/v1"],
-        "script": ["-m", "benchmarks.clients.script", *map(str, arguments)],
-        "bare aiohttp": ["-m", "benchmarks.clients.bare", *map(str, arguments)],
-        "engine": ["-m", "benchmarks.clients.engine", *map(str, arguments)],
+        "engine": others("engine"),
+        "script": others("script"),
+        "bare aiohttp": others("bare"),
     }
 
 

@@ -1,6 +1,5 @@
 """An image file → a checked, upright JPEG of exactly the size the model will see."""
 
-import base64
 import errno
 import io
 import math
@@ -10,9 +9,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
 
+import pybase64
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from flows.errors import ImageFailure
@@ -76,7 +76,7 @@ class PreparedImage:
         """What stands for the image in a request: file:///… or data:…, ASCII without quotes."""
         if self.file:
             return Path(self.file).as_uri().encode()
-        return b"data:image/jpeg;base64," + base64.b64encode(self.jpeg)
+        return b"data:image/jpeg;base64," + pybase64.b64encode(self.jpeg)
 
 
 def smart_resize(width: int, height: int, budget: ImageBudget) -> tuple[int, int]:
@@ -159,8 +159,8 @@ def _opened(image_root: ImageRoot, image_path: str) -> Iterator[tuple[ImageFile.
 def read_image(image_root: ImageRoot, image_path: str) -> bytes:
     """The bytes of an image: neither none nor over MAX_FILE_BYTES, and from inside the root. Raises ImageFailure."""
     if isinstance(image_root, Path):
-        with open_inside(image_root, image_path) as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        with opened_inside(image_root, image_path) as (descriptor, _):
+            data = _read(descriptor)
     else:
         data = image_root.read(image_path, MAX_FILE_BYTES + 1)
     if not data:
@@ -170,43 +170,77 @@ def read_image(image_root: ImageRoot, image_path: str) -> bytes:
     return data
 
 
-def open_inside(image_root: Path, image_path: str) -> BinaryIO:
-    """The file, opened for reading, if it is a regular file inside `image_root` after all links are followed."""
+def _read(descriptor: int) -> bytes:
+    """The content of a file, and of one that is too large a byte too many.
+
+    Not by a file object: each of its system calls hands the interpreter to another thread, and has to wait for it.
+    """
+    size = min(os.fstat(descriptor).st_size, MAX_FILE_BYTES + 1)
+    data = os.read(descriptor, size)
+    while len(data) < size and (more := os.read(descriptor, size - len(data))):  # some file systems give it in pieces
+        data += more
+    return data
+
+
+@contextmanager
+def opened_inside(image_root: Path, image_path: str) -> Iterator[tuple[int, str]]:
+    """A descriptor to read the file by, and its real path.
+
+    Raises ImageFailure unless it is a regular file inside `image_root` after all links are followed.
+    """
     try:
-        resolved = _resolve_inside(image_root, image_path)
-        # O_NONBLOCK: opening a FIFO must not hang; O_NOFOLLOW: the last component was resolved above.
-        descriptor = os.open(resolved, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor, real = _open_inside(_real(image_root), image_path)
     except OSError as error:
         if error.errno not in FILE_ERRORS:
             raise
+        _check_inside(_real(image_root), os.path.realpath(image_root / image_path))
         message = f"{error.strerror}: {image_path!r:.300} under {image_root}"
         raise ImageFailure(FILE_ERRORS[error.errno], message) from None
     except ValueError as error:  # an embedded null byte, or a surrogate that no file name can hold
         raise ImageFailure("missing", f"{image_path!r:.300} is no file name: {error}") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        yield descriptor, real
+    finally:
         os.close(descriptor)
-        raise ImageFailure("unreadable", f"{image_path!r:.300} is not a regular file")
-    return os.fdopen(descriptor, "rb")
 
 
-def _resolve_inside(image_root: Path, image_path: str) -> str:
-    root = os.path.realpath(image_root)
-    resolved = os.path.realpath(os.path.join(root, image_path))  # noqa: PTH118 - an absolute path replaces the root
-    if resolved != root and not resolved.startswith(root.rstrip(os.sep) + os.sep):
-        raise ImageFailure("outside_root", f"{resolved} lies outside the image root {root}")
-    return resolved
+@lru_cache(maxsize=8)
+def _real(image_root: Path) -> str:
+    return os.path.realpath(image_root)
+
+
+def _open_inside(root: str, image_path: str) -> tuple[int, str]:
+    # O_PATH opens nothing yet: where it leads to is looked at before a FIFO or a device could notice.
+    found = os.open(os.path.join(root, image_path), os.O_PATH | os.O_CLOEXEC)  # noqa: PTH118 - "/…" replaces the root
+    try:
+        real = os.readlink(f"/proc/self/fd/{found}")  # noqa: PTH115 - a Path costs as much as the call
+        _check_inside(root, real)
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise ImageFailure("unreadable", f"{image_path!r:.300} is not a regular file")
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC), real
+    finally:
+        os.close(found)
+
+
+def _check_inside(root: str, real: str) -> None:
+    if real != root and not real.startswith(root.rstrip(os.sep) + os.sep):
+        raise ImageFailure("outside_root", f"{real} lies outside the image root {root}")
 
 
 def _prepare_by_name(image_root: Path, image_path: str, budget: ImageBudget) -> PreparedImage | None:
     """The image by its header and its end, if it can be sent as it is."""
-    with open_inside(image_root, image_path) as file, Image.open(file, formats=FORMATS) as image:
+    with (
+        opened_inside(image_root, image_path) as (descriptor, real),
+        os.fdopen(descriptor, "rb", closefd=False) as file,
+        Image.open(file, formats=FORMATS) as image,
+    ):
         _check_pixels(image)
         sent = smart_resize(*image.size, budget)
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - END_BYTES))
         if size > MAX_FILE_BYTES or not _can_be_sent(image, sent) or not _is_whole(file.read()):
             return None
-        return PreparedImage(b"", *image.size, *sent, file=_resolve_inside(image_root, image_path))
+        return PreparedImage(b"", *image.size, *sent, file=real)
 
 
 def _check_pixels(image: ImageFile.ImageFile) -> None:
