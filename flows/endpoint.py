@@ -131,7 +131,7 @@ class Endpoint:
             status, response = await self._post(body)
         except REQUEST_ERRORS as error:
             return Trouble("timeout" if isinstance(error, TimeoutError) else "server", self.describe(error))
-        if status != 200:
+        if status >= 300:
             return classify(status, self._in_one_line(f"HTTP {status}: {own_words(response)}"), attempt)
         result = read_completion(response, attempt)
         if isinstance(result, Trouble):  # some gateways send back the headers that they got

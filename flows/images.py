@@ -5,6 +5,7 @@ import io
 import math
 import os
 import stat
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -210,8 +211,15 @@ def _real(image_root: Path) -> str:
 
 
 def _open_inside(root: str, image_path: str) -> tuple[int, str]:
+    path = os.path.join(root, image_path)  # noqa: PTH118 - "/…" replaces the root
+    if sys.platform != "linux":
+        real = os.path.realpath(path)
+        _check_inside(root, real)
+        if not stat.S_ISREG(os.lstat(real).st_mode):
+            raise ImageFailure("unreadable", f"{image_path!r:.300} is not a regular file")
+        return os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), real
     # O_PATH opens nothing yet: where it leads to is looked at before a FIFO or a device could notice.
-    found = os.open(os.path.join(root, image_path), os.O_PATH | os.O_CLOEXEC)  # noqa: PTH118 - "/…" replaces the root
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         real = os.readlink(f"/proc/self/fd/{found}")  # noqa: PTH115 - a Path costs as much as the call
         _check_inside(root, real)

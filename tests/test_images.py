@@ -123,6 +123,35 @@ def test_a_server_that_reads_the_images_is_told_a_name_only_where_nothing_need_b
         assert caught.value.kind == kind
 
 
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_only_regular_files_inside_the_root_are_read_whatever_links_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str
+) -> None:
+    monkeypatch.setattr("sys.platform", platform)
+    root = tmp_path / "images"
+    (root / "sub").mkdir(parents=True)
+    for where in (root / "a.jpg", tmp_path / "outside.jpg"):
+        Image.new("RGB", (644, 476), "red").save(where)
+    for name, target in {
+        "inside.jpg": "a.jpg", "sub/up.jpg": "../a.jpg", "out.jpg": "../outside.jpg", "loop.jpg": "loop.jpg",
+        "device.jpg": "/dev/zero", "dangling.jpg": "nothing.jpg",
+    }.items():  # fmt: skip
+        (root / name).symlink_to(target)
+    os.mkfifo(root / "fifo.jpg")
+    found = {}
+    names = ["a.jpg", "inside.jpg", "sub/up.jpg", "sub/../a.jpg", str(root / "a.jpg"), "out.jpg", "../outside.jpg",
+             "../gone.jpg", "device.jpg", "loop.jpg", "dangling.jpg", "fifo.jpg", "sub", ""]  # fmt: skip
+    for name in names:
+        try:
+            found[name] = str(prepare(root, name, BUDGET).sent_width)
+        except ImageFailure as failure:
+            found[name] = failure.kind
+    assert found == dict.fromkeys(names[:5], "644") | dict.fromkeys(names[5:9], "outside_root") | {
+        "loop.jpg": "unreadable", "dangling.jpg": "missing", "fifo.jpg": "unreadable", "sub": "unreadable",
+        "": "unreadable",
+    }  # fmt: skip
+
+
 def test_a_jpeg_with_something_behind_its_end_is_sent_as_it_is(tmp_path: Path) -> None:
     Image.new("RGB", (644, 476), "red").save(tmp_path / "a.jpg")
     for more in (b"\0\0\0", b"\n", b"what a phone appends" * 9):

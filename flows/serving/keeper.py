@@ -50,7 +50,8 @@ class Keeper:
     @property
     def is_ours(self) -> bool:
         """Whether the server was started by a run of this user, with these settings."""
-        return read_record(self._record_path) is not None
+        record = read_record(self._record_path)
+        return record is not None and record.is_alive
 
     async def open(self) -> None:
         """Returns once the server answers. Raises ServerDied or UsageError with the cause and what to do."""
