@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from demo.processes import TINY_GROUNDER, TINY_GROUNDER_RECIPE, TINY_GROUNDER_SERVER
 from demo.scenes import write_small_folder
@@ -68,6 +69,20 @@ def test_started_used_and_stopped_with_no_process_left(tmp_path: Path) -> None:
     assert not record.group
     assert served_models(url_of(job)) is None
     assert len(lines_of(job.output)) == 40
+
+
+def test_images_are_read_by_the_server_itself_where_it_may(tmp_path: Path) -> None:
+    job = make_job(tmp_path, allowed_media_folder=str(tmp_path.resolve() / "images"))
+    for name in job.names[:30]:  # what is a JPEG of the right size needs no change; the others are sent
+        with Image.open(job.images / name) as image:
+            image.convert("RGB").save(job.images / name, "JPEG", quality=95)
+    (job.images / job.names[0]).rename(job.images / "名 %41 &.png")
+    job.write_input([{"image_path": "名 %41 &.png", "caption": "a red circle"}, *job.rows()[1:]])
+    code, errors = run(job)
+    assert code == 0, errors
+    rows = lines_of(job.output)
+    assert len(rows) == 40
+    assert sum(len(row["objects"]) == 1 for row in rows) >= 38, "one shape each"
 
 
 def test_a_killed_engine_is_replaced_and_no_image_fails(tmp_path: Path) -> None:
