@@ -16,6 +16,7 @@ from flows.workspace import Workspace, read_json, write_json
 
 PROBED_ROWS = 1000  # enough to tell a mistyped column name from a column that is often empty
 ROW_GROUP = 8192  # of plan.parquet: reading a chunk decodes one or two of these
+PATH_MISSING = pl.col("image_path").fill_null("") == ""
 READ_AT_ONCE = 4 * ROW_GROUP  # where all chunks are read
 
 
@@ -114,9 +115,11 @@ def check_source(source: Source) -> list[str]:
 def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
     """Plans every distinct image that the output does not hold, and writes plan.parquet and plan.json."""
     lines = _lines(source)
-    keys = lines.select("line", "image_path")
+    # Keys first, into a file: the rows are read twice, here, and when the pending ones are picked by line number.
+    keys_file = workspace.plan_rows.with_suffix(".keys")
+    _write_keys(lines, keys_file)
+    keys = pl.scan_parquet(keys_file, glob=False)
     named = keys.filter(pl.col("image_path") != "")
-    # Keys only: the rows themselves stay on disk until the second pass picks the pending ones by line number.
     first = named.unique("image_path", keep="first", maintain_order=True)
     pending = first.join(done_paths(*workspace.outputs), on="image_path", how="anti", maintain_order="left")
     total, with_path, distinct, pending_keys = pl.collect_all(
@@ -127,8 +130,9 @@ def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
         distinct=distinct.item(),
         already_done=distinct.item() - len(pending_keys),
         duplicates=with_path.item() - distinct.item(),
-        **_write_skipped(lines, workspace.skipped),
+        **_write_skipped(keys, workspace.skipped),
     )
+    keys_file.unlink()
     if not counts.distinct and source.shard is None:
         raise UsageError(f"no row of {source.path} has an image path in column {source.image_column!r}")
     _write_rows(lines, pending_keys, workspace.plan_rows)
@@ -306,16 +310,21 @@ def _with_lenient(found: pl.Series, rows: pl.Series, column: str) -> pl.Series:
     return pl.Series(found.name, values, dtype=pl.String)
 
 
-def _write_skipped(lines: pl.LazyFrame, path: Path) -> dict[str, int]:
+def _write_keys(lines: pl.LazyFrame, path: Path) -> None:
+    """Writes line, image_path, and of lines without one the row."""
+    row = pl.when(PATH_MISSING).then("row")
+    lines.select("line", "image_path", row=row).sink_parquet(path, row_group_size=ROW_GROUP, engine="streaming")
+
+
+def _write_skipped(keys: pl.LazyFrame, path: Path) -> dict[str, int]:
     """Writes line number and reason of every line that is no new image; counts malformed and without_path."""
-    path_missing = pl.col("image_path").fill_null("") == ""
-    without_path = lines.filter(path_missing).select(
+    without_path = keys.filter(PATH_MISSING).select(
         "line",
         reason=pl.when(pl.col("row").str.json_path_match("$").is_null())
         .then(pl.lit("malformed"))
         .otherwise(pl.lit("without_path")),
     )
-    named = lines.filter(~path_missing)
+    named = keys.filter(~PATH_MISSING)
     first_line = named.group_by("image_path").agg(first=pl.col("line").min(), copies=pl.len())
     repeated = first_line.filter(pl.col("copies") > 1).select("image_path", "first")
     duplicates = (
