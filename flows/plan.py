@@ -141,12 +141,6 @@ def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
     return Plan(counts, chunks)
 
 
-def distinct_images(source: Source) -> pl.LazyFrame:
-    """Columns line, image_path and row: the first row of every image of the input, in input order."""
-    named = _lines(source).filter(pl.col("image_path") != "")
-    return named.unique("image_path", keep="first", maintain_order=True)
-
-
 def _lines(source: Source) -> pl.LazyFrame:
     """The lines that are not blank, of the shard that is asked for."""
     lines = _scan(source).filter(pl.col("row").str.strip_chars() != "")
