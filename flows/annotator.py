@@ -1,31 +1,26 @@
-"""One image from its row to its line: prepared off the loop, asked, grounded, kept."""
+"""One image from its row to its line: prepared, asked, grounded, kept."""
 
 import asyncio
-import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from flows.answers import Answer, answer_fields, read_answer
 from flows.errors import ErrorBudgetExceeded, ImageFailure
 from flows.families import Family
 from flows.grounding import is_clean
-from flows.images import PreparedImage, prepare
+from flows.images import PreparedImage
 from flows.inference import Inference
 from flows.parts import Part, Row, answer_line
 from flows.plan import Chunk
+from flows.preparation import Begun, Preparation
 from flows.recipe import Recipe, RequestTemplate
-from flows.storage.locations import READERS, ImageRoot
+from flows.storage.locations import ImageRoot
 
-Result = TypeVar("Result")
-
-PREPARED_AHEAD = 16  # requests ready before a slot frees
 CHUNKS_AHEAD = 2  # chunks that have begun and not handed out all their rows: requests never run dry at a chunk's end
 BUDGET_FREE_FAILURES = 10  # a chunk of five images with three broken files is no sign of a broken server
 RATE_WINDOW_SECONDS = 30
@@ -40,8 +35,6 @@ class Tally:
     without_caption: int = 0  # asked without one
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    prepared: int = 0  # images read, checked and turned into requests
-    prepare_seconds: float = 0.0  # that took in all, each in its thread
     failures: Counter[str] = field(default_factory=Counter)
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque([(time.monotonic(), 0)]))
 
@@ -66,7 +59,7 @@ class Tally:
 
 
 class Annotator:
-    """What all chunks of a run share: client, recipe, image threads, tally. An async context manager."""
+    """What all chunks of a run share: client, recipe, prepared images, tally. An async context manager."""
 
     def __init__(
         self,
@@ -85,20 +78,14 @@ class Annotator:
         self._inference = inference
         self._recipe = recipe
         self._family = family
-        self._image_budget = recipe.image_budget(family)
         self._requests = [RequestTemplate(recipe, family, model, attempt) for attempt in range(1, recipe.reasks + 2)]
-        self._image_root = image_root
         self._error_budget = error_budget
-        self._servers_read = servers_read
-        self.held = 0  # images in memory
-        self.preparing = 0  # of them: being read and resized, or waiting for a thread
-        self._room = asyncio.Event()  # set when there may be room for another
-        self.pool.on_room = self._room.set
+        self.preparation = Preparation(
+            self.pool, image_root, recipe.image_budget(family), self._requests[0], servers_read=servers_read
+        )
         self._feeding = asyncio.Lock()  # chunks hand out their rows one after the other, in input order
         self._turns = asyncio.Semaphore(CHUNKS_AHEAD)
         self._having_turn: set[int] = set()  # numbers of the chunks
-        threads = os.cpu_count() if isinstance(image_root, Path) else READERS
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,7 +93,7 @@ class Annotator:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.preparation.close()
 
     @property
     def in_flight(self) -> int:
@@ -138,11 +125,11 @@ class Annotator:
         failures_allowed = self._error_budget and max(BUDGET_FREE_FAILURES, self._error_budget * len(rows))
         failed: Counter[str] = Counter()
 
-        async def settle(row: Row) -> None:
+        async def settle(begun: Begun) -> None:
             try:
-                await self._answer(row, part)
+                await self._answer(begun, part)
             except ImageFailure as failure:
-                part.fail(row, failure)
+                part.fail(begun.row, failure)
                 self.tally.failures[failure.kind] += 1
                 failed[failure.kind] += 1
                 if failed.total() > failures_allowed:
@@ -152,40 +139,25 @@ class Annotator:
                         f"{self._error_budget:g} allows; the last one: {failure.message}"
                     ) from None
 
+        waiting = deque(rows)
         try:
             async with asyncio.TaskGroup() as group:
                 async with self._feeding:
-                    for row in rows:
-                        await self._hold_one()
-                        # A callback, not a finally in the task: one cancelled before its first step runs no finally.
-                        group.create_task(settle(row)).add_done_callback(self._let_go)
+                    while waiting:
+                        for begun in await self.preparation.begin(waiting):
+                            # A callback, not a finally in the task: one cancelled before its first step runs none.
+                            group.create_task(settle(begun)).add_done_callback(self.preparation.let_go)
                 self.end_turn(part.chunk)
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def _hold_one(self) -> None:
-        """Bounds the images in memory; without it every row of a live chunk would hold its JPEG while it waits."""
-        while self.held >= self.pool.limit + PREPARED_AHEAD:
-            self._room.clear()
-            await self._room.wait()
-        self.held += 1
-
-    def _let_go(self, _: asyncio.Task[None]) -> None:
-        self.held -= 1
-        self._room.set()
-
-    async def _answer(self, row: Row, part: Part) -> None:
-        self.preparing += 1
-        try:
-            image, body, seconds = await self._in_thread(self._prepare, row)
-        finally:
-            self.preparing -= 1
-        self.tally.prepared += 1
-        self.tally.prepare_seconds += seconds
+    async def _answer(self, begun: Begun, part: Part) -> None:
+        row = begun.row
+        image, body = await begun.request()
         best, attempt = await self._try(body, image), 1
         while not best.is_good and attempt <= self._recipe.reasks:
             attempt += 1
-            body = await self._in_thread(self._body, row, image, attempt)
+            body = await self.preparation.in_thread(self._requests[attempt - 1].body, row.caption, image)
             best = max(best, await self._try(body, image), key=Answer.rank)
         if best.annotation is None and not best.whole:
             message = f"{attempt} answers reached max_tokens or ran in a loop; one begins {best.text[:80]!r}"
@@ -201,16 +173,4 @@ class Annotator:
         size, whole = (image.sent_width, image.sent_height), completion.finish_reason == "stop"
         read = partial(read_answer, completion.text, self._family, size, whole=whole)
         # Mending can take seconds, which no other request should wait for; clean answers take microseconds.
-        return read() if is_clean(completion.text) else await self._in_thread(read)
-
-    async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
-
-    def _prepare(self, row: Row) -> tuple[PreparedImage, bytes, float]:
-        begun = time.perf_counter()
-        image = prepare(self._image_root, row.image_path, self._image_budget, server_reads=self._servers_read)
-        body = self._body(row, image, 1)
-        return image, body, time.perf_counter() - begun
-
-    def _body(self, row: Row, image: PreparedImage, attempt: int) -> bytes:
-        return self._requests[attempt - 1].body(row.caption, image)
+        return read() if is_clean(completion.text) else await self.preparation.in_thread(read)

@@ -1,40 +1,30 @@
 """An image file → a checked, upright JPEG of exactly the size the model will see."""
 
-import errno
 import io
 import math
 import os
-import stat
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import pybase64
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from flows.errors import ImageFailure
+from flows.image_files import MAX_FILE_BYTES, opened_inside, read_image
 from flows.storage.locations import ImageRoot
 
 # What Pillow warns about decodes all the same, raises later, or is checked here: no news in a run of a million files.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it warns; twice that it raises
-MAX_FILE_BYTES = 256 * 1024 * 1024
 
 # What photographs and drawings come in. Named, because Pillow's list includes EPS, for which it runs Ghostscript on
 # whatever the file says.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO", "TGA")
 Image.init()  # registers them all; `open` alone registers some, and fails on a name it has not met
-
-# The file is at fault; any other error of the system (too many open files, a failing disk) is not the image's.
-FILE_ERRORS = {
-    errno.ENOENT: "missing", errno.ENOTDIR: "missing", errno.ENAMETOOLONG: "missing", errno.ELOOP: "unreadable",
-    errno.EACCES: "unreadable", errno.EPERM: "unreadable", errno.ENXIO: "unreadable", errno.EISDIR: "unreadable",
-}  # fmt: skip
 
 JPEG_END = b"\xff\xd9"
 END_BYTES = 64  # in which it stands, padding after it included
@@ -157,98 +147,19 @@ def _opened(image_root: ImageRoot, image_path: str) -> Iterator[tuple[ImageFile.
         raise ImageFailure("unreadable", f"cannot be decoded: {str(error) or repr(error):.300}") from None
 
 
-def read_image(image_root: ImageRoot, image_path: str) -> bytes:
-    """The bytes of an image: neither none nor over MAX_FILE_BYTES, and from inside the root. Raises ImageFailure."""
-    if isinstance(image_root, Path):
-        with opened_inside(image_root, image_path) as (descriptor, _):
-            data = _read(descriptor)
-    else:
-        data = image_root.read(image_path, MAX_FILE_BYTES + 1)
-    if not data:
-        raise ImageFailure("unreadable", "the file is empty")
-    if len(data) > MAX_FILE_BYTES:
-        raise ImageFailure("too_large", f"the file is over {MAX_FILE_BYTES >> 20} MiB")
-    return data
-
-
-def _read(descriptor: int) -> bytes:
-    """The content of a file, and of one that is too large a byte too many.
-
-    Not by a file object: each of its system calls hands the interpreter to another thread, and has to wait for it.
-    """
-    size = min(os.fstat(descriptor).st_size, MAX_FILE_BYTES + 1)
-    data = os.read(descriptor, size)
-    while len(data) < size and (more := os.read(descriptor, size - len(data))):  # some file systems give it in pieces
-        data += more
-    return data
-
-
-@contextmanager
-def opened_inside(image_root: Path, image_path: str) -> Iterator[tuple[int, str]]:
-    """A descriptor to read the file by, and its real path.
-
-    Raises ImageFailure unless it is a regular file inside `image_root` after all links are followed.
-    """
-    try:
-        descriptor, real = _open_inside(_real(image_root), image_path)
-    except OSError as error:
-        if error.errno not in FILE_ERRORS:
-            raise
-        _check_inside(_real(image_root), os.path.realpath(image_root / image_path))
-        message = f"{error.strerror}: {image_path!r:.300} under {image_root}"
-        raise ImageFailure(FILE_ERRORS[error.errno], message) from None
-    except ValueError as error:  # an embedded null byte, or a surrogate that no file name can hold
-        raise ImageFailure("missing", f"{image_path!r:.300} is no file name: {error}") from None
-    try:
-        yield descriptor, real
-    finally:
-        os.close(descriptor)
-
-
-@lru_cache(maxsize=8)
-def _real(image_root: Path) -> str:
-    return os.path.realpath(image_root)
-
-
-def _open_inside(root: str, image_path: str) -> tuple[int, str]:
-    path = os.path.join(root, image_path)  # noqa: PTH118 - "/…" replaces the root
-    if sys.platform != "linux":
-        real = os.path.realpath(path)
-        _check_inside(root, real)
-        if not stat.S_ISREG(os.lstat(real).st_mode):
-            raise ImageFailure("unreadable", f"{image_path!r:.300} is not a regular file")
-        return os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), real
-    # O_PATH opens nothing yet: where it leads to is looked at before a FIFO or a device could notice.
-    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        real = os.readlink(f"/proc/self/fd/{found}")  # noqa: PTH115 - a Path costs as much as the call
-        _check_inside(root, real)
-        if not stat.S_ISREG(os.fstat(found).st_mode):
-            raise ImageFailure("unreadable", f"{image_path!r:.300} is not a regular file")
-        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC), real
-    finally:
-        os.close(found)
-
-
-def _check_inside(root: str, real: str) -> None:
-    if real != root and not real.startswith(root.rstrip(os.sep) + os.sep):
-        raise ImageFailure("outside_root", f"{real} lies outside the image root {root}")
-
-
 def _prepare_by_name(image_root: Path, image_path: str, budget: ImageBudget) -> PreparedImage | None:
     """The image by its header and its end, if it can be sent as it is."""
     with (
-        opened_inside(image_root, image_path) as (descriptor, real),
-        os.fdopen(descriptor, "rb", closefd=False) as file,
+        opened_inside(image_root, image_path) as opened,
+        os.fdopen(opened.descriptor, "rb", closefd=False) as file,
         Image.open(file, formats=FORMATS) as image,
     ):
         _check_pixels(image)
         sent = smart_resize(*image.size, budget)
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - END_BYTES))
-        if size > MAX_FILE_BYTES or not _can_be_sent(image, sent) or not _is_whole(file.read()):
+        file.seek(max(0, opened.size - END_BYTES))
+        if opened.size > MAX_FILE_BYTES or not _can_be_sent(image, sent) or not _is_whole(file.read()):
             return None
-        return PreparedImage(b"", *image.size, *sent, file=real)
+        return PreparedImage(b"", *image.size, *sent, file=opened.real)
 
 
 def _check_pixels(image: ImageFile.ImageFile) -> None:

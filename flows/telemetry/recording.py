@@ -101,8 +101,7 @@ class Telemetry:
             self._told += 1
 
     def _look(self, readings: Mapping[int, GpuReading], client: Values) -> Look:
-        annotator = self._run.annotator
-        pool = annotator.pool
+        preparation, pool = self._run.annotator.preparation, self._run.annotator.pool
         up = [endpoint for endpoint in pool.endpoints if endpoint.up.is_set()]
         seen = [(rates, rates.last) for rates in self._servers if rates.last is not None]
         everything = bool(seen) and len(seen) == len(up)
@@ -117,8 +116,8 @@ class Telemetry:
             in_flight=sum(look.in_flight for _, look in seen) if everything else pool.in_flight,
             limit=pool.limit,
             ready=pool.queued,
-            preparing=annotator.preparing,
-            resting=max(0, annotator.held - annotator.preparing - pool.queued - pool.in_flight),
+            preparing=preparation.preparing,
+            resting=max(0, preparation.held - preparation.preparing - pool.queued - pool.in_flight),
             unasked=client["unasked"] or 0,
             client_cores=client["cpu_cores"] or 0,
             machine_cores=self._cores,
@@ -210,7 +209,7 @@ class ClientRates:
             "in_flight": annotator.in_flight,
             "limit": annotator.pool.limit,
             "ready": annotator.pool.queued,
-            "unasked": max(0, rows - annotator.tally.done - annotator.held),
+            "unasked": max(0, rows - annotator.tally.done - annotator.preparation.held),
             "images_per_second": (answered - before[4]) / seconds,
             "failures_per_second": (failed - before[5]) / seconds,
             "prepare_seconds": (prepare_seconds - before[3]) / images if images else None,
@@ -219,8 +218,8 @@ class ClientRates:
         }
 
     def _counters(self, now: float) -> tuple[float, float, int, float, int, int]:
-        tally = self._annotator.tally
-        return now, time.process_time(), tally.prepared, tally.prepare_seconds, tally.answered, tally.failed
+        tally, preparation = self._annotator.tally, self._annotator.preparation
+        return now, time.process_time(), preparation.prepared, preparation.seconds, tally.answered, tally.failed
 
 
 def which_gpus(run: Run) -> WhichGpus:

@@ -18,7 +18,7 @@ import pytest
 
 from flows.errors import ImageFailure, UsageError
 from flows.export_report import export_report
-from flows.images import read_image
+from flows.image_files import read_image
 from flows.retry import retry_failures
 from flows.storage.locations import RemoteFolder
 from tests.client import StandIn
