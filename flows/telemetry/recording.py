@@ -24,6 +24,7 @@ from flows.telemetry.history import History
 from flows.telemetry.sample_log import SampleLog
 
 SAMPLE_SECONDS = 1.0
+LOOKING_SHARE = 0.02  # of a server's time: writing its metrics keeps a busy front end from its requests
 STALE_SECONDS = 8.0  # older words of a server are not about now; a busy one takes seconds to answer
 Values = dict[str, float | None]
 
@@ -74,9 +75,10 @@ class Telemetry:
     async def poll(self, endpoint: Endpoint) -> None:
         """Keeps the endpoint's last look fresh; those whose limit is found by itself are looked at for that anyway."""
         while endpoint.controller is None:
+            begun = time.monotonic()
             if endpoint.up.is_set():
                 await endpoint.look()
-            await asyncio.sleep(SAMPLE_SECONDS)
+            await asyncio.sleep(pause_after(time.monotonic() - begun))
 
     def take(self, late: float) -> None:
         """One sample of everything, from what is at hand: nothing here waits."""
@@ -233,6 +235,11 @@ def which_gpus(run: Run) -> WhichGpus:
         indices=[int(index) for devices in given for index in devices.split(",") if index.strip().isdigit()],
         remote=[url for url in urls if url not in here],
     )
+
+
+def pause_after(looking_seconds: float) -> float:
+    """Seconds until a server is looked at again, by how long the last look took."""
+    return min(max(SAMPLE_SECONDS, looking_seconds / LOOKING_SHARE), STALE_SECONDS / 2)
 
 
 def usable_cores() -> int:
