@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 VLLM_BIN := .venv-vllm/bin
 
-.PHONY: demo deploy-local test test-fuzz test-ui test-deployed test-vllm demo-vllm check bench bench-concurrency bench-vllm clean
+.PHONY: demo deploy-local test test-fuzz test-ui test-deployed test-vllm demo-vllm check bench bench-peers bench-concurrency bench-vllm clean
 
 # Annotates 60 drawn scenes through the stand-in; the second time it resumes.
 demo: .venv/.installed
@@ -52,6 +52,9 @@ bench: .venv/.installed
 	$(BIN)/python -m benchmarks.scale 1 3 10
 	$(BIN)/python -m benchmarks.long_run
 
+# Beside the fastest of the systems that do this job too: from here on `make bench` measures it as well.
+bench-peers: .venv-peers/datatrove/.installed
+
 # The right number of requests at once, found and fixed: 7 minutes.
 bench-concurrency: .venv/.installed
 	$(BIN)/python -m benchmarks.concurrency
@@ -61,7 +64,7 @@ bench-vllm: .venv/.installed .venv-vllm/.installed
 	$(BIN)/python -m benchmarks.against_vllm
 
 clean:
-	rm -rf .venv .venv-vllm demo-output ui-screenshots
+	rm -rf .venv .venv-vllm .venv-peers demo-output ui-screenshots
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -70,6 +73,11 @@ clean:
 
 .venv/.installed-ui: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ui]'
+	touch $@
+
+.venv-peers/datatrove/.installed: benchmarks/peers/requirements-datatrove.txt
+	$(PYTHON) -m venv .venv-peers/datatrove
+	.venv-peers/datatrove/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 .venv-vllm/.installed: $(wildcard demo/vllm_cpu/*)

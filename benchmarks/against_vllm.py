@@ -1,38 +1,37 @@
-"""The flow beside `vllm bench serve`, on a real vLLM on CPU: `python -m benchmarks.against_vllm [images] [rounds]`.
+"""The flow beside `vllm bench serve` and bare aiohttp, on a real vLLM on CPU.
 
-The same images and prompts, IN_FLIGHT requests at once, and TOKENS tokens an answer, at which each is cut off: for the
-flow every image therefore fails, after one request. In turn; requests a second, as each program reports them.
+`python -m benchmarks.against_vllm [images] [rounds]`. The same JPEGs, which need no change, and prompts; IN_FLIGHT
+requests at once; TOKENS tokens an answer, at which each is cut off: for the flow every image therefore fails, after one
+request. In turn; requests a second, as each program reports them.
 """
 
 import asyncio
 import json
 import os
-import statistics
 import sys
-import tempfile
+import time
 from pathlib import Path
 
+import aiohttp
+
+from benchmarks.programs import reporting_to_prefect, spread
 from blocks import VLLMServer
 from demo.processes import TINY_GROUNDER, TINY_GROUNDER_SERVER
 from demo.scenes import write_small_folder
-from flows.prefect_server import TemporaryPrefectServer
+from flows.families import FAMILIES
+from flows.images import prepare
+from flows.recipe import Recipe, RequestTemplate
 from flows.serving.keeper import kept_servers
 from flows.serving.preflight import preflight
 from flows.yaml_fields import read_fields
 
 IN_FLIGHT, TOKENS = 32, 24  # an answer of the model has about a hundred
 PROMPT = "Locate every shape and answer in JSON. Caption: "
-RECIPE = f"""
-family: qwen2.5-vl
-min_visual_tokens: 49
-max_visual_tokens: 81
-system_prompt: ""
-user_prompt: "{PROMPT}{{caption}}"
-structured_output: false
-repetition_detection: false
-max_tokens: {TOKENS}
-reasks: 0
-"""
+RECIPE = {
+    "family": "qwen2.5-vl", "min_visual_tokens": 49, "max_visual_tokens": 81,
+    "system_prompt": "", "user_prompt": PROMPT + "{caption}",
+    "structured_output": False, "repetition_detection": False, "max_tokens": TOKENS, "reasks": 0,
+}  # fmt: skip
 
 
 async def output_of(*command: str) -> str:
@@ -60,6 +59,44 @@ async def by_the_flow(folder: Path, url: str) -> float:
     return float(report["images"]["failed"] / report["annotating_seconds"])
 
 
+def draw(folder: Path, count: int) -> None:
+    """Images that need no change, the flow's input, and the same requests for vLLM's benchmark."""
+    source, _ = write_small_folder(folder, count, shapes=2)
+    budget = Recipe.model_validate(RECIPE).image_budget(FAMILIES["qwen2.5-vl"])
+    rows, requests = [], []
+    for line in source.read_text().splitlines():
+        row = json.loads(line)
+        image = prepare(folder / "images", row["image_path"], budget)
+        row["image_path"] = f"{row['image_path']}.jpg"
+        (folder / "images" / row["image_path"]).write_bytes(image.jpeg)
+        rows.append(row)
+        picture = {"type": "image_url", "image_url": {"url": image.url().decode()}}
+        requests.append({"content": [picture, {"type": "text", "text": PROMPT + row["caption"]}]})
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "bench.jsonl").write_text("".join(json.dumps(request) + "\n" for request in requests))
+    (folder / "recipe.yaml").write_text(json.dumps(RECIPE))  # which is YAML too
+
+
+async def by_aiohttp(folder: Path, url: str, model: str) -> float:
+    """Requests a second of the flow's own requests, made ready beforehand and sent by nothing but aiohttp."""
+    recipe, images = Recipe.model_validate(RECIPE), folder / "images"
+    template = RequestTemplate(recipe, FAMILIES["qwen2.5-vl"], model)
+    budget = recipe.image_budget(FAMILIES["qwen2.5-vl"])
+    rows = [json.loads(line) for line in (folder / "input.jsonl").read_text().splitlines()]
+    bodies = iter([template.body(row["caption"], prepare(images, row["image_path"], budget)) for row in rows])
+    async with aiohttp.ClientSession(headers={"Content-Type": "application/json"}) as session:
+
+        async def work() -> None:
+            for body in bodies:
+                async with session.post(f"{url}/chat/completions", data=body) as response:
+                    response.raise_for_status()
+                    await response.read()
+
+        begun = time.monotonic()
+        await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
+        return len(rows) / (time.monotonic() - begun)
+
+
 async def by_vllm(folder: Path, url: str, model: str, vllm: str, images: int) -> float:
     """Requests a second of vLLM's benchmark."""
     await output_of(
@@ -75,39 +112,31 @@ async def by_vllm(folder: Path, url: str, model: str, vllm: str, images: int) ->
     return float(result["request_throughput"])
 
 
-async def main(images: int = 400, rounds: int = 5) -> None:
+async def main(images: int = 600, rounds: int = 6) -> None:
     """Prints the ratios."""
     server = VLLMServer(**read_fields(TINY_GROUNDER_SERVER, "server", VLLMServer))
     assert server.start is not None  # noqa: S101 - for the type checker
     found = preflight(server.start, server.model, "")
     found.check()
-    with tempfile.TemporaryDirectory(prefix="against-vllm-") as name:
-        folder = Path(name)
-        source, _ = write_small_folder(folder, images, shapes=2)
-        rows = [json.loads(line) for line in source.read_text().splitlines()]
-        (folder / "recipe.yaml").write_text(RECIPE)
-        files = [str(folder / "images" / row["image_path"]) for row in rows]
-        requests = (
-            {"prompt": PROMPT + row["caption"], "image_files": [file]} for row, file in zip(rows, files, strict=True)
-        )
-        (folder / "bench.jsonl").write_text("".join(json.dumps(request) + "\n" for request in requests))
-        prefect = TemporaryPrefectServer({"PREFECT_HOME": str(folder / "prefect")})
-        prefect.wait_until_ready()
-        os.environ |= {"PREFECT_API_URL": prefect.api_url, "PREFECT_HOME": str(folder / "prefect")}
+    with reporting_to_prefect("against-vllm-") as folder:
+        draw(folder, images)
         os.environ |= server.start.environment
-        ratios = []
+        ratios: dict[str, list[float]] = {}
         async with kept_servers(found.replicas, folder, print):
-            url = server.urls()[0]
+            url, vllm = server.urls()[0], server.start.executable
             for number in range(rounds + 1):
-                theirs = await by_vllm(folder, url, found.model_name, server.start.executable, images)
+                theirs = await by_vllm(folder, url, found.model_name, vllm, images)
+                bare = await by_aiohttp(folder, url, found.model_name)
                 ours = await by_the_flow(folder, url)
+                what = f"round {number}" if number else "warming up"
                 print(
-                    f"flow {ours:.2f}/s, vllm bench serve {theirs:.2f}/s" + ("" if number else " (warming up)"),
-                    flush=True,
+                    f"{what}: flow {ours:.2f}/s, bare aiohttp {bare:.2f}/s, vllm bench serve {theirs:.2f}/s", flush=True
                 )
-                ratios += [ours / theirs] if number else []
-        prefect.stop()
-    print(f"flow ÷ vllm bench serve: {statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f})")
+                if number:
+                    ratios.setdefault("flow ÷ vllm bench serve", []).append(ours / theirs)
+                    ratios.setdefault("flow ÷ bare aiohttp", []).append(ours / bare)
+    for what, each in ratios.items():
+        print(f"{what}: {spread(each)}")
 
 
 if __name__ == "__main__":

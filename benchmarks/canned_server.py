@@ -36,7 +36,14 @@ http {{
         location = /health {{ return 200 ''; }}
         location = /version {{ return 200 '{{"version": "canned"}}'; }}
         location = /v1/models {{ return 200 '{models}'; }}
-        location = /v1/chat/completions {{ echo_read_request_body; echo -n '{answer}'; }}
+        error_page 418 = @closing;
+        location = /v1/chat/completions {{
+            if ($http_connection = close) {{ return 418; }}
+            echo_read_request_body;
+            echo -n '{answer}';
+        }}
+        # For clients that read until the connection is closed, and know of no chunks.
+        location @closing {{ chunked_transfer_encoding off; echo_read_request_body; echo -n '{answer}'; }}
     }}
 }}
 """

@@ -2,6 +2,7 @@
 
 `python -m benchmarks.slots_server PORT SLOTS SECONDS SIGMA STRAGGLERS`: a median of SECONDS, log-normal with SIGMA, and
 a share of STRAGGLERS that take ten times as long. Lighter than the tests' stand-in, whose own cost would be measured.
+GET /look tells how full the slots were since the last look.
 """
 
 import asyncio
@@ -16,33 +17,48 @@ from benchmarks.canned_server import MODEL, canned_answer
 
 
 class Slots:
-    """The slots, and what they were busy with since the last look."""
+    """The slots, and how full they were."""
 
     def __init__(self, slots: int, seconds: float, sigma: float, stragglers: float) -> None:
+        self._count = slots
         self._slots = asyncio.Semaphore(slots)
-        self._times = random.Random(1)
         self._median, self._sigma, self._stragglers = seconds, sigma, stragglers
         self._answer = canned_answer().encode()
-        self._busy = self._first = self._last = 0.0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._times = random.Random(1)  # every program gets the same ones
+        self._held = 0
+        self._slot_seconds = 0.0  # until `_counted_at`
+        self._first = self._counted_at = 0.0
+        self._to_last_request = self._to_last_answer = 0.0
+
+    def _count_to_now(self) -> float:
+        """Adds what the slots were held since the last time; returns the share of all since the first request."""
+        now = time.monotonic()
+        self._first = self._first or now
+        self._slot_seconds += self._held * (now - self._counted_at) if self._counted_at else 0
+        self._counted_at = now
+        return self._slot_seconds / self._count / (now - self._first or 1)
 
     async def complete(self, request: web.Request) -> web.Response:
         """Reads a request, holds a slot, answers."""
         await request.read()
-        self._first = self._first or time.monotonic()
+        self._to_last_request = self._count_to_now()
         seconds = self._median * math.exp(self._times.gauss(0, self._sigma))
         seconds *= 10 if self._times.random() < self._stragglers else 1
         async with self._slots:
-            begun = time.monotonic()
+            self._count_to_now()
+            self._held += 1
             await asyncio.sleep(seconds)
-            self._last = time.monotonic()
-        self._busy += self._last - begun
+            self._to_last_answer = self._count_to_now()
+            self._held -= 1
         return web.Response(body=self._answer, content_type="application/json")
 
     async def look(self, _: web.Request) -> web.Response:
-        """Seconds that slots were held in all, and from the first request to the last answer; from nothing on."""
-        seen = {"busy": self._busy, "seconds": self._last - self._first}
-        self._busy = self._first = self._last = 0.0
-        self._times = random.Random(1)  # every program gets the same ones
+        """Shares of the slots' time in which they were held, from the first request on; forgets it all."""
+        seen = {"to_last_answer": self._to_last_answer, "to_last_request": self._to_last_request}
+        self._forget()
         return web.json_response(seen)
 
 
