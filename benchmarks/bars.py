@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, ROW, TOP = 720, 34, 34
-LEFT, RIGHT = 170, 90
+LEFT, RIGHT = 220, 90
 GREY, BLUE = "#8b949e", "#2f81f7"
 
 

@@ -4,6 +4,7 @@
 no resizing, canned answers by nginx; each program in turn, as a process of its own.
 """
 
+import re
 import shutil
 import sys
 from importlib.metadata import version
@@ -12,6 +13,8 @@ from pathlib import Path
 from benchmarks.bars import bars
 from benchmarks.canned_server import canned_server
 from benchmarks.programs import IN_FLIGHT, KILOBYTES, commands, draw, measured, reporting_to_prefect, spread
+
+NAMES = {"flow": "this flow", "engine": "the same without Prefect", "script": "AsyncOpenAI and a semaphore"}
 
 
 def main(images: int, rounds: int, chart: str) -> None:
@@ -27,15 +30,18 @@ def main(images: int, rounds: int, chart: str) -> None:
                 print(f"{program}: {each[-1]:.2f} ms an image, {images / cost.wall_seconds:.0f} images/s", flush=True)
             shutil.rmtree(folder / "outputs")
     print(f"\nProcessor time an image, {images:,} images of {KILOBYTES} KB, {rounds} rounds, {IN_FLIGHT} in flight.")
-    print(
-        ", ".join(f"{package} {version(package)}" for package in ("prefect", "openai", "aiohttp", "pillow", "polars"))
-    )
+    pinned = re.findall(r"(\S+)==(\S+)", Path("benchmarks/peers/requirements-datatrove.txt").read_text())
+    used = [(package, version(package)) for package in ("prefect", "openai", "aiohttp", "pillow", "polars")]
+    print(", ".join(f"{package} {number}" for package, number in used + pinned))
     print("| program | ms an image | flow ÷ it |\n|---|---|---|")
     for program, each in costs.items():
         ratios = [ours / theirs for ours, theirs in zip(costs["flow"], each, strict=True)]
         print(f"| {program} | {spread(each)} | {spread(ratios)} |")
     if chart:
-        Path(chart).write_text(bars("Processor time an image", costs, "ms", ours="flow"))
+        names = NAMES | {peer: f"{peer} {number}" for peer, number in pinned}
+        named = {names.get(program, program): each for program, each in costs.items()}
+        title = f"Processor time an image of {KILOBYTES} KB, beside the model's: less is better"
+        Path(chart).write_text(bars(title, named, "ms", ours=NAMES["flow"]))
 
 
 if __name__ == "__main__":
