@@ -32,7 +32,7 @@ def main(images: int, rounds: int, chart: str) -> None:
     print(f"\nProcessor time an image, {images:,} images of {KILOBYTES} KB, {rounds} rounds, {IN_FLIGHT} in flight.")
     pinned = re.findall(r"(\S+)==(\S+)", Path("benchmarks/peers/requirements-datatrove.txt").read_text())
     used = [(package, version(package)) for package in ("prefect", "openai", "aiohttp", "pillow", "polars")]
-    print(", ".join(f"{package} {number}" for package, number in used + pinned))
+    print(", ".join(f"{package} {number}" for package, number in used + [peer for peer in pinned if peer[0] in costs]))
     print("| program | ms an image | flow ÷ it |\n|---|---|---|")
     for program, each in costs.items():
         ratios = [ours / theirs for ours, theirs in zip(costs["flow"], each, strict=True)]

@@ -92,15 +92,15 @@ def _open_inside(root: str, image_path: str) -> OpenFile:
     if sys.platform != "linux":
         real = os.path.realpath(path)
         _check_inside(root, real)
-        size = _regular_size(os.lstat(real), image_path)
-        return OpenFile(os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), real, size)
+        _check_regular(os.lstat(real), image_path)
+        return _opened(os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), real)
     # O_PATH opens nothing yet: where it leads to is looked at before a FIFO or a device could notice.
     found = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         real = os.readlink(f"/proc/self/fd/{found}")  # noqa: PTH115 - a Path costs as much as the call
         _check_inside(root, real)
-        size = _regular_size(os.fstat(found), image_path)
-        return OpenFile(os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC), real, size)
+        _check_regular(os.fstat(found), image_path)
+        return _opened(os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC), real)
     finally:
         os.close(found)
 
@@ -110,10 +110,13 @@ def _check_inside(root: str, real: str) -> None:
         raise ImageFailure("outside_root", f"{real} lies outside the image root {root}")
 
 
-def _regular_size(found: os.stat_result, image_path: str) -> int:
+def _check_regular(found: os.stat_result, image_path: str) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise ImageFailure("unreadable", f"{image_path!r:.300} is not a regular file")
-    return found.st_size
+
+
+def _opened(descriptor: int, real: str) -> OpenFile:
+    return OpenFile(descriptor, real, os.fstat(descriptor).st_size)  # of what is open: it may have been replaced
 
 
 class Folder:
@@ -138,7 +141,7 @@ def _open_in_folder(root: str, image_path: str) -> OpenFile | None:
         if not stat.S_ISREG(found.st_mode):
             return None
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-        return OpenFile(os.open(name, flags, dir_fd=folder.descriptor), f"{folder.real}/{name}", found.st_size)
+        return _opened(os.open(name, flags, dir_fd=folder.descriptor), f"{folder.real}/{name}")
     except (OSError, ImageFailure):
         return None
 

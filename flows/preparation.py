@@ -20,7 +20,7 @@ from flows.storage.locations import READERS, ImageRoot
 Result = TypeVar("Result")
 Request = tuple[PreparedImage, bytes]  # the image and the body that carries it
 
-AHEAD = 16  # requests ready before a slot frees
+AHEAD = 16  # requests ready before a slot frees; at least a group, or none would ever fit
 # A thread and the event loop take the interpreter from each other at every system call, which costs more than to
 # prepare an image that needs no change. Several such are prepared in one go; what takes this long goes alone.
 LARGEST_GROUP = 8
@@ -39,10 +39,13 @@ class Begun:
         """The request, once; raises what went wrong with it."""
         requests = await self._group
         request, requests[self._place] = requests[self._place], None  # the others' wait is no reason to keep its bytes
-        if isinstance(request, Exception):
-            raise request
-        assert request is not None  # noqa: S101 - for the type checker: nobody takes it twice
-        return request
+        try:
+            if isinstance(request, Exception):
+                raise request
+            assert request is not None  # noqa: S101 - for the type checker: nobody takes it twice
+            return request
+        finally:
+            del request  # an error that its own frame names would keep the image until a pass of the garbage collector
 
 
 class Preparation:

@@ -94,6 +94,22 @@ async def test_no_more_images_are_held_than_are_asked_and_some_ahead(images: Pat
         await feeding
 
 
+async def test_a_broken_image_is_let_go_of_with_its_error(images: Path) -> None:
+    (images / "torn.jpg").write_bytes((images / "as it is.jpg").read_bytes()[:-500])
+    async with preparing(images) as preparation:
+        gc.collect()
+        gc.disable()  # a run lets it pass rarely
+        try:
+            (begun,) = await preparation.begin(rows("torn.jpg"))
+            try:
+                await begun.request()
+            except ImageFailure as failure:
+                error = weakref.ref(failure)
+            assert error() is None
+        finally:
+            gc.enable()
+
+
 async def test_a_request_that_is_taken_is_not_kept_for_the_others_of_its_group(images: Path) -> None:
     async with preparing(images) as preparation:
         await group_sizes(preparation, rows(*["as it is.jpg"] * 50))

@@ -1,7 +1,7 @@
 """The same job by datatrove's inference runner, with its checkpoints on; run by a Python that has datatrove.
 
 `python benchmarks/peers/datatrove_job.py INPUT IMAGES OUTPUT URL IN_FLIGHT REQUEST`. REQUEST is a file with the chat
-completion to fill in: {image} and {caption} stand for a row's.
+completion to fill in: {caption} stands for a row's, and the image is to be replaced.
 """
 
 import base64

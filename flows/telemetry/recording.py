@@ -25,6 +25,7 @@ from flows.telemetry.sample_log import SampleLog
 
 SAMPLE_SECONDS = 1.0
 LOOKING_SHARE = 0.02  # of a server's time: writing its metrics keeps a busy front end from its requests
+LONGEST_PAUSE_SECONDS = 2.0  # with the longest look it stays below the next
 STALE_SECONDS = 8.0  # older words of a server are not about now; a busy one takes seconds to answer
 Values = dict[str, float | None]
 
@@ -239,7 +240,7 @@ def which_gpus(run: Run) -> WhichGpus:
 
 def pause_after(looking_seconds: float) -> float:
     """Seconds until a server is looked at again, by how long the last look took."""
-    return min(max(SAMPLE_SECONDS, looking_seconds / LOOKING_SHARE), STALE_SECONDS / 2)
+    return min(max(SAMPLE_SECONDS, looking_seconds / LOOKING_SHARE), LONGEST_PAUSE_SECONDS)
 
 
 def usable_cores() -> int:
