@@ -59,11 +59,12 @@ async def by_the_flow(folder: Path, url: str) -> float:
     return float(report["images"]["failed"] / report["annotating_seconds"])
 
 
-def draw(folder: Path, count: int) -> None:
-    """Images that need no change, the flow's input, and the same requests for vLLM's benchmark."""
+def draw(folder: Path, count: int, model: str) -> list[bytes]:
+    """Images that need no change, the flow's input, the same requests for vLLM's benchmark; the flow's are returned."""
     source, _ = write_small_folder(folder, count, shapes=2)
-    budget = Recipe.model_validate(RECIPE).image_budget(FAMILIES["qwen2.5-vl"])
-    rows, requests = [], []
+    recipe, family = Recipe.model_validate(RECIPE), FAMILIES["qwen2.5-vl"]
+    template, budget = RequestTemplate(recipe, family, model), recipe.image_budget(family)
+    rows, requests, bodies = [], [], []
     for line in source.read_text().splitlines():
         row = json.loads(line)
         image = prepare(folder / "images", row["image_path"], budget)
@@ -72,29 +73,27 @@ def draw(folder: Path, count: int) -> None:
         rows.append(row)
         picture = {"type": "image_url", "image_url": {"url": image.url().decode()}}
         requests.append({"content": [picture, {"type": "text", "text": PROMPT + row["caption"]}]})
+        bodies.append(template.body(row["caption"], image))
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "bench.jsonl").write_text("".join(json.dumps(request) + "\n" for request in requests))
     (folder / "recipe.yaml").write_text(json.dumps(RECIPE))  # which is YAML too
+    return bodies
 
 
-async def by_aiohttp(folder: Path, url: str, model: str) -> float:
-    """Requests a second of the flow's own requests, made ready beforehand and sent by nothing but aiohttp."""
-    recipe, images = Recipe.model_validate(RECIPE), folder / "images"
-    template = RequestTemplate(recipe, FAMILIES["qwen2.5-vl"], model)
-    budget = recipe.image_budget(FAMILIES["qwen2.5-vl"])
-    rows = [json.loads(line) for line in (folder / "input.jsonl").read_text().splitlines()]
-    bodies = iter([template.body(row["caption"], prepare(images, row["image_path"], budget)) for row in rows])
+async def by_aiohttp(bodies: list[bytes], url: str) -> float:
+    """Requests a second of the flow's own requests, sent by nothing but aiohttp."""
+    waiting = iter(bodies)
     async with aiohttp.ClientSession(headers={"Content-Type": "application/json"}) as session:
 
         async def work() -> None:
-            for body in bodies:
+            for body in waiting:
                 async with session.post(f"{url}/chat/completions", data=body) as response:
                     response.raise_for_status()
                     await response.read()
 
         begun = time.monotonic()
         await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
-        return len(rows) / (time.monotonic() - begun)
+        return len(bodies) / (time.monotonic() - begun)
 
 
 async def by_vllm(folder: Path, url: str, model: str, vllm: str, images: int) -> float:
@@ -119,19 +118,17 @@ async def main(images: int = 600, rounds: int = 6) -> None:
     found = preflight(server.start, server.model, "")
     found.check()
     with reporting_to_prefect("against-vllm-") as folder:
-        draw(folder, images)
+        bodies = draw(folder, images, found.model_name)
         os.environ |= server.start.environment
         ratios: dict[str, list[float]] = {}
         async with kept_servers(found.replicas, folder, print):
             url, vllm = server.urls()[0], server.start.executable
             for number in range(rounds + 1):
                 theirs = await by_vllm(folder, url, found.model_name, vllm, images)
-                bare = await by_aiohttp(folder, url, found.model_name)
+                bare = await by_aiohttp(bodies, url)
                 ours = await by_the_flow(folder, url)
-                what = f"round {number}" if number else "warming up"
-                print(
-                    f"{what}: flow {ours:.2f}/s, bare aiohttp {bare:.2f}/s, vllm bench serve {theirs:.2f}/s", flush=True
-                )
+                speeds = f"flow {ours:.2f}/s, bare aiohttp {bare:.2f}/s, vllm bench serve {theirs:.2f}/s"
+                print(f"round {number}: {speeds}" if number else f"warming up: {speeds}", flush=True)
                 if number:
                     ratios.setdefault("flow ÷ vllm bench serve", []).append(ours / theirs)
                     ratios.setdefault("flow ÷ bare aiohttp", []).append(ours / bare)

@@ -30,7 +30,7 @@ def main(images: int, rounds: int, chart: str) -> None:
                 print(f"{program}: {each[-1]:.2f} ms an image, {images / cost.wall_seconds:.0f} images/s", flush=True)
             shutil.rmtree(folder / "outputs")
     print(f"\nProcessor time an image, {images:,} images of {KILOBYTES} KB, {rounds} rounds, {IN_FLIGHT} in flight.")
-    pinned = re.findall(r"(\S+)==(\S+)", Path("benchmarks/peers/requirements-datatrove.txt").read_text())
+    pinned = re.findall(r"(datatrove)==(\S+)", Path("benchmarks/peers/requirements-datatrove.txt").read_text())
     used = [(package, version(package)) for package in ("prefect", "openai", "aiohttp", "pillow", "polars")]
     print(", ".join(f"{package} {number}" for package, number in used + [peer for peer in pinned if peer[0] in costs]))
     print("| program | ms an image | flow ÷ it |\n|---|---|---|")

@@ -140,7 +140,7 @@ async def open_run(
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Fewer passes of the garbage collector, and none over what is there already: they cost a run 7 % of its time."""
+    """Fewer passes of the garbage collector, and none over what is there already: 7 % of a run's processor time."""
     if gc.get_freeze_count():  # by another run in this process, or by whoever embeds it
         yield
         return

@@ -24,8 +24,8 @@ from flows.telemetry.history import History
 from flows.telemetry.sample_log import SampleLog
 
 SAMPLE_SECONDS = 1.0
-LOOKING_SHARE = 0.02  # of a server's time: writing its metrics keeps a busy front end from its requests
-LONGEST_PAUSE_SECONDS = 2.0  # with the longest look it stays below the next
+LOOKING_SHARE = 0.02  # of the time, if it takes long: writing metrics keeps a busy front end from its requests
+LONGEST_PAUSE_SECONDS = 2.0  # after which even a look that takes its longest comes before the last is stale
 STALE_SECONDS = 8.0  # older words of a server are not about now; a busy one takes seconds to answer
 Values = dict[str, float | None]
 
