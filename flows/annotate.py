@@ -37,6 +37,7 @@ from flows.storage.locations import Location, name_of
 from flows.store import Merged, merge
 from flows.telemetry.bottleneck import UNIMPORTANT
 from flows.telemetry.recording import recording
+from flows.termination import ended_by_sigterm
 from flows.workspace import write_json
 
 CHUNK_RETRY_SECONDS = [10.0, 60.0]
@@ -131,7 +132,7 @@ async def annotate_images(
         warn=logger.warning,
     )
     try:
-        async with opening as run:
+        async with ended_by_sigterm(), opening as run:
             set_current_run(run)
             logger.info("Model %s at %s, recipe %s", run.model, ", ".join(run.versions), run.recipe_fingerprint)
             plan = await plan_chunks(chunk_size)

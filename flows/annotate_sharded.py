@@ -23,6 +23,7 @@ from flows.shard import MOST_SHARDS, Shard
 from flows.storage.locations import ImageRoot, Location, name_of
 from flows.storage.shards import shards_begun, shards_left
 from flows.sub_runs import ended_run, run_parameter
+from flows.termination import ended_by_sigterm
 
 RETRY_SECONDS = 15.0  # a run that was given up may need a while to let go of its shard
 
@@ -92,7 +93,8 @@ async def annotate_sharded(
         await asyncio.to_thread(check_count, output, shards)
         parameters |= {"server": run_parameter(server), "recipe": run_parameter(recipe)}
         await check_deployment(deployment)
-        lost = await run_shards(shards, at_once, shard_retries, deployment, parameters)
+        async with ended_by_sigterm():
+            lost = await run_shards(shards, at_once, shard_retries, deployment, parameters)
         reasons = "; ".join(f"{shard}: {reason}" for shard, reason in lost.items())
         if lost and not await asyncio.to_thread(shards_begun, output):
             return Failed(message=f"no shard has come so far that there is anything to merge. {reasons}")

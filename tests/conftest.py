@@ -134,16 +134,18 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def make_job(tmp_path: Path) -> Callable[..., Job]:
-    """Makes a job of small one-shape images; the same seed draws the same images."""
+    """Makes a job of small one-shape images, all drawn or so many `distinct` ones under more names."""
     from demo.scenes import draw_scene
 
-    def make(count: int, folder: Path | None = None) -> Job:
+    def make(count: int, folder: Path | None = None, distinct: int | None = None) -> Job:
         where = folder or tmp_path / "job"
         job = Job(where, [f"{number:04d}.jpg" for number in range(count)])
         job.images.mkdir(parents=True, exist_ok=True)
         rng = random.Random(count)
-        for name in job.names:
+        for name in job.names[:distinct]:
             draw_scene(rng, 196, 168, 1).image.save(job.images / name, quality=90)
+        for number, name in enumerate(job.names[distinct or count :]):
+            os.link(job.images / job.names[number % (distinct or count)], job.images / name)
         job.write_input(job.rows())
         return job
 

@@ -165,6 +165,20 @@ class TestExitCodes:
             assert sum(slow.asked().values()) <= 30 + 4
         assert [row["image_path"] for row in lines_of(job.output)] == job.names
 
+    def test_130_when_it_is_ended_at_full_speed(self, make_job: MakeJob) -> None:
+        job = make_job(6000, distinct=20)
+        with StandIn.started("--canned") as fast:
+            for number in range(3):
+                process = job.start(fast.url, "--max-concurrency", "64")
+                answered = sum(fast.asked().values())
+                while sum(fast.asked().values()) < answered + 100:
+                    time.sleep(0.01)
+                process.terminate()
+                _, err = process.communicate(timeout=20)
+                assert process.returncode == 130, f"time {number}: {err}"
+                assert "Traceback" not in err
+                assert "Exception" not in err
+
 
 def test_2_when_the_prefect_server_of_the_environment_is_away(job: Job, stand_in: StandIn, nobody: str) -> None:
     told = refused(job.run(stand_in.url, PREFECT_API_URL=f"{nobody}/api"), job)
