@@ -2,7 +2,8 @@
 
 `python -m benchmarks.against_vllm [images] [rounds]`. The same JPEGs, which need no change, and prompts; IN_FLIGHT
 requests at once; TOKENS tokens an answer, at which each is cut off: for the flow every image therefore fails, after one
-request. In turn; requests a second, as each program reports them.
+request. In turn, without a prefix cache, in which the later ones would find the requests of the first. The server's own
+count tells that all were asked the same. Requests a second, as each program reports them.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
@@ -21,6 +23,7 @@ from demo.scenes import write_small_folder
 from flows.families import FAMILIES
 from flows.images import prepare
 from flows.recipe import Recipe, RequestTemplate
+from flows.server_metrics import read_metrics
 from flows.serving.keeper import kept_servers
 from flows.serving.preflight import preflight
 from flows.yaml_fields import read_fields
@@ -29,7 +32,8 @@ IN_FLIGHT, TOKENS = 32, 24  # an answer of the model has about a hundred
 PROMPT = "Locate every shape and answer in JSON. Caption: "
 RECIPE = {
     "family": "qwen2.5-vl", "min_visual_tokens": 49, "max_visual_tokens": 81,
-    "system_prompt": "", "user_prompt": PROMPT + "{caption}",
+    # What the model's template says where there is no system message: vLLM's benchmark sends none.
+    "system_prompt": "You are a helpful assistant.", "user_prompt": PROMPT + "{caption}",
     "structured_output": False, "repetition_detection": False, "max_tokens": TOKENS, "reasks": 0,
 }  # fmt: skip
 
@@ -111,27 +115,46 @@ async def by_vllm(folder: Path, url: str, model: str, vllm: str, images: int) ->
     return float(result["request_throughput"])
 
 
+async def tokens_asked(url: str) -> float:
+    """Prompt tokens that the server has been sent since its start."""
+    async with aiohttp.ClientSession() as session, session.get(f"{url.removesuffix('/v1')}/metrics") as response:
+        metrics = read_metrics(await response.read())
+    assert metrics is not None  # noqa: S101 - it is vLLM's
+    return metrics.prompt_tokens
+
+
 async def main(images: int = 600, rounds: int = 6) -> None:
     """Prints the ratios."""
     server = VLLMServer(**read_fields(TINY_GROUNDER_SERVER, "server", VLLMServer))
     assert server.start is not None  # noqa: S101 - for the type checker
-    found = preflight(server.start, server.model, "")
+    arguments = [*server.start.extra_arguments, "--no-enable-prefix-caching"]
+    start = server.start.model_copy(update={"extra_arguments": arguments})
+    found = preflight(start, server.model, "")
     found.check()
     with reporting_to_prefect("against-vllm-") as folder:
         bodies = draw(folder, images, found.model_name)
-        os.environ |= server.start.environment
+        os.environ |= start.environment
         ratios: dict[str, list[float]] = {}
         async with kept_servers(found.replicas, folder, print):
-            url, vllm = server.urls()[0], server.start.executable
+            url = server.urls()[0]
+            programs: dict[str, Callable[[], Awaitable[float]]] = {
+                "vllm bench serve": lambda: by_vllm(folder, url, found.model_name, start.executable, images),
+                "bare aiohttp": lambda: by_aiohttp(bodies, url),
+                "flow": lambda: by_the_flow(folder, url),
+            }
             for number in range(rounds + 1):
-                theirs = await by_vllm(folder, url, found.model_name, vllm, images)
-                bare = await by_aiohttp(bodies, url)
-                ours = await by_the_flow(folder, url)
-                speeds = f"flow {ours:.2f}/s, bare aiohttp {bare:.2f}/s, vllm bench serve {theirs:.2f}/s"
-                print(f"round {number}: {speeds}" if number else f"warming up: {speeds}", flush=True)
+                speeds, asked = {}, {}
+                for name, program in programs.items():
+                    before = await tokens_asked(url)
+                    speeds[name] = await program()
+                    asked[name] = await tokens_asked(url) - before
+                if len(set(asked.values())) != 1:
+                    raise SystemExit(f"not the same prompts, in tokens: {asked}")
+                told = ", ".join(f"{name} {speed:.2f}/s" for name, speed in speeds.items())
+                print(f"round {number}: {told}" if number else f"warming up: {told}", flush=True)
                 if number:
-                    ratios.setdefault("flow ÷ vllm bench serve", []).append(ours / theirs)
-                    ratios.setdefault("flow ÷ bare aiohttp", []).append(ours / bare)
+                    for other in ("vllm bench serve", "bare aiohttp"):
+                        ratios.setdefault(f"flow ÷ {other}", []).append(speeds["flow"] / speeds[other])
     for what, each in ratios.items():
         print(f"{what}: {spread(each)}")
 
