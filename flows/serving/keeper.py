@@ -1,6 +1,7 @@
 """One server of ours: found or started, watched, started again when it dies, stopped by the last run that uses it."""
 
 import asyncio
+import atexit
 import fcntl
 import os
 import shlex
@@ -260,6 +261,7 @@ async def watching(keepers: Sequence[Keeper], pool: Pool) -> AsyncIterator[None]
         await asyncio.gather(*watches, return_exceptions=True)  # what went wrong in one was told to the pool
 
 
+@atexit.register  # or Python would complain of those that were ended from elsewhere, such as by stop-server
 def _reap() -> None:
     """Forgets the guardians that have ended."""
     _STARTED[:] = [process for process in _STARTED if process.poll() is None]
