@@ -25,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.ArgumentParser(prog="python -m deployments.local", description="Deploy all on this machine.")
     options.add_argument("--port", type=int, default=4200, help="of the Prefect server (default: 4200)")
     port = options.parse_args(arguments).port
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT too: in the background of a script it is ignored, by the worker as well, which then could not be stopped.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     server = None
     try:
         api = get_current_settings().api.url or f"http://127.0.0.1:{port}/api"

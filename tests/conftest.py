@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,11 @@ ROOT = Path(__file__).parent.parent
 
 hypothesis.settings.register_profile("no deadline", deadline=None)  # these machines stall now and then
 hypothesis.settings.load_profile("no deadline")
+
+
+def pytest_configure() -> None:
+    """In the background of a script SIGINT is ignored, by all that the tests start, too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,8 @@ def test_deploy_local_brings_everything_up_and_takes_it_down(
 ) -> None:
     port = free_port()
     environment = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect"), "XDG_STATE_HOME": str(tmp_path / "state")}
-    command = [sys.executable, "-m", "deployments.local", "--port", str(port)]
+    in_background = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]  # as a script starts it
+    command = [*in_background, sys.executable, "-m", "deployments.local", "--port", str(port)]
     local = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
     try:
         assert local.stdout is not None
