@@ -148,10 +148,11 @@ def make_job(tmp_path: Path) -> Callable[..., Job]:
         job = Job(where, [f"{number:04d}.jpg" for number in range(count)])
         job.images.mkdir(parents=True, exist_ok=True)
         rng = random.Random(count)
-        for name in job.names[:distinct]:
+        drawn, linked = job.names[:distinct], job.names[distinct:] if distinct else []
+        for name in drawn:
             draw_scene(rng, 196, 168, 1).image.save(job.images / name, quality=90)
-        for number, name in enumerate(job.names[distinct or count :]):
-            os.link(job.images / job.names[number % (distinct or count)], job.images / name)
+        for number, name in enumerate(linked):
+            os.link(job.images / drawn[number % len(drawn)], job.images / name)
         job.write_input(job.rows())
         return job
 

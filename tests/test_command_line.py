@@ -172,7 +172,7 @@ class TestExitCodes:
                 process = job.start(fast.url, "--max-concurrency", "64")
                 answered = sum(fast.asked().values())
                 while sum(fast.asked().values()) < answered + 100:
-                    time.sleep(0.01)
+                    time.sleep(0.05)
                 process.terminate()
                 _, err = process.communicate(timeout=20)
                 assert process.returncode == 130, f"time {number}: {err}"
