@@ -13,7 +13,8 @@ from itertools import islice
 from pathlib import Path
 
 from flows.parts import answers_path
-from flows.plan import Plan, Source, make_plan, open_plan
+from flows.plan import Plan, make_plan, open_plan
+from flows.source import Source
 from flows.store import merge
 from flows.workspace import Workspace
 

@@ -55,7 +55,7 @@ async def annotate(job: Job, servers: list[StandIn], *, observed: bool) -> tuple
     shutil.rmtree(job.work, ignore_errors=True)
     async with opened(job, servers) as run:
         plan = current_plan(run, IMAGES)
-        rows, part = pending_rows(run.workspace, plan.chunks[0], "caption"), Part(run.workspace, plan.chunks[0])
+        rows, part = pending_rows(run.workspace, plan.chunks[0], run.source), Part(run.workspace, plan.chunks[0])
         await run.annotator.turn(plan.chunks[0])
         async with recording(run, plan.rows, lambda _: None) if observed else nullcontext():
             begun, before = time.monotonic(), time.process_time()

@@ -33,12 +33,13 @@ from flows.report.figures import telemetry_charts
 from flows.report.page import write_page
 from flows.report.summary import sentence, summarise
 from flows.run import current_plan, current_run, open_run, set_current_run
+from flows.storage.atomic import disk_is_full, explained, write_json
 from flows.storage.locations import Location, name_of
 from flows.store import Merged, merge
 from flows.telemetry.bottleneck import UNIMPORTANT
 from flows.telemetry.recording import recording
 from flows.termination import ended_by_sigterm
-from flows.workspace import write_json
+from flows.threads import run_to_end
 
 CHUNK_RETRY_SECONDS = [10.0, 60.0]
 
@@ -148,7 +149,7 @@ async def annotate_images(
         logger.error("%s", error)  # noqa: TRY400 - the message says it all
         return Failed(message=str(error), data=error)
     except OSError as error:
-        message = f"{error.strerror or error} ({error.filename or output}): mend it and run again, all answers are kept"
+        message = explained(error, output)
         logger.error("%s", message)  # noqa: TRY400
         return Failed(message=message, data=error)
     if stopped:
@@ -160,7 +161,7 @@ async def annotate_images(
 async def plan_chunks(chunk_size: int) -> Plan:
     """Rows without an answer, cut into chunks."""
     run = current_run()
-    plan = await asyncio.to_thread(current_plan, run, chunk_size)
+    plan = await run_to_end(current_plan, run, chunk_size)
     logger = get_run_logger()
     counts = plan.counts
     begun = "Going on with a plan that was not finished" if plan.resumed else "New plan"
@@ -168,6 +169,12 @@ async def plan_chunks(chunk_size: int) -> Plan:
         "%s: %d images in %d chunks; the output had %d of the input's %d distinct images when it was made",
         begun, plan.rows, len(plan.chunks), counts.already_done, counts.distinct,
     )  # fmt: skip
+    if counts.broken_in_output:
+        logger.warning(
+            "%d lines of %s are torn or hold no image path (the first is line %d): they stay as they are, and their "
+            "images are asked again",
+            counts.broken_in_output, run.workspace.output, counts.first_broken,
+        )  # fmt: skip
     if counts.malformed or counts.without_path or counts.duplicates:
         logger.warning(
             "Skipped lines of the input: %d malformed, %d without an image path, %d duplicates; see %s",
@@ -180,23 +187,23 @@ async def annotate_chunks(plan: Plan, retries: int) -> dict[int, ImageFailure]:
     """Runs the chunks, each as soon as its rows are about to be needed.
 
     Returns the chunks (by number) that did not come to their end, with what their open images fail with. Once the
-    server is gone or refuses, no further chunk starts.
+    server is gone or refuses, no further chunk starts. Raises OSError where the disk takes no more answers.
     """
     stopped: dict[int, ImageFailure] = {}
     annotator = current_run().annotator
-    server_fault: ServerFault | None = None
+    of_all: BaseException | None = None  # what no other chunk will escape either
 
     async def annotate(chunk: Chunk) -> None:
-        nonlocal server_fault
+        nonlocal of_all
         error: BaseException | None
         try:
-            error = server_fault or await run_chunk(chunk, len(plan.chunks), retries)
+            error = of_all or await run_chunk(chunk, len(plan.chunks), retries)
         except OSError as failure:  # the workspace's disk, outside the chunk's task
             error = failure
         finally:
             annotator.end_turn(chunk)
-        if isinstance(error, ServerFault):
-            server_fault = error
+        if isinstance(error, ServerFault) or disk_is_full(error):
+            of_all = of_all or error
         if error is not None:
             kind = "server" if isinstance(error, ServerFault) else "unasked"
             stopped[chunk.number] = ImageFailure(kind, str(error) or repr(error))
@@ -205,13 +212,15 @@ async def annotate_chunks(plan: Plan, retries: int) -> dict[int, ImageFailure]:
         for chunk in plan.chunks:
             await annotator.turn(chunk)
             group.create_task(annotate(chunk))
+    if disk_is_full(of_all):
+        raise of_all
     return stopped
 
 
 async def run_chunk(chunk: Chunk, chunks: int, retries: int) -> BaseException | None:
     """Runs or recalls one chunk; returns what stopped it, if anything did."""
     run = current_run()
-    pending = await asyncio.to_thread(pending_rows, run.workspace, chunk, run.source.caption_column)
+    pending = await run_to_end(pending_rows, run.workspace, chunk, run.source)
     run.annotator.tally.settled_before += chunk.length - len(pending)
     configured = annotate_chunk.with_options(
         task_run_name=f"chunk {chunk.number} of {chunks}",
@@ -242,12 +251,12 @@ async def may_heal(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
 async def annotate_chunk(chunk: Chunk, recipe_fingerprint: str) -> dict[str, Any]:  # noqa: ARG001 - in the cache key
     """Annotates what is open of a chunk into its part files; the result names them."""
     run = current_run()
-    rows = await asyncio.to_thread(pending_rows, run.workspace, chunk, run.source.caption_column)
+    rows = await run_to_end(pending_rows, run.workspace, chunk, run.source)
     part = Part(run.workspace, chunk)
     try:
         await run.annotator.annotate(rows, part)
     finally:
-        await asyncio.to_thread(part.close)
+        await run_to_end(part.close)
         await run.files.keep(chunk)
     get_run_logger().info("%d images asked, %d of the chunk failed", len(rows), part.failed)
     return {"part": chunk.name, "images": chunk.length, "failed": part.failed}
@@ -258,7 +267,7 @@ async def merge_parts(plan: Plan, stopped: dict[int, ImageFailure]) -> Merged:
     """Moves answers into the output and writes the failures file; a plan whose chunks are all complete is done with."""
     run = current_run()
     workspace = run.workspace
-    merged = await asyncio.to_thread(merge, workspace, plan, stopped)
+    merged = await run_to_end(merge, workspace, plan, stopped)
     if stopped:
         keep_plan(workspace, run.source, plan)
     else:
@@ -277,7 +286,7 @@ async def publish_report(
     write_json(run.workspace.report, summary)
     charts = telemetry_charts(telemetry)
     try:
-        await asyncio.to_thread(write_page, run.workspace, run.files.image_root, summary, charts)
+        await run_to_end(write_page, run.workspace, run.files.image_root, summary, charts)
     except Exception as error:  # every answer is in the output by now: no page is worth a failed run
         get_run_logger().warning("report.html could not be written: %r", error)
     await run.files.publish()

@@ -16,14 +16,16 @@ from pydantic import Field
 from blocks import AnnotationRecipe, VLLMServer
 from flows.errors import UsageError
 from flows.merge_shards import merge_and_publish
-from flows.plan import Source
 from flows.report.summary import sentence
 from flows.run_files import check_distinct, found_image_root, found_source
 from flows.shard import MOST_SHARDS, Shard
+from flows.source import Source
+from flows.storage.atomic import explained
 from flows.storage.locations import ImageRoot, Location, name_of
 from flows.storage.shards import shards_begun, shards_left
 from flows.sub_runs import ended_run, run_parameter
 from flows.termination import ended_by_sigterm
+from flows.threads import run_to_end
 
 RETRY_SECONDS = 15.0  # a run that was given up may need a while to let go of its shard
 
@@ -89,7 +91,7 @@ async def annotate_sharded(
     try:
         check_distinct(input, output)
         root = found_image_root(image_root)
-        source, _ = await asyncio.to_thread(found_source, input, image_column, caption_column)
+        source, _ = await run_to_end(found_source, input, image_column, caption_column)
         await asyncio.to_thread(check_count, output, shards)
         parameters |= {"server": run_parameter(server), "recipe": run_parameter(recipe)}
         await check_deployment(deployment)
@@ -103,7 +105,7 @@ async def annotate_sharded(
         logger.error("%s", error)  # noqa: TRY400 - the message says it all
         return Failed(message=str(error))
     except OSError as error:
-        message = f"{error.strerror or error} ({error.filename or output}): mend it and run again, all answers are kept"
+        message = explained(error, output)
         logger.error("%s", message)  # noqa: TRY400
         return Failed(message=message)
     if lost:
@@ -151,7 +153,7 @@ async def merge_and_report(
     """Moves the answers of all shards into the output, and reports on all of them."""
     failed = [f"shard {shard}" for shard in lost]
     say = get_run_logger().warning
-    report = await asyncio.to_thread(merge_and_publish, source, output, image_root, failed, say)
+    report = await run_to_end(merge_and_publish, source, output, image_root, failed, say)
     get_run_logger().info("%s", sentence(report))
     return report
 

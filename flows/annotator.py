@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -19,6 +20,7 @@ from flows.parts import Part, Row, answer_line
 from flows.plan import Chunk
 from flows.preparation import Begun, Preparation
 from flows.recipe import Recipe, RequestTemplate
+from flows.storage.atomic import disk_is_full
 from flows.storage.locations import ImageRoot
 
 CHUNKS_AHEAD = 2  # chunks that have begun and not handed out all their rows: requests never run dry at a chunk's end
@@ -83,6 +85,8 @@ class Annotator:
         self.preparation = Preparation(
             self.pool, image_root, recipe.image_budget(family), self._requests[0], servers_read=servers_read
         )
+        self._of_all: BaseException | None = None  # what ends every chunk
+        self._stopped = asyncio.Event()
         self._feeding = asyncio.Lock()  # chunks hand out their rows one after the other, in input order
         self._turns = asyncio.Semaphore(CHUNKS_AHEAD)
         self._having_turn: set[int] = set()  # numbers of the chunks
@@ -115,11 +119,33 @@ class Annotator:
             self._having_turn.remove(chunk.number)
             self._turns.release()
 
+    def stop(self, error: BaseException) -> None:
+        """Ends all chunks, at once, with an error that none of them would escape."""
+        self._of_all = error
+        self._stopped.set()
+
+    @asynccontextmanager
+    async def _unless_stopped(self) -> AsyncIterator[None]:
+        """Raises, in the midst of the body, what `stop` is called with."""
+
+        async def watch() -> None:
+            await self._stopped.wait()
+            assert self._of_all is not None  # noqa: S101 - for the type checker
+            raise self._of_all
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(watch())
+                yield
+                watching.cancel()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
     async def annotate(self, rows: Sequence[Row], part: Part) -> None:
         """Brings every row into the part, as an answer or as a failure.
 
-        Raises ServerFault when the server is gone or refuses, ErrorBudgetExceeded when too many of the rows fail; what
-        was answered until then is in the part.
+        Raises ServerFault when the server is gone or refuses, ErrorBudgetExceeded when too many of the rows fail, and
+        OSError, here and in all other chunks, when the disk is full; what was answered until then is in the part.
         """
         # A budget of nothing is meant so.
         failures_allowed = self._error_budget and max(BUDGET_FREE_FAILURES, self._error_budget * len(rows))
@@ -138,18 +164,23 @@ class Annotator:
                         f"{failed.total()} of {len(rows)} images failed ({kinds}), more than the error budget "
                         f"{self._error_budget:g} allows; the last one: {failure.message}"
                     ) from None
+            except OSError as error:
+                if disk_is_full(error):
+                    self.stop(error)
+                raise
 
         waiting = deque(rows)
-        try:
-            async with asyncio.TaskGroup() as group:
-                async with self._feeding:
-                    while waiting:
-                        for begun in await self.preparation.begin(waiting):
-                            # A callback, not a finally in the task: one cancelled before its first step runs none.
-                            group.create_task(settle(begun)).add_done_callback(self.preparation.let_go)
-                self.end_turn(part.chunk)
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        async with self._unless_stopped():
+            try:
+                async with asyncio.TaskGroup() as group:
+                    async with self._feeding:
+                        while waiting:
+                            for begun in await self.preparation.begin(waiting):
+                                # A callback, not a finally in the task: one cancelled before its first step runs none.
+                                group.create_task(settle(begun)).add_done_callback(self.preparation.let_go)
+                    self.end_turn(part.chunk)
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
 
     async def _answer(self, begun: Begun, part: Part) -> None:
         row = begun.row

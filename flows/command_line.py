@@ -11,12 +11,12 @@ import inspect
 import logging
 import os
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from flows.interrupts import INTERRUPTED, Interrupts
 from flows.prefect_server import TemporaryPrefectServer, answers
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SECRET = re.compile(r"endpoints|environment|key|token|secret|password", re.IGNORECASE)
 SERVER_FIELDS = (("endpoints",), ("model",), ("api_key",), ("start",))
 SomeBlock = TypeVar("SomeBlock", bound="Block")
-FINISHED, FINISHED_WITH_FAILURES, REFUSED, INTERRUPTED = 0, 1, 2, 130
+FINISHED, FINISHED_WITH_FAILURES, REFUSED = 0, 1, 2
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,12 +79,14 @@ def _number_or_auto(text: str) -> int | str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     options = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts = Interrupts()
+    if arguments is None:  # it is the process's own command, not a call of somebody with signals of their own
+        interrupts.install()
     try:
-        return _run(options)
-    except KeyboardInterrupt:  # also SIGTERM
+        return interrupts.done(_run(options, interrupts))
+    except KeyboardInterrupt:  # also SIGTERM and SIGHUP
         print(f"interrupted: {_kept_answers(options)}; run the same command again to go on", file=sys.stderr)
-        return INTERRUPTED
+        return interrupts.done(INTERRUPTED)
 
 
 def _kept_answers(options: argparse.Namespace) -> str:
@@ -101,7 +103,7 @@ def _kept_answers(options: argparse.Namespace) -> str:
     return f"{kept} answers so far are kept in {parts}"
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, interrupts: Interrupts) -> int:
     # No usage statistics and no look for news: a run talks to its servers and to nobody else. Read at import.
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -109,30 +111,38 @@ def _run(options: argparse.Namespace) -> int:
 
     api_url = get_current_settings().api.url
     if not api_url:
-        return _run_with_own_prefect_server(options)
+        return _run_with_own_prefect_server(options, interrupts)
     if not answers(api_url):
         return _refuse(
             f"no Prefect server answers at PREFECT_API_URL {api_url}: start it (prefect server start), "
             "or unset the variable (prefect config unset PREFECT_API_URL) to run without one"
         )
-    return _run_loop(options, None)
+    return _run_loop(options, interrupts, None)
 
 
-def _run_with_own_prefect_server(options: argparse.Namespace) -> int:
+def _run_with_own_prefect_server(options: argparse.Namespace, interrupts: Interrupts) -> int:
     from prefect.context import refresh_global_settings_context
 
     prefect_server = TemporaryPrefectServer()  # comes up while the rest is imported and checked
     os.environ["PREFECT_API_URL"] = prefect_server.api_url
     refresh_global_settings_context()
-    return _run_loop(options, prefect_server)
+    return _run_loop(options, interrupts, prefect_server)
 
 
-def _run_loop(options: argparse.Namespace, prefect_server: TemporaryPrefectServer | None) -> int:
+def _run_loop(
+    options: argparse.Namespace, interrupts: Interrupts, prefect_server: TemporaryPrefectServer | None
+) -> int:
     from prefect.exceptions import TerminationSignal
 
+    async def annotate() -> int:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in one
+        with interrupts.cancelling(task):
+            return await _annotate(options, prefect_server)
+
     try:
-        return asyncio.run(_annotate(options, prefect_server))
-    except TerminationSignal:  # Prefect's own answer to SIGTERM while a flow runs
+        return asyncio.run(annotate())
+    except (TerminationSignal, asyncio.CancelledError):  # the first is Prefect's answer to SIGTERM while a flow runs
         raise KeyboardInterrupt from None
 
 

@@ -211,18 +211,21 @@ class Endpoint:
         return False
 
     async def models(self) -> list[str]:
-        """Names of the served models. Raises REQUEST_ERRORS."""
+        """Names of the served models, whose roots are known from then on. Raises REQUEST_ERRORS."""
         async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
             response = await self._client.get(f"{self.url}/models", cast_to=httpx2.Response)
         body = loads(response.content)
         models = body.get("data") if isinstance(body, dict) else None
         if not isinstance(models, list):
             raise ValueError(f"no list of models but {response.content[:80]!r}")  # noqa: TRY004 - it is the server's
-        return [model["id"] for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
+        named = [model for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
+        self.model_roots = {model["id"]: model.get("root") for model in named}
+        return list(self.model_roots)
 
-    async def version(self) -> dict[str, Any]:
-        """What /version says, or nothing."""
-        return json_object(await self._get(f"{self._root}/version")) or {}
+    async def version(self, model: str) -> dict[str, Any]:
+        """What /version says, or nothing; and where the server has the model from, if it says so."""
+        root = self.model_roots.get(model)
+        return (json_object(await self._get(f"{self._root}/version")) or {}) | ({"model_root": root} if root else {})
 
     async def _get(self, url: str) -> bytes | None:
         try:

@@ -1,6 +1,5 @@
 """The flow that makes report.html anew from what a run has left: its output, report.json and samples."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ from prefect.states import Completed, Failed
 from flows.errors import UsageError
 from flows.report.figures import telemetry_charts
 from flows.report.page import write_page
+from flows.storage.atomic import read_json
 from flows.storage.locations import ImageRoot, Location, image_root_at, name_of
 from flows.storage.mirror import opened
 from flows.telemetry.sample_log import read_samples
-from flows.workspace import Workspace, read_json
+from flows.threads import run_to_end
+from flows.workspace import Workspace
 
 
 def flow_run_name() -> str:
@@ -33,7 +34,7 @@ async def export_report(output: Location, image_root: Location) -> State[Any]:
 
     """
     try:
-        page = await asyncio.to_thread(rebuild_published, output, image_root_at(image_root))
+        page = await run_to_end(rebuild_published, output, image_root_at(image_root))
     except UsageError as error:
         get_run_logger().error("%s", error)
         return Failed(message=str(error))
@@ -50,11 +51,14 @@ def rebuild_published(output: Path | str, image_root: ImageRoot) -> str:
 
 def rebuild_page(workspace: Workspace, image_root: ImageRoot) -> Path:
     """Replaces report.html; returns its path. Raises UsageError without a report.json that can be read."""
-    report = read_json(workspace.report)
-    if report is None:
+    try:
+        report = read_json(workspace.report)
+    except ValueError as error:
         raise UsageError(
-            f"{workspace.report} is not there or no JSON: a run of {workspace.output} writes it at its end"
-        )
+            f"{workspace.report} is damaged ({error!s:.100}): a run of {workspace.output} writes it again"
+        ) from None
+    if report is None:
+        raise UsageError(f"{workspace.report} is not there: a run of {workspace.output} writes it at its end")
     try:
         charts = telemetry_charts(read_samples(workspace.telemetry, report.get("started", "")))
         write_page(workspace, image_root, report, charts)

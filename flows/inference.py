@@ -115,9 +115,9 @@ class Inference:
             },
         }
 
-    async def versions(self) -> dict[str, dict[str, Any]]:
-        """What each endpoint's /version says."""
-        return {endpoint.url: await endpoint.version() for endpoint in self.pool.endpoints}
+    async def versions(self, model: str) -> dict[str, dict[str, Any]]:
+        """What each endpoint says of its version, and of where it has the model from."""
+        return {endpoint.url: await endpoint.version(model) for endpoint in self.pool.endpoints}
 
     async def ask(self, body: bytes) -> Completion:
         """The completion of one request, once an endpoint has room for it.

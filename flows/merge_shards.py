@@ -19,28 +19,29 @@ from typing import Any
 import polars as pl
 
 from flows.errors import ImageFailure, UsageError
-from flows.json_text import json_object
+from flows.interrupts import INTERRUPTED
 from flows.parts import failure_line, path_of
 from flows.plan import (
     Chunk,
     Counts,
     Plan,
-    Source,
-    done_paths,
     make_plan,
     open_plan,
     read_chunks,
     remove_plan,
 )
+from flows.provenance import makers_in
 from flows.report.page import write_page
 from flows.report.sharded import summarise_shards
 from flows.report.summary import sentence
 from flows.run_files import check_distinct, found_image_root, found_source
 from flows.shard import shards_folder
+from flows.source import Source, done_paths, file_state
+from flows.storage.atomic import explained, read_json, replacing, write_json
 from flows.storage.locations import ImageRoot, location
 from flows.storage.shards import opened_with_shards
-from flows.store import Merged, extending, settle
-from flows.workspace import Workspace, read_json, replacing, write_json
+from flows.store import Merged, extending, settle, undisturbed
+from flows.workspace import Workspace
 
 ROWS_AT_ONCE = 8192
 INDEXED_AT_ONCE = 100_000  # lines whose places are held as Python objects
@@ -78,8 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}: mend it and merge again, all answers are kept", file=sys.stderr)
+        print(f"error: {explained(error, given.output)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: all answers are kept; merge again to go on", file=sys.stderr)
+        return INTERRUPTED
     print(sentence(report))
     return 1 if report["images"]["failed"] else 0
 
@@ -100,26 +104,26 @@ def merge_shards(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
         _check_recipes(whole, shards)
         for workspace in (whole, *shards):  # runs that were killed have left answers in their parts
             settle(workspace, open_plan(workspace))
-        plan = make_plan(source, whole, ROWS_AT_ONCE)
-        merged = _write_lines(whole, plan, shards)
+        plan, merged = undisturbed(lambda: _merge_lines(source, whole, shards))
         if not merged.failures:
             whole.failures.unlink()
         remove_plan(whole)
         for shard in shards:
             shard.output.unlink(missing_ok=True)
             shard.failures.unlink(missing_ok=True)
-        reports = {shard.output.stem: report for shard in shards if (report := read_json(shard.report))}
+        reports = {shard.output.stem: report for shard in shards if (report := _report(shard))}
     return MergedShards(plan.counts, merged, reports)
 
 
-def _write_lines(whole: Workspace, plan: Plan, shards: Sequence[Workspace]) -> Merged:
+def _merge_lines(source: Source, whole: Workspace, shards: Sequence[Workspace]) -> tuple[Plan, Merged]:
     """Replaces output and failures file of the whole; failures first, as every merge does."""
-    merged = Merged()
+    before = file_state(whole.output)
+    plan, merged = make_plan(source, whole, ROWS_AT_ONCE), Merged()
     with ExitStack() as files:
         answers = _Lines([shard.output for shard in shards], whole, files)
         # The output's own last: they are older, but tell why where a shard was merged before.
         failures = _Lines([*(shard.failures for shard in shards), whole.failures], whole, files)
-        output = files.enter_context(extending(whole.output, has_more=not answers.empty))
+        output = files.enter_context(extending(whole.output, before, has_more=not answers.empty))
         failed = files.enter_context(replacing(whole.failures))
         for chunk, frame in read_chunks(whole, plan.chunks):
             rows = frame.select("image_path", "row").iter_rows()
@@ -128,14 +132,20 @@ def _write_lines(whole: Workspace, plan: Plan, shards: Sequence[Workspace]) -> M
                     output.write(answer)
                     merged.add_answer(answer)
                 else:
-                    unasked = {**(json_object(row) or {}), "image_path": image_path}
-                    line = failure or failure_line(unasked, NOT_ENDED)
+                    line = failure or failure_line(row, image_path, NOT_ENDED)
                     failed.write(line)
                     merged.add_failure(line)
         for answer in answers.unplanned():  # of images that the input no longer names, or that another input named
             output.write(answer)
             merged.add_answer(answer)
-    return merged
+    return plan, merged
+
+
+def _report(shard: Workspace) -> dict[str, Any] | None:
+    try:
+        return read_json(shard.report)
+    except ValueError:  # its figures are lost, its answers are not
+        return None
 
 
 def merge_and_publish(
@@ -158,7 +168,7 @@ def merge_and_publish(
             raise UsageError(f"{source.path} or {output} cannot be read to its end: {error!s:.300}") from None
         for each in files:  # the output first: only then do its shards give up what they have
             each.publish()
-        report = summarise_shards(shards.counts, shards.merged, shards.reports, lost)
+        report = summarise_shards(shards.counts, shards.merged, shards.reports, lost, makers_in(whole.report))
         write_json(whole.report, report)
         try:
             write_page(whole, image_root, report, [])
@@ -177,10 +187,10 @@ def _raise_limit_of_files() -> None:
 
 def _check_recipes(whole: Workspace, shards: Sequence[Workspace]) -> None:
     """Raises UsageError unless output and shards have one recipe, which the output then keeps."""
-    recipe = next(filter(None, (read_json(shard.recipe) for shard in shards)), None)
+    recipe = next(filter(None, (shard.read_recipe() for shard in shards)), None)
     if recipe is None:
         return
-    settings, identity = recipe.get("settings", {}), str(recipe.get("fingerprint"))
+    settings, identity = recipe["settings"], recipe["fingerprint"]
     for shard in shards:
         shard.guard_recipe(settings, identity)
     whole.record_recipe(settings, identity)

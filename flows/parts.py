@@ -1,18 +1,20 @@
 """Answers as they come: append-only parts a chunk, healed after any kill, and the rows that they leave open."""
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import polars as pl
 
-from flows.errors import ImageFailure
+from flows.errors import ImageFailure, UsageError
 from flows.images import PreparedImage
-from flows.json_text import json_object
+from flows.json_text import dumped, json_object, object_line, raw_members
 from flows.plan import Chunk, read_chunk
+from flows.source import Source
+from flows.storage.atomic import sync_folder
 from flows.workspace import Workspace
 
 OUR_FIELDS = (
@@ -23,29 +25,38 @@ OUR_FIELDS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One image to annotate: its path, its caption and the input row they came from."""
+    """One image to annotate: its path, its caption and the text of the input row they came from."""
 
     image_path: str
     caption: str
-    columns: dict[str, Any]
+    text: str  # a JSON object
 
 
 def answer_line(row: Row, image: PreparedImage, vlm_output: str, parsed: Mapping[str, Any]) -> bytes:
-    """The output line of an answered image: image_path, caption, the input's other columns, then ours.
+    """The output line of an answered image: image_path, caption, the input's other columns as they stand, then ours.
 
-    `parsed` holds annotations and objects, and whatever else there is to say of the answer. Input
-    columns named like a field of ours are left out, lest an old flag be read as ours.
+    `parsed` holds annotations and objects, and whatever else there is to say of the answer. Input columns named like a
+    field of ours are left out: an old flag would be read as ours.
     """
     identity = {"image_path": row.image_path, "caption": row.caption}
-    others = {name: value for name, value in row.columns.items() if name not in identity and name not in OUR_FIELDS}
     sizes = {"width": image.width, "height": image.height, "sent_size": [image.sent_width, image.sent_height]}
-    return orjson.dumps(identity | others | {"vlm_output": vlm_output} | dict(parsed) | sizes) + b"\n"
+    ours = {"vlm_output": vlm_output} | dict(parsed) | sizes
+    return object_line(dumped(identity), *other_members(row.text, *identity, *OUR_FIELDS), dumped(ours))
 
 
-def failure_line(row: Mapping[str, Any], failure: ImageFailure) -> bytes:
-    """The failures line of an image: the input row and why it has no answer."""
+def other_members(text: str, *names: str) -> Iterator[str]:
+    """The members of a row that have other names, as they stand in it; the failure of an earlier run is left out."""
+    for name, (written, value) in raw_members(text).items():
+        if name not in names and not (name == "failure" and value[0] == "{"):
+            yield f"{written}:{value}"
+
+
+def failure_line(text: str, image_path: str, failure: ImageFailure) -> bytes:
+    """The failures line of an image: the input row as it stands, with its image path, and why it has no answer."""
+    identity = dumped({"image_path": image_path})
     details = {"kind": failure.kind, "message": failure.message, "attempts": failure.attempts}
-    return orjson.dumps({**row, "failure": details}) + b"\n"
+    why = dumped({"failure": details})
+    return object_line(identity, *other_members(text, "image_path", "failure"), why)
 
 
 class PartFile:
@@ -67,6 +78,7 @@ class PartFile:
         """Syncs, so that it survives a power loss too."""
         try:
             os.fsync(self._descriptor)
+            sync_folder(self.path.parent)
         finally:
             os.close(self._descriptor)
 
@@ -89,7 +101,7 @@ def whole_lines(path: Path) -> dict[str, bytes]:
                 file.truncate(end)
     except FileNotFoundError:
         return {}
-    lines = content.splitlines(keepends=True)
+    lines = (line + b"\n" for line in content.split(b"\n"))
     return {image_path: line for line in lines if (image_path := path_of(line)) is not None}
 
 
@@ -126,8 +138,7 @@ class Part:
 
     def fail(self, row: Row, failure: ImageFailure) -> None:
         """Keeps a failed image."""
-        identity = {"image_path": row.image_path}
-        self._failures.append(row.image_path, failure_line(row.columns | identity, failure))
+        self._failures.append(row.image_path, failure_line(row.text, row.image_path, failure))
 
 
 def answers_path(workspace: Workspace, chunk: Chunk) -> Path:
@@ -140,33 +151,50 @@ def failures_path(workspace: Workspace, chunk: Chunk) -> Path:
     return workspace.parts / f"{chunk.name}.failures.jsonl"
 
 
-def pending_rows(workspace: Workspace, chunk: Chunk, caption_column: str) -> list[Row]:
+def pending_rows(workspace: Workspace, chunk: Chunk, source: Source) -> list[Row]:
     """The chunk's rows that neither the output nor its part files settle, in input order.
 
     A failure settles its image until the merge if it cost a request; a missing file may have been put there since.
     """
-    failures = map(orjson.loads, whole_lines(failures_path(workspace, chunk)).values())
-    settled = {row["image_path"] for row in failures if row["failure"]["attempts"] > 0}
+    failures = whole_lines(failures_path(workspace, chunk))
+    settled = {image_path for image_path, line in failures.items() if _attempts(line)}
     settled.update(whole_lines(answers_path(workspace, chunk)))
     rows = read_chunk(workspace, chunk).filter(~pl.col("merged"))
     return [
-        _row(image_path, line, caption_column)
-        for image_path, line in rows.select("image_path", "row").iter_rows()
+        _row(image_path, text, source, workspace)
+        for image_path, text in rows.select("image_path", "row").iter_rows()
         if image_path not in settled
     ]
 
 
-def _row(image_path: str, line: str, caption_column: str) -> Row:
-    columns = json_object(line) or {}
-    if isinstance(columns.get("failure"), dict):  # the input is a failures file: its reasons are of an earlier run
-        del columns["failure"]
-    return Row(image_path, caption_text(columns.get(caption_column)), columns)
+def _attempts(line: bytes) -> int:
+    failure = (json_object(line) or {}).get("failure")
+    attempts = failure.get("attempts") if isinstance(failure, dict) else 0
+    return attempts if isinstance(attempts, int) else 0
 
 
-def caption_text(caption: Any) -> str:
-    """A caption as it is asked and written: several captions are lines of one, anything else is JSON text."""
-    if caption is None:
+def _row(image_path: str, text: str, source: Source, workspace: Workspace) -> Row:
+    columns = json_object(text) or {}
+    own = columns.get(source.image_column)
+    if isinstance(own, str) and own != image_path:
+        raise UsageError(
+            f"the plan has a row of {own!r:.200} as that of {image_path!r:.200}: {source.path} was replaced while it "
+            f"was read; delete the plan, {workspace.plan_file}, and run again"
+        )
+    caption = columns.get(source.caption_column)
+    if isinstance(caption, str):
+        return Row(image_path, caption, text)
+    _, written = raw_members(text).get(source.caption_column, ("", ""))
+    return Row(image_path, caption_text(caption, written), text)
+
+
+def caption_text(caption: Any, written: str) -> str:
+    """A caption that is no text, as it is asked: several are lines of one, others are their JSON as it is `written`.
+
+    None and NaN, which is how tables write that there is none, are no caption.
+    """
+    if caption is None or (isinstance(caption, float) and math.isnan(caption)):
         return ""
     if isinstance(caption, list) and all(isinstance(line, str) for line in caption):
         return "\n".join(caption)
-    return caption if isinstance(caption, str) else orjson.dumps(caption).decode()
+    return written

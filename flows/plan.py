@@ -2,46 +2,31 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
 import polars as pl
+from pydantic import TypeAdapter
 
 from flows.errors import UsageError
-from flows.json_text import json_object
-from flows.shard import Shard
-from flows.workspace import Workspace, read_json, write_json
+from flows.source import (
+    PATH_MISSING,
+    FileState,
+    Source,
+    done_paths,
+    file_state,
+    file_version,
+    input_lines,
+    output_lines,
+)
+from flows.storage.atomic import polars_faults, replacing_path, sync_file, sync_folder, write_json
+from flows.workspace import Workspace
 
-PROBED_ROWS = 1000  # enough to tell a mistyped column name from a column that is often empty
 ROW_GROUP = 8192  # of plan.parquet: reading a chunk decodes one or two of these
-PATH_MISSING = pl.col("image_path").fill_null("") == ""
 READ_AT_ONCE = 4 * ROW_GROUP  # where all chunks are read
-
-
-@dataclass(frozen=True)
-class Source:
-    """The input, what its columns are called ("" where there are no captions), and which share of it is asked for."""
-
-    path: Path
-    image_column: str = "image_path"
-    caption_column: str = "caption"
-    shard: Shard | None = None
-
-    @property
-    def is_parquet(self) -> bool:
-        """Parquet by its name; anything else is JSON lines, plain or compressed."""
-        return self.path.suffix.lower() == ".parquet"
-
-    def identity(self) -> dict[str, Any]:
-        """Changes when the file or the meaning of its columns does."""
-        return {
-            "path": str(self.path.resolve()),
-            "version": _version(self.path),
-            "image_column": self.image_column,
-            "shard": str(self.shard or ""),
-        }
+PLAN_TRIES = 3  # while input or output change
+POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
 @dataclass(frozen=True)
@@ -69,6 +54,8 @@ class Counts:
     malformed: int = 0
     without_path: int = 0
     duplicates: int = 0
+    broken_in_output: int = 0  # lines of the output that are torn, malformed or without a path; their images are asked
+    first_broken: int = 0  # number of the first of them, from 1
 
 
 @dataclass(frozen=True)
@@ -78,6 +65,8 @@ class Plan:
     counts: Counts
     chunks: list[Chunk]
     resumed: bool = False
+    # file_version of each output of which the rows are marked as merged, as it was then
+    outputs: list[list[int] | None] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
@@ -85,119 +74,145 @@ class Plan:
         return sum(chunk.length for chunk in self.chunks)
 
 
-def check_source(source: Source) -> list[str]:
-    """The columns of the first rows. Raises UsageError unless those that were named are among them."""
-    path = source.path
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist"
-        raise UsageError(f"input {str(path)!r} {what}: give a .jsonl (also .gz, .zst) or .parquet file")
-    try:
-        head = _scan(source).head(PROBED_ROWS).collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        kind = "Parquet" if source.is_parquet else "JSON lines"
-        raise UsageError(f"input {str(path)!r} cannot be read as {kind}: {error!s:.300}") from None
-    rows = [row for row in map(json_object, head["row"]) if row]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    if not rows:
-        raise UsageError(f"input {str(path)!r} has no JSON object in its first {PROBED_ROWS} lines: one a line, please")
-    for option, column in (("image", source.image_column), ("caption", source.caption_column)):
-        if column and column not in columns:
-            none = ', or "" for none' if option == "caption" else ""
-            raise UsageError(
-                f"input {str(path)!r} has no column {column!r}; it has {', '.join(map(repr, columns[:20]))}: "
-                f"name the right one with --{option}-column{none}"
-            )
-    if head["image_path"].drop_nulls().replace("", None).is_null().all():
-        raise UsageError(f"no row among the first {len(head)} of {path} has an image path in {source.image_column!r}")
-    return columns
+@dataclass(frozen=True)
+class PlanFile:
+    """The content of plan.json."""
+
+    source: dict[str, Any]
+    counts: Counts
+    chunks: list[Chunk]
+    outputs: list[list[int] | None] = field(default_factory=list)
+
+
+PLAN_FILE = TypeAdapter(PlanFile)
 
 
 def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
-    """Plans every distinct image that the output does not hold, and writes plan.parquet and plan.json."""
-    lines = _lines(source)
-    # Keys first, into a file: the rows are read twice, here, and when the pending ones are picked by line number.
+    """Plans every distinct image that the output does not hold, and writes plan.parquet and plan.json.
+
+    Input and output are read more than once. Raises UsageError where either changes meanwhile again and again: rows
+    would get captions of others, or be asked though they are done.
+    """
+    for _ in range(PLAN_TRIES):
+        before, identity, outputs = _states(source, workspace), source.identity(), output_versions(workspace)
+        try:
+            counts, chunks = _plan_rows(source, workspace, chunk_size)
+        except POLARS_ERRORS:
+            if _states(source, workspace) == before:
+                raise
+            continue
+        if _states(source, workspace) == before:
+            break
+    else:
+        files = " or ".join(map(str, (source.path, *workspace.outputs)))
+        raise UsageError(f"{files} changed while it was read, {PLAN_TRIES} times: run again once it is written")
+    _write_plan(workspace, PlanFile(identity, counts, chunks, outputs))
+    return Plan(counts, chunks, outputs=outputs)
+
+
+def _states(source: Source, workspace: Workspace) -> list[FileState | None]:
+    return [file_state(path) for path in (source.path, *workspace.outputs)]
+
+
+def _plan_rows(source: Source, workspace: Workspace, chunk_size: int) -> tuple[Counts, list[Chunk]]:
+    """Writes plan.parquet; the rows are read twice, for their keys and then those of the pending ones."""
+    lines, written = input_lines(source), output_lines(*workspace.outputs)
     keys_file = workspace.plan_rows.with_suffix(".keys")
     _write_keys(lines, keys_file)
     keys = pl.scan_parquet(keys_file, glob=False)
     named = keys.filter(pl.col("image_path") != "")
     first = named.unique("image_path", keep="first", maintain_order=True)
-    pending = first.join(done_paths(*workspace.outputs), on="image_path", how="anti", maintain_order="left")
-    total, with_path, distinct, pending_keys = pl.collect_all(
-        [keys.select(pl.len()), named.select(pl.len()), first.select(pl.len()), pending], engine="streaming"
+    done = written.select("image_path").filter(pl.col("image_path").is_not_null()).unique()
+    pending = first.join(done, on="image_path", how="anti", maintain_order="left")
+    broken = written.filter(pl.col("image_path").is_null()).select(pl.len(), first=pl.col("line").min())
+    total, with_path, distinct, broken_lines, pending_keys = pl.collect_all(
+        [keys.select(pl.len()), named.select(pl.len()), first.select(pl.len()), broken, pending], engine="streaming"
     )
     counts = Counts(
         input=total.item(),
         distinct=distinct.item(),
         already_done=distinct.item() - len(pending_keys),
         duplicates=with_path.item() - distinct.item(),
+        broken_in_output=broken_lines["len"].item(),
+        first_broken=broken_lines["first"].item() or 0,
         **_write_skipped(keys, workspace.skipped),
     )
     keys_file.unlink()
     if not counts.distinct and source.shard is None:
         raise UsageError(f"no row of {source.path} has an image path in column {source.image_column!r}")
     _write_rows(lines, pending_keys, workspace.plan_rows)
-    chunks = list(_cut(workspace.plan_rows, chunk_size))
-    _write_plan(workspace, source.identity(), counts, chunks)
-    return Plan(counts, chunks)
+    return counts, list(_cut(workspace.plan_rows, chunk_size))
 
 
-def _lines(source: Source) -> pl.LazyFrame:
-    """The lines that are not blank, of the shard that is asked for."""
-    lines = _scan(source).filter(pl.col("row").str.strip_chars() != "")
-    return lines if source.shard is None else lines.filter(source.shard.holds(pl.col("image_path")))
-
-
-def _write_plan(workspace: Workspace, source: dict[str, Any], counts: Counts, chunks: list[Chunk]) -> None:
-    plan = {"source": source, "counts": asdict(counts), "chunks": [asdict(chunk) for chunk in chunks]}
-    write_json(workspace.plan_file, plan | {"outputs": _versions(workspace)})
+def _write_plan(workspace: Workspace, plan: PlanFile) -> None:
+    """Writes plan.json, which vouches for plan.parquet: that is on disk by now."""
+    write_json(workspace.plan_file, asdict(plan))
 
 
 def keep_plan(workspace: Workspace, source: Source, plan: Plan) -> None:
     """Lets the plan go on after a merge of ours, which has changed the output that it was made for."""
-    _write_plan(workspace, source.identity(), plan.counts, plan.chunks)
+    outputs = output_versions(workspace)
+    _write_plan(workspace, PlanFile(source.identity(), plan.counts, plan.chunks, outputs))
 
 
-def _versions(workspace: Workspace) -> list[list[int] | None]:
-    return [_version(output) for output in workspace.outputs]
-
-
-def _version(path: Path) -> list[int] | None:
-    """Size in bytes and time of change in ns; None for a file that is not there."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
+def output_versions(workspace: Workspace) -> list[list[int] | None]:
+    """What changes when anybody writes to an output."""
+    return [file_version(output) for output in workspace.outputs]
 
 
 def open_plan(workspace: Workspace) -> Plan | None:
-    """The plan in progress, its `merged` column brought up to date with the output; None when there is none."""
-    written = read_json(workspace.plan_file)
-    if written is None or not workspace.plan_rows.exists():
+    """The plan in progress, its `merged` column brought up to date with the output.
+
+    None when there is none, or none that can be read: what its parts hold is settled all the same.
+    """
+    written = read_plan_file(workspace)
+    if written is None or not _rows_are_readable(workspace, written):
         return None
+    outputs = output_versions(workspace)
     rows = pl.scan_parquet(workspace.plan_rows, glob=False).drop("merged")
     done = done_paths(*workspace.outputs).with_columns(merged=pl.lit(value=True))
-    refreshed = workspace.plan_rows.with_suffix(".refreshed")
-    rows.join(done, on="image_path", how="left", maintain_order="left").with_columns(
+    marked = rows.join(done, on="image_path", how="left", maintain_order="left").with_columns(
         pl.col("merged").fill_null(value=False)
-    ).sink_parquet(refreshed, row_group_size=ROW_GROUP, engine="streaming")
-    refreshed.replace(workspace.plan_rows)
-    return Plan(Counts(**written["counts"]), [Chunk(**chunk) for chunk in written["chunks"]], resumed=True)
+    )
+    with replacing_path(workspace.plan_rows) as path:
+        _sink(marked, path)
+    return Plan(written.counts, written.chunks, resumed=True, outputs=outputs)
+
+
+def read_plan_file(workspace: Workspace) -> PlanFile | None:
+    """The content of plan.json; None when it is not there or damaged."""
+    try:
+        return PLAN_FILE.validate_json(workspace.plan_file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _rows_are_readable(workspace: Workspace, written: PlanFile) -> bool:
+    """Whether plan.parquet is the one that plan.json speaks of, from its first row to its last."""
+    try:
+        rows = pl.scan_parquet(workspace.plan_rows, glob=False)
+        paths, _ = pl.collect_all(
+            [
+                rows.select("image_path"),
+                rows.select(pl.col("row").str.len_bytes().sum(), pl.col("line", "merged").sum()),
+            ],
+            engine="streaming",
+        )
+    except (*POLARS_ERRORS, OSError):
+        return False
+    return list(_chunks(paths["image_path"], [chunk.length for chunk in written.chunks])) == written.chunks
 
 
 def plan_is_for(workspace: Workspace, source: Source) -> bool:
     """Whether the plan in progress was made from this very input and output: both may have been edited since."""
-    written = read_json(workspace.plan_file)
-    return (
-        written is not None
-        and written["source"] == source.identity()
-        and written.get("outputs") == _versions(workspace)
-    )
+    written = read_plan_file(workspace)
+    return written is not None and written.source == source.identity() and written.outputs == output_versions(workspace)
 
 
 def remove_plan(workspace: Workspace) -> None:
-    """Forgets the plan; plan.json goes first, for a plan without it does not count."""
+    """Forgets the plan; plan.json goes first, for good: it must not come back beside the rows of another plan."""
     workspace.plan_file.unlink(missing_ok=True)
+    sync_folder(workspace.work)
     workspace.plan_rows.unlink(missing_ok=True)
 
 
@@ -222,92 +237,10 @@ def read_chunks(workspace: Workspace, chunks: Sequence[Chunk]) -> Iterator[tuple
             yield chunk, frame.slice(chunk.offset - start, chunk.length)
 
 
-def done_paths(*outputs: Path) -> pl.LazyFrame:
-    """The distinct image paths of outputs, column image_path; a torn or malformed line holds none."""
-    written = [_scan_lines(output) for output in outputs if output.exists() and output.stat().st_size]
-    if not written:
-        return pl.LazyFrame(schema={"image_path": pl.String})
-    paths = pl.concat(written).select(image_path=_image_path("image_path"))
-    return paths.filter(pl.col("image_path").is_not_null()).unique()
-
-
-def _scan(source: Source) -> pl.LazyFrame:
-    """Columns line, row (the JSON text) and image_path (null where there is none)."""
-    if not source.is_parquet:
-        return _scan_lines(source.path).with_columns(image_path=_image_path(source.image_column))
-    columns = pl.scan_parquet(source.path, glob=False)
-    schema = columns.collect_schema()
-    writable = [name for name, dtype in schema.items() if not _holds_bytes(dtype)]
-    if source.image_column not in writable:
-        what = "holds bytes, not paths" if source.image_column in schema else "is not there"
-        raise UsageError(
-            f"column {source.image_column!r} of {str(source.path)!r} {what}; columns that can be used are "
-            f"{', '.join(map(repr, writable))}: name the one with the image paths with --image-column"
-        )
-    path = pl.col(source.image_column).cast(pl.String)
-    return columns.select(row=pl.struct(writable).struct.json_encode(), image_path=path).with_row_index(
-        "line", offset=1
-    )
-
-
-def _holds_bytes(dtype: pl.DataType) -> bool:
-    """Whether a column cannot be written as JSON: images in Parquet files often come as {bytes, path}."""
-    if isinstance(dtype, pl.Struct):
-        return any(_holds_bytes(field.dtype) for field in dtype.fields)  # type: ignore[arg-type]
-    if isinstance(dtype, pl.List | pl.Array):
-        return _holds_bytes(dtype.inner)  # type: ignore[arg-type]
-    return dtype == pl.Binary or dtype == pl.Object
-
-
-def _scan_lines(path: Path) -> pl.LazyFrame:
-    """Columns line and row: a text file, plain, .gz or .zst, read as CSV of one column.
-
-    Not scan_ndjson, which infers a schema and fails on the first line that breaks it; not scan_lines, which fails
-    on the first byte that is not UTF-8. The separator is U+0001, which no JSON may hold: a line with one is malformed,
-    and is put together again so that it stays so. No globs: a file may be called `labeled[1].jsonl`.
-    """
-    columns = pl.scan_csv(
-        path,
-        has_header=False,
-        separator="\x01",
-        quote_char=None,
-        encoding="utf8-lossy",
-        schema={"row": pl.String, "rest": pl.String},
-        missing_columns="insert",
-        extra_columns="ignore",
-        truncate_ragged_lines=True,
-        raise_if_empty=False,
-        row_index_name="line",
-        row_index_offset=1,
-        glob=False,
-    )
-    return columns.select("line", row=pl.concat_str("row", pl.col("rest").fill_null(""), separator=""))
-
-
-def _image_path(column: str) -> pl.Expr:
-    """The image path in a JSON object as text; null where the text is no JSON object or has none."""
-    json_path = f"$[{orjson.dumps(column).decode()}]"
-
-    def paths(rows: pl.Series) -> pl.Series:
-        found = rows.str.json_path_match(json_path)
-        return found if found.null_count() == 0 else _with_lenient(found, rows, column)
-
-    return pl.col("row").map_batches(paths, return_dtype=pl.String, is_elementwise=True)
-
-
-def _with_lenient(found: pl.Series, rows: pl.Series, column: str) -> pl.Series:
-    """Fills in what only Python's JSON reads: rows with NaN, infinities or lone surrogates."""
-    values = found.to_list()
-    for index in found.is_null().arg_true():
-        value = (json_object(rows[index]) or {}).get(column)
-        values[index] = value if isinstance(value, str) else None
-    return pl.Series(found.name, values, dtype=pl.String)
-
-
 def _write_keys(lines: pl.LazyFrame, path: Path) -> None:
     """Writes line, image_path, and of lines without one the row."""
     row = pl.when(PATH_MISSING).then("row")
-    lines.select("line", "image_path", row=row).sink_parquet(path, row_group_size=ROW_GROUP, engine="streaming")
+    _sink(lines.select("line", "image_path", row=row), path)
 
 
 def _write_skipped(keys: pl.LazyFrame, path: Path) -> dict[str, int]:
@@ -330,19 +263,33 @@ def _write_skipped(keys: pl.LazyFrame, path: Path) -> dict[str, int]:
     if skipped.is_empty():
         path.unlink(missing_ok=True)
     else:
-        skipped.write_ndjson(path)
+        with polars_faults(path):
+            skipped.write_ndjson(path)
     return {reason: len(skipped.filter(pl.col("reason") == reason)) for reason in ("malformed", "without_path")}
 
 
 def _write_rows(lines: pl.LazyFrame, pending_keys: pl.DataFrame, path: Path) -> None:
-    lines.select("line", "row").join(pending_keys.lazy(), on="line", maintain_order="left").select(
-        "line", "image_path", "row", merged=pl.lit(value=False)
-    ).sink_parquet(path, row_group_size=ROW_GROUP, engine="streaming")
+    rows = lines.select("line", "row").join(pending_keys.lazy(), on="line", maintain_order="left")
+    _sink(rows.select("line", "image_path", "row", merged=pl.lit(value=False)), path)
+    sync_file(path)
+
+
+def _sink(rows: pl.LazyFrame, path: Path) -> None:
+    with polars_faults(path):
+        rows.sink_parquet(path, row_group_size=ROW_GROUP, engine="streaming")
 
 
 def _cut(rows: Path, chunk_size: int) -> Iterator[Chunk]:
     paths = pl.scan_parquet(rows, glob=False).select("image_path").collect()["image_path"]
-    for number, offset in enumerate(range(0, len(paths), chunk_size), start=1):
-        chunk = paths.slice(offset, chunk_size).to_list()
+    lengths = [min(chunk_size, len(paths) - offset) for offset in range(0, len(paths), chunk_size)]
+    return _chunks(paths, lengths)
+
+
+def _chunks(paths: pl.Series, lengths: Sequence[int]) -> Iterator[Chunk]:
+    """Consecutive chunks of so many rows each; `paths` are the image paths of all."""
+    offset = 0
+    for number, length in enumerate(lengths, start=1):
+        chunk = paths.slice(offset, length).to_list()
         digest = hashlib.blake2b("\0".join(chunk).encode(), digest_size=16).hexdigest()
         yield Chunk(number, offset, len(chunk), digest)
+        offset += length

@@ -10,7 +10,20 @@ MOST_NAMES = 20
 def _is_object(item: Any) -> bool:
     if not (isinstance(item, dict) and isinstance(item.get("name"), str) and isinstance(item.get("bbox"), list)):
         return False
-    return len(item["bbox"]) == 4 and all(isinstance(number, int | float) for number in item["bbox"])
+    return len(item["bbox"]) == 4 and all(type(side) is int and 0 <= side <= 1000 for side in item["bbox"])
+
+
+def _is_ours(row: dict[str, Any]) -> bool:
+    """Whether the fields that are counted are as a run writes them: others write to outputs, too."""
+    objects, flags = row.get("objects"), row.get("flags", [])
+    return (
+        isinstance(objects, list)
+        and all(map(_is_object, objects))
+        and isinstance(flags, list)
+        and all(isinstance(flag, str) for flag in flags)
+        and isinstance(row.get("parse_stage", "json"), str)
+        and type(row.get("attempts", 1)) is int
+    )
 
 
 class Quality:
@@ -34,8 +47,7 @@ class Quality:
     def add(self, row: dict[str, Any]) -> None:
         """Looks at one row of the output; one that was edited into something else counts as failed."""
         self.answers += 1
-        objects, flags = row.get("objects"), row.get("flags", ())
-        if not (isinstance(objects, list) and isinstance(flags, list | tuple) and all(map(_is_object, objects))):
+        if not _is_ours(row):
             self._stages["failed"] += 1
             return
         self._stages["failed" if row.get("annotations_error") else row.get("parse_stage", "json")] += 1

@@ -37,6 +37,13 @@ USER_PROMPTS = {"en": "Caption: {caption}", "zh": "图片描述:{caption}"}
 REASK_TEMPERATURES = (0.3, 0.6, 0.9, 1.2)
 REPETITION_DETECTION = {"min_pattern_size": 8, "max_pattern_size": 80, "min_count": 5}
 
+# Always part of the fingerprint, as in the first outputs. A field that is added later is part of it where it is not at
+# its default: half-finished outputs of earlier versions go on.
+FIRST_FIELDS = frozenset((
+    "family", "language", "system_prompt", "user_prompt", "structured_output", "temperature", "top_p", "max_tokens",
+    "repetition_detection", "reasks", "max_objects", "min_visual_tokens", "max_visual_tokens", "jpeg_quality",
+))  # fmt: skip
+
 
 class Recipe(BaseModel):
     """Everything that decides an answer, and nothing else."""
@@ -121,12 +128,19 @@ class Recipe(BaseModel):
 
 def recipe_settings(recipe: Recipe, model: str) -> dict[str, Any]:
     """The recipe and the model as plain data: what the fingerprint covers and `recipe.json` shows."""
-    settings = {name: getattr(recipe, name) for name in sorted(Recipe.model_fields)}
+    settings = {
+        name: value
+        for name, field in sorted(type(recipe).model_fields.items())
+        if (value := getattr(recipe, name)) != field.get_default(call_default_factory=True) or name in FIRST_FIELDS
+    }
     return {"model": model} | settings | {"family": resolve_family(recipe.family, model).name}
 
 
 def fingerprint(recipe: Recipe, model: str) -> str:
-    """12 hexadecimal digits that change whenever an answer could: settings, built-in prompts and schema alike."""
+    """12 hexadecimal digits that change whenever an answer could: settings, built-in prompts and schema alike.
+
+    How an image is sent (its bytes, its name, by which connection) is no part of it.
+    """
     family = resolve_family(recipe.family, model)
     decides = recipe_settings(recipe, model) | {
         "system_prompt": system_prompt(recipe, family),

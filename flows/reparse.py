@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from flows.answers import answer_fields, read_answer
 from flows.errors import UsageError
 from flows.families import FAMILIES, Family, resolve_family
-from flows.json_text import json_object
-from flows.parts import OUR_FIELDS
+from flows.interrupts import INTERRUPTED
+from flows.json_text import dumped, json_object, object_line, raw_members
+from flows.parts import OUR_FIELDS, other_members
 from flows.quality import Quality
-from flows.workspace import Workspace, read_json, replacing
+from flows.storage.atomic import replacing
+from flows.workspace import Workspace
 
 KEPT = ("vlm_output", "width", "height", "sent_size")
 
@@ -38,16 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"interrupted: {given.output} was not written", file=sys.stderr)
+        return INTERRUPTED
     failed = quality.summary()["parse_stages"].get("failed", 0)
     print(f"{quality.answers} answers read as {family.name}, {failed} hold no annotation: {given.output}")
     return 1 if failed else 0
 
 
 def family_of(output: Path) -> Family:
-    """The family that the recipe of an output names. Raises UsageError where no recipe is kept."""
-    settings = (read_json(Workspace.at(output).recipe) or {}).get("settings", {})
-    if not settings:
-        raise UsageError(f"no recipe is kept beside {output}: name the model's family with --family")
+    """The family that the recipe of an output names. Raises UsageError where no recipe is recorded."""
+    recipe = Workspace.at(output).read_recipe()
+    if recipe is None:
+        raise UsageError(f"no recipe is recorded beside {output}: name the model's family with --family")
+    settings = recipe["settings"]
     return resolve_family(settings.get("family", "auto"), settings.get("model", ""))
 
 
@@ -67,14 +71,16 @@ def reparse(source: Path, target: Path, family: Family) -> Quality:
             if row is None or not isinstance(row.get("vlm_output"), str):
                 file.write(line)
                 continue
-            row = reparsed(row, family, f"line {number} of {source}")
-            quality.add(row)
-            file.write(orjson.dumps(row) + b"\n")
+            fields = reparsed(row, family, f"line {number} of {source}")
+            quality.add(fields)
+            text = line.decode(errors="replace")
+            kept = [f"{written}:{value}" for name, (written, value) in raw_members(text).items() if name in KEPT]
+            file.write(object_line(*other_members(text, *OUR_FIELDS), *kept[:1], dumped(fields), *kept[1:]))
     return quality
 
 
 def reparsed(row: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
-    """The row with the fields that its text gives when it is read as of `family`."""
+    """The fields that the text of a row gives when it is read as of `family`."""
     sent_size = row.get("sent_size")
     if family.space == "pixels" and not _is_size(sent_size):
         raise UsageError(
@@ -82,12 +88,11 @@ def reparsed(row: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
             "mean nothing: give another --family, or annotate again"
         )
     size = (sent_size[0], sent_size[1]) if _is_size(sent_size) and sent_size else (1, 1)
-    whole = "truncated" not in row.get("flags", ())
+    flags = row.get("flags")
+    whole = not (isinstance(flags, list) and "truncated" in flags)
+    attempts = row.get("attempts", 1)
     answer = read_answer(row["vlm_output"], family, size, whole=whole)
-    others = {name: value for name, value in row.items() if name not in OUR_FIELDS}
-    fields = answer_fields(answer, row.get("attempts", 1))
-    kept = {name: row[name] for name in KEPT if name in row}
-    return others | {"vlm_output": kept.pop("vlm_output")} | fields | kept
+    return answer_fields(answer, attempts if type(attempts) is int else 1)
 
 
 def _is_size(value: Any) -> bool:

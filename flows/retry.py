@@ -1,6 +1,5 @@
 """The flow that asks again what has no answer: all of the failures file, or only some kinds of failure."""
 
-import asyncio
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,9 +13,11 @@ from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
 from flows.errors import UsageError
 from flows.json_text import json_object
+from flows.storage.atomic import replacing
 from flows.storage.locations import Location, name_of
 from flows.storage.mirror import opened
-from flows.workspace import Workspace, replacing
+from flows.threads import run_to_end
+from flows.workspace import Workspace
 
 FailureKind = Literal[
     "missing", "unreadable", "outside_root", "too_large", "rejected", "truncated", "timeout", "server", "unasked"
@@ -53,7 +54,7 @@ async def retry_failures(
 
     """
     try:
-        workspace, chosen, others = await asyncio.to_thread(chosen_failures, output, kinds)
+        workspace, chosen, others = await run_to_end(chosen_failures, output, kinds)
     except UsageError as error:
         get_run_logger().error("%s", error)
         return Failed(message=str(error))

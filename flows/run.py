@@ -17,11 +17,13 @@ from flows.endpoint import NO_KEY
 from flows.errors import UsageError
 from flows.families import Family, resolve_family
 from flows.inference import Inference
-from flows.plan import Plan, Source, make_plan, open_plan, plan_is_for, remove_plan
+from flows.plan import POLARS_ERRORS, Plan, make_plan, open_plan, plan_is_for, remove_plan
+from flows.provenance import makers_in
 from flows.recipe import fingerprint, recipe_settings
 from flows.run_files import RunFiles, is_image_file, opened_files
 from flows.serving.keeper import Keeper, kept_servers, watching
 from flows.serving.preflight import preflight
+from flows.source import Source
 from flows.storage.locations import ImageRoot, Location
 from flows.store import settle
 from flows.workspace import Workspace
@@ -125,10 +127,15 @@ async def open_run(
         )
         await stack.enter_async_context(watching(keepers, inference.pool))
         model = await inference.check(server.expected_model())
-        versions = await inference.versions()
+        versions = await inference.versions(model)
         if server.start is None:
             stack.enter_context(workspace.locked())
         family, settings, identity = guard_recipe(workspace, recipe, model)
+        if others := other_recipes(workspace, identity):
+            warn(
+                f"{workspace.recipe} is gone, and {workspace.report} names recipes ({', '.join(others)}) other than "
+                f"this run's {identity}: its answers are added to theirs"
+            )
         servers_read = can_read(server, keepers, files.image_root)
         annotator = Annotator(
             inference, recipe, family, model, files.image_root, error_budget, servers_read=servers_read
@@ -190,6 +197,13 @@ def guard_recipe(workspace: Workspace, recipe: AnnotationRecipe, model: str) -> 
     return family, settings, identity
 
 
+def other_recipes(workspace: Workspace, identity: str) -> list[str]:
+    """Recipes that an output was made with, by its report, where nothing else tells any more."""
+    if workspace.recipe.exists() or not workspace.output.exists():
+        return []
+    return sorted({entry["recipe"] for entry in makers_in(workspace.report)} - {identity})
+
+
 def current_plan(run: Run, chunk_size: int) -> Plan:
     """The plan in progress if nobody has edited its input or output; else a new one, once the old one is settled.
 
@@ -203,7 +217,7 @@ def current_plan(run: Run, chunk_size: int) -> Plan:
             remove_plan(workspace)
             plan = make_plan(run.source, workspace, chunk_size)
             _check_image_root(run, plan)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+    except POLARS_ERRORS as error:
         raise _unreadable(run, error) from None
     except OSError as error:
         if error.errno is not None:  # the disk's, not the decompressor's

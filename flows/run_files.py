@@ -1,23 +1,22 @@
 """What a run reads and writes, found and checked: input, image root and output, here or in an object store."""
 
-import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from flows.errors import UsageError
 from flows.parts import OUR_FIELDS
-from flows.plan import Chunk, Source, check_source
+from flows.plan import Chunk
 from flows.shard import Shard
+from flows.source import Source, check_source
 from flows.state_folder import state_folder
 from flows.storage.locations import ImageRoot, Location, image_root_at, local_copy
 from flows.storage.mirror import Files, opened
+from flows.threads import in_thread, run_to_end
 from flows.workspace import Workspace
-
-Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,13 @@ class RunFiles:
     async def keep(self, chunk: Chunk) -> None:
         """Makes the answers of a chunk outlive this machine, where the output does."""
         try:
-            await asyncio.to_thread(self.output.keep, chunk)
+            await run_to_end(self.output.keep, chunk)
         except OSError as error:
             self.warn(f"answers of chunk {chunk.number} are kept on this machine only, for now: {error}")
 
     async def publish(self) -> None:
         """Makes output, failures and reports known to everybody. Raises OSError."""
-        await asyncio.to_thread(self.output.publish)
+        await run_to_end(self.output.publish)
 
 
 @asynccontextmanager
@@ -60,24 +59,17 @@ async def opened_files(
 ) -> AsyncIterator[RunFiles]:
     """The files of a run, for as long as the context lasts. Raises UsageError for what cannot be used."""
     check_distinct(input, output)
-    async with _in_thread(opened(output, shard, say)) as files:
+    stopped = threading.Event()
+    async with in_thread(opened(output, shard, say, stopped), give_up=stopped.set) as files:
         root = found_image_root(image_root)
         share = Shard.parse(shard) if shard else None
-        source, columns = await asyncio.to_thread(found_source, input, image_column, caption_column, share)
+        source, columns = await run_to_end(
+            found_source, input, image_column, caption_column, share, stopped, give_up=stopped.set
+        )
         if replaced := [name for name in columns if name in replaced_columns(source)]:
             names = ", ".join(map(repr, replaced))
             warn(f"the input's columns {names} are replaced in the output by ours of these names")
         yield RunFiles(source, root, files, warn)
-
-
-@asynccontextmanager
-async def _in_thread(context: AbstractContextManager[Opened]) -> AsyncIterator[Opened]:
-    """A context that takes its time to be entered and left."""
-    value = await asyncio.to_thread(context.__enter__)
-    try:
-        yield value
-    finally:
-        await asyncio.shield(asyncio.to_thread(context.__exit__, None, None, None))
 
 
 def replaced_columns(source: Source) -> set[str]:
@@ -104,10 +96,18 @@ def found_image_root(where: Path | str) -> ImageRoot:
 
 
 def found_source(
-    where: Path | str, image_column: str, caption_column: str, shard: Shard | None = None
+    where: Path | str,
+    image_column: str,
+    caption_column: str,
+    shard: Shard | None = None,
+    stopped: threading.Event | None = None,
 ) -> tuple[Source, list[str]]:
-    """The input, on this machine, and its columns. Raises UsageError where it cannot be read or lacks those named."""
-    source = Source(local_copy(where, state_folder() / "inputs"), image_column, caption_column, shard)
+    """The input, on this machine, and its columns. Raises UsageError where it cannot be read or lacks those named.
+
+    `stopped` is set to end its download.
+    """
+    copy = local_copy(where, state_folder() / "inputs", stopped or threading.Event())
+    source = Source(copy, image_column, caption_column, shard)
     return source, check_source(source)
 
 

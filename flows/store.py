@@ -3,23 +3,26 @@
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
-import orjson
 import polars as pl
 
-from flows.errors import ImageFailure
+from flows.errors import ImageFailure, UsageError
 from flows.json_text import json_object
-from flows.parts import answers_path, failure_line, failures_path, whole_lines
-from flows.plan import Chunk, Plan, done_paths, read_chunks
+from flows.parts import answers_path, failure_line, failures_path, path_of, whole_lines
+from flows.plan import Chunk, Plan, open_plan, output_versions, read_chunks
 from flows.quality import Quality
-from flows.workspace import Workspace, replacing, sync_folder
+from flows.source import FileState, done_paths, file_state
+from flows.storage.atomic import replacing, sync_folder
+from flows.workspace import Workspace
 
 COPY_BUFFER_BYTES = 8 * 1024 * 1024
+MERGE_TRIES = 3
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -36,9 +39,9 @@ class Merged:
         """Counts a row that went into the output."""
         self.answered += 1
         if not self.quality.is_full:
-            self.quality.add(orjson.loads(line))
+            self.quality.add(json_object(line) or {})
         # The bytes first: reading every line again would be most of a merge.
-        if b'"annotations_error":true' in line and orjson.loads(line).get("annotations_error") is True:
+        if b'"annotations_error":true' in line and (json_object(line) or {}).get("annotations_error") is True:
             self.annotations_error += 1
 
     def add_failure(self, line: bytes) -> None:
@@ -47,17 +50,44 @@ class Merged:
         self.failures[str(failure.get("kind")) if isinstance(failure, dict) else "unknown"] += 1
 
 
+class OutputChangedError(UsageError):
+    """Another program has written to the output while its lines were copied."""
+
+
+def undisturbed(attempt: Callable[[], Result]) -> Result:
+    """What `attempt` returns, which is made again where somebody else writes to the output meanwhile.
+
+    Raises UsageError where that goes on.
+    """
+    for _ in range(MERGE_TRIES - 1):
+        with suppress(OutputChangedError):
+            return attempt()
+    return attempt()
+
+
 def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure]) -> Merged:
     """Moves the parts' answers behind the output's rows, in input order, and rewrites the failures file.
 
     `stopped` has a failure for each chunk (by number) that did not come to its end: its open rows get that one.
     Both files are replaced atomically, failures first: between the two an image can be in neither file (its answer is
-    still in its part), but never in both. Parts go last; a merge cut short is done again by the next run.
+    still in its part), but never in both. Parts go last; a merge cut short is done again by the next run. What others
+    have written to the output meanwhile stays, and is not answered a second time.
     """
+    merged = undisturbed(lambda: _merge(workspace, plan, stopped))
+    if not merged.failures and not merged.left_alone:
+        workspace.failures.unlink()
+    workspace.set_aside.unlink(missing_ok=True)
+    _remove_parts(workspace)
+    return merged
+
+
+def _merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure]) -> Merged:
+    before = file_state(workspace.output)
+    _mark_merged(workspace, plan)
     merged = Merged()
     set_aside = _set_aside(workspace)
     with (
-        extending(workspace.output, has_more=_has_answers(workspace)) as output,
+        extending(workspace.output, before, has_more=_has_answers(workspace)) as output,
         replacing(workspace.failures) as failures,
     ):
         for chunk, rows in read_chunks(workspace, plan.chunks):
@@ -67,11 +97,13 @@ def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure])
                     set_aside.pop(image_path, None)  # it was asked after all
         failures.writelines(set_aside.values())
         merged.left_alone = len(set_aside)
-    if not merged.failures and not set_aside:
-        workspace.failures.unlink()
-    workspace.set_aside.unlink(missing_ok=True)
-    _remove_parts(workspace)
     return merged
+
+
+def _mark_merged(workspace: Workspace, plan: Plan) -> None:
+    """Brings the plan up to date with an output that somebody has written to since it was opened."""
+    if plan.outputs != output_versions(workspace) and open_plan(workspace) is None:
+        raise UsageError(f"{workspace.plan_file} is gone or damaged: run again, all answers are kept")
 
 
 def _set_aside(workspace: Workspace) -> dict[str, bytes]:
@@ -91,17 +123,24 @@ def settle(workspace: Workspace, plan: Plan | None) -> int:
     """
     if not any(workspace.parts.iterdir()):
         return 0
+    answered = undisturbed(lambda: _settle(workspace, plan))
+    _remove_parts(workspace)
+    return answered
+
+
+def _settle(workspace: Workspace, plan: Plan | None) -> int:
+    before = file_state(workspace.output)
+    if plan is not None:
+        _mark_merged(workspace, plan)
     merged = Merged()
     with (
-        extending(workspace.output, has_more=_has_answers(workspace)) as output,
+        extending(workspace.output, before, has_more=_has_answers(workspace)) as output,
         Path(os.devnull).open("wb") as nowhere,
     ):
-        if plan is not None:
-            for chunk, rows in read_chunks(workspace, plan.chunks):
-                _merge_chunk(workspace, chunk, rows, None, output, nowhere, merged)
-        else:
-            merged.answered = append_unplanned(workspace, sorted(workspace.parts.glob("*.jsonl")), output)
-    _remove_parts(workspace)
+        if plan is None:
+            return append_unplanned(workspace, sorted(workspace.parts.glob("*.jsonl")), output)
+        for chunk, rows in read_chunks(workspace, plan.chunks):
+            _merge_chunk(workspace, chunk, rows, None, output, nowhere, merged)
     return merged.answered
 
 
@@ -125,7 +164,7 @@ def _merge_chunk(
             continue
         if image_path not in failed:
             why = stopped or ImageFailure("unasked", "its chunk did not come to its turn")
-            failed[image_path] = failure_line({**(json_object(row) or {}), "image_path": image_path}, why)
+            failed[image_path] = failure_line(row, image_path, why)
         failures.write(failed[image_path])
         merged.add_failure(failed[image_path])
     return open_rows
@@ -152,24 +191,50 @@ def _has_answers(workspace: Workspace) -> bool:
 
 
 @contextmanager
-def extending(output: Path, *, has_more: bool) -> Iterator[BinaryIO]:
-    """A file that takes the output's place and holds its lines; where there are no more, the output stays untouched."""
+def extending(output: Path, before: FileState | None, *, has_more: bool) -> Iterator[BinaryIO]:
+    """A file that takes the output's place and holds its lines; where there are no more, the output stays untouched.
+
+    `before` is the state of the output when it was last looked at for what is done. Raises OutputChangedError where
+    somebody has written to it since.
+    """
     if output.exists() and not has_more:
         with Path(os.devnull).open("wb") as nowhere:
             yield nowhere
         return
-    with replacing(output) as file:
-        _copy_whole_lines(output, file)
-        yield file
+    with ExitStack() as stack:
+        existing = stack.enter_context(output.open("rb")) if output.exists() else None
+        with replacing(output) as file:
+            if existing is not None:
+                _copy_whole_lines(existing, file)
+            yield file
+            if file_state(output) != before:
+                raise OutputChangedError(
+                    f"{output} is written to by another program: wait for it or stop it, then run again; all answers "
+                    "are kept"
+                )
+        if existing is not None and before is not None:
+            _take_over(existing, before.size, output)
 
 
-def _copy_whole_lines(existing: Path, output: BinaryIO) -> None:
-    """Copies the output byte for byte, but for a torn last line: that is cut away, or completed if it is whole."""
-    if not existing.exists():
+def _take_over(replaced: BinaryIO, copied: int, output: Path) -> None:
+    """Appends what another program wrote to the file in the very moment in which it was replaced."""
+    replaced.seek(copied)
+    lines = [(path_of(line), line) for line in replaced.read().split(b"\n") if line.strip()]
+    if not lines:
         return
-    with existing.open("rb") as file:
-        shutil.copyfileobj(file, output, COPY_BUFFER_BYTES)
-        tail = _unfinished_line(file)
+    done = set(
+        done_paths(output).filter(pl.col("image_path").is_in([path for path, _ in lines])).collect()["image_path"]
+    )
+    with output.open("ab") as file:
+        file.writelines(line + b"\n" for path, line in lines if path not in done)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _copy_whole_lines(existing: BinaryIO, output: BinaryIO) -> None:
+    """Copies the output byte for byte, but for a torn last line: that is cut away, or completed if it is whole."""
+    shutil.copyfileobj(existing, output, COPY_BUFFER_BYTES)
+    tail = _unfinished_line(existing)
     if not tail:
         return
     if json_object(tail) is not None:

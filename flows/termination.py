@@ -23,31 +23,36 @@ async def ended_by_sigterm() -> AsyncIterator[None]:
     is caught beneath it, in C, where `faulthandler` writes to a pipe that the event loop reads. What it writes does not
     matter. Outside the main thread, where Prefect does not handle the signal either, nothing is done.
 
-    Raises TerminationSignal once all that was inside has been cleaned up; a second SIGTERM does not disturb that.
+    Raises TerminationSignal once all that was inside has been cleaned up; a second SIGTERM disturbs neither that nor
+    what Prefect does then, until it sets the handler of before.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     task, loop, arrived = asyncio.current_task(), asyncio.get_running_loop(), False
     assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in one
-    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    reading, writing = os.pipe()
+    for end in (reading, writing):
+        os.set_blocking(end, False)
 
-    def end() -> None:
+    def cancel() -> None:
         nonlocal arrived
         os.read(reading, 1 << 16)
         if not arrived:
             arrived = True
             task.cancel()
 
-    loop.add_reader(reading, end)
+    loop.add_reader(reading, cancel)
+    faulthandler.unregister(signal.SIGTERM)  # of a run of this process that was ended before
     faulthandler.register(signal.SIGTERM, file=writing, all_threads=False)
     try:
         yield
     finally:
-        faulthandler.unregister(signal.SIGTERM)
         loop.remove_reader(reading)
-        os.close(reading)
-        os.close(writing)
         if arrived:
+            # It stays registered, and the pipe open: another signal would raise in the midst of Prefect's own cleanup.
             task.uncancel()
             raise TerminationSignal(signal.SIGTERM)
+        faulthandler.unregister(signal.SIGTERM)
+        os.close(reading)
+        os.close(writing)

@@ -1,19 +1,21 @@
 """The files of a run: where they lie, who may write them, and with which recipe."""
 
-import errno
-import fcntl
-import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flows.errors import UsageError
 from flows.shard import Shard, shards_folder
+from flows.storage.atomic import read_json, replacing, write_json
+from flows.storage.lock import AlreadyLockedError, locked
+
+FORMAT = 1  # of the work folder; a later version that changes the meaning of its files counts it up
+LOCK_TRIES = 10
+MAX_PATH_BYTES, DEEPEST_BYTES = 4096, 128  # of a path, and of what the work folder adds to one
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Workspace:
         path = Path(os.path.realpath(Path(output).expanduser()))
         if path.suffix != ".jsonl":
             raise UsageError(f"output {str(output)!r} must end in .jsonl: the result is one JSON object a line")
+        _check_names(path)
         if path.name.endswith(".failures.jsonl"):
             raise UsageError(f"output {str(output)!r} is the name of a failures file: choose one without .failures")
         if path.is_dir():
@@ -86,6 +89,11 @@ class Workspace:
         return self.work / "plan.json"
 
     @property
+    def format(self) -> Path:
+        """The number of the work folder's format."""
+        return self.work / "format"
+
+    @property
     def skipped(self) -> Path:
         """Input lines that are no image to annotate, with line number and reason."""
         return self.work / "skipped.jsonl"
@@ -127,46 +135,63 @@ class Workspace:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the workspace for this process, creating it; the kernel lets go however the process ends."""
+        """Holds the workspace for this process, creating it; the kernel lets go however the process ends.
+
+        Raises UsageError while another run holds it, where it cannot be written, and for one of a later version.
+        """
         fresh = not self.work.exists()
-        try:
-            self.work.mkdir(parents=True, exist_ok=True)
-            self.parts.mkdir(exist_ok=True)
-            lock = (self.work / "lock").open("a+")
-            _check_replaceable(self.output)
-        except OSError as error:
-            raise UsageError(
-                f"cannot write beside output {self.output}: {error.strerror} ({error.filename}); "
-                "choose an --output in a folder that this user may write to"
-            ) from None
-        with lock:
-            self._take(lock.fileno())
+        with self._lock():
             try:
+                self.check_format()
                 yield
             finally:
-                if fresh and not self.recipe.exists():  # a run that was refused leaves no trace
+                # A run that was refused leaves no trace, but for the log of a server that did not start.
+                if fresh and not self.recipe.exists() and not any(self.logs.glob("*")):
                     shutil.rmtree(self.work, ignore_errors=True)
                     if self.whole is not None:
                         with suppress(OSError):  # other shards are in it
                             self.output.parent.rmdir()
 
-    def _take(self, descriptor: int) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        with ExitStack() as held:
+            try:
+                self._enter_lock(held)
+                _check_replaceable(self.output)
+            except AlreadyLockedError as holder:
                 raise UsageError(
-                    f"{self.work} cannot be locked: {error.strerror}; use a file system with locks"
+                    f"output {self.output} is being written by another run ({holder}); "
+                    "wait for it, stop it, or choose another --output"
                 ) from None
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            except OSError as error:
+                raise UsageError(
+                    f"cannot write beside output {self.output}: {error.strerror} ({error.filename}); choose an "
+                    "--output in a folder that this user may write to, on a file system with locks"
+                ) from None
+            yield
+
+    def _enter_lock(self, held: ExitStack) -> None:
+        for tries_left in reversed(range(LOCK_TRIES)):
+            try:
+                self.parts.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(self.work / "lock"))
+            except FileNotFoundError:  # a run that was refused is just removing the folder
+                if not tries_left:
+                    raise
+            else:
+                return
+
+    def check_format(self) -> None:
+        """Raises UsageError where a later version has written the work folder."""
+        try:
+            written = self.format.read_text(errors="replace").strip()
+        except FileNotFoundError:  # of a version that did not write it, which is format 1 too
+            return
+        if not (written.isascii() and written.isdecimal() and int(written) <= FORMAT):
             raise UsageError(
-                f"output {self.output} is being written by another run ({holder}); "
-                "wait for it, stop it, or choose another --output"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(
-            descriptor, f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%F %T')}\n".encode()
-        )
+                f"{self.work} has format {written[:20]!r}, and this version knows {FORMAT} at most: go on with the "
+                "version that wrote it, or choose another --output"
+            )
 
     def guard_recipe(self, settings: dict[str, Any], recipe_fingerprint: str) -> None:
         """Raises UsageError for a recipe other than the one that wrote what is here.
@@ -175,10 +200,11 @@ class Workspace:
         """
         if self.whole is not None:
             Workspace(self.whole).guard_recipe(settings, recipe_fingerprint)
-        known = read_json(self.recipe)
         answers = [self.output, *self.parts.glob("*.jsonl")]
-        started = any(path.exists() and path.stat().st_size for path in answers)
-        if known and started and known.get("fingerprint") != recipe_fingerprint:
+        if not any(path.exists() and path.stat().st_size for path in answers):
+            return
+        known = self.read_recipe()
+        if known is not None and known["fingerprint"] != recipe_fingerprint:
             before = known.get("settings", {})
             changed = [
                 f"{name}: {before.get(name)!r:.60} → {settings.get(name)!r:.60}"
@@ -191,8 +217,28 @@ class Workspace:
                 f"or delete {self.recipe} to mix them knowingly"
             )
 
+    def read_recipe(self) -> dict[str, Any] | None:
+        """Fingerprint and settings of the recipe that wrote the output; None where none is recorded.
+
+        Raises UsageError for a file that is torn or edited: it is no permission to mix recipes.
+        """
+        try:
+            recipe = read_json(self.recipe)
+        except ValueError as error:
+            recipe, why = {}, str(error)
+        else:
+            why = "it lacks fingerprint and settings"
+        if recipe is None or (isinstance(recipe.get("fingerprint"), str) and isinstance(recipe.get("settings"), dict)):
+            return recipe
+        raise UsageError(
+            f"{self.recipe} is damaged ({why:.100}), so nobody can tell which recipe wrote {self.output}: restore it, "
+            "choose another --output, or delete it to go on with the recipe of this run"
+        )
+
     def record_recipe(self, settings: dict[str, Any], recipe_fingerprint: str) -> None:
-        """Writes down which recipe the answers of this workspace come from."""
+        """Writes down which recipe the answers of this workspace come from, and the format of its work folder."""
+        with replacing(self.format) as file:
+            file.write(f"{FORMAT}\n".encode())
         write_json(self.recipe, {"fingerprint": recipe_fingerprint, "settings": settings})
 
 
@@ -203,45 +249,17 @@ def _check_replaceable(output: Path) -> None:
             pass
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`; None when there is none, or none that is whole."""
+def _check_names(output: Path) -> None:
+    """Raises UsageError where the names beside an output would be too long: better now than after the last answer."""
+    longest = output.with_name(output.stem + ".failures.jsonl")
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replaces `path` by `value`, atomically and durably."""
-    with replacing(path) as file:
-        file.write(json.dumps(value, ensure_ascii=False, indent=2).encode() + b"\n")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Any]:
-    """A binary file that takes the place of `path` once it is whole and on disk; on an error `path` stays as it was.
-
-    Its name is always the same, so that what a kill leaves behind is taken up by the next try.
-    """
-    unfinished = path.with_name(f".{path.name[-100:]}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            shutil.copymode(path, unfinished)
-        unfinished.replace(path)
-        sync_folder(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames and removals in `folder` survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        most = os.pathconf(output.parent, "PC_NAME_MAX")
+    except OSError:
+        most = 255
+    if (excess := len(os.fsencode(longest.name)) - most) > 0:
+        raise UsageError(
+            f"the name of output {str(output)!r} is too long: with .failures.jsonl it has {most + excess} bytes, and "
+            f"the file system takes {most}; make it {excess} bytes shorter"
+        )
+    if len(os.fsencode(longest)) + DEEPEST_BYTES > MAX_PATH_BYTES:
+        raise UsageError(f"the path of output {str(output)!r} is too long: make it {DEEPEST_BYTES} bytes shorter")

@@ -6,7 +6,8 @@ from pathlib import Path
 from flows.errors import ImageFailure
 from flows.images import PreparedImage
 from flows.parts import Part, Row, answer_line, pending_rows
-from flows.plan import Plan, Source, make_plan, open_plan
+from flows.plan import Plan, make_plan, open_plan
+from flows.source import Source
 from flows.store import merge
 from flows.workspace import Workspace
 from tests.conftest import lines_of
@@ -38,12 +39,12 @@ class Store:
         return plan
 
     def pending(self) -> list[Row]:
-        return [row for chunk in self.plan.chunks for row in pending_rows(self.workspace, chunk, "caption")]
+        return [row for chunk in self.plan.chunks for row in pending_rows(self.workspace, chunk, Source(self.input))]
 
     def answer(self, *numbers: int, failing: tuple[int, ...] = ()) -> None:
         """Answers rows in the order given, as completions arrive."""
         for chunk in self.plan.chunks:
-            rows = {row.image_path: row for row in pending_rows(self.workspace, chunk, "caption")}
+            rows = {row.image_path: row for row in pending_rows(self.workspace, chunk, Source(self.input))}
             part = Part(self.workspace, chunk)
             for number in numbers:
                 if (row := rows.get(f"{number}.jpg")) is not None:

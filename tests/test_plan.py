@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 
 from flows.errors import UsageError
-from flows.plan import Plan, Source, check_source, make_plan, open_plan, plan_is_for, read_chunk
+from flows.plan import Plan, make_plan, open_plan, plan_is_for, read_chunk
+from flows.source import Source, check_source
 from flows.workspace import Workspace
 from tests.conftest import lines_of
 

@@ -31,7 +31,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def rows(*names: str) -> deque[Row]:
-    return deque(Row(name, f"caption of {name}", {}) for name in names)
+    return deque(Row(name, f"caption of {name}", "{}") for name in names)
 
 
 @asynccontextmanager

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from flows.errors import ImageFailure
+from flows.storage.atomic import replacing
 from flows.store import merge, settle
-from flows.workspace import replacing
 from tests.conftest import lines_of
 from tests.stores import Store
 

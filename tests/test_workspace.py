@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from flows.errors import UsageError
-from flows.workspace import Workspace, read_json, replacing, write_json
+from flows.storage.atomic import read_json, replacing, write_json
+from flows.workspace import Workspace
 from tests.conftest import ROOT
 
 SETTINGS = {"model": "m", "temperature": 0.0}
@@ -83,9 +84,11 @@ def test_an_output_of_an_older_script_is_taken_as_it_is(workspace: Workspace) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])
-def test_a_torn_json_file_counts_as_none(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.json").write_bytes(content)
+def test_a_torn_json_file_is_not_taken_for_one_that_is_not_there(tmp_path: Path, content: bytes) -> None:
     assert read_json(tmp_path / "a.json") is None
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError):  # noqa: PT011 - each says it otherwise
+        read_json(tmp_path / "a.json")
 
 
 def test_json_is_written_whole_and_readable(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ CHUNK = annotate_images.parameters.properties["chunk_size"]["default"]
 
 async def annotate_chunk(run: Run, chunk: Chunk) -> None:
     """What the flow's task does."""
-    rows = await asyncio.to_thread(pending_rows, run.workspace, chunk, run.source.caption_column)
+    rows = await asyncio.to_thread(pending_rows, run.workspace, chunk, run.source)
     part = Part(run.workspace, chunk)
     try:
         await run.annotator.annotate(rows, part)

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
+from flows.provenance import made_by
 from flows.report.boxes import boxes_of
 from flows.report.charts import COLOURS, duration
 from flows.report.figures import gpu_rows, server_rows
@@ -16,9 +17,10 @@ from flows.report.gallery import Example, choose_rows, failure_of, marks_of, wit
 from flows.report.summary import chunk_names, counts_by_name, stand_ins
 from flows.report.text import text_of
 from flows.shard import shards_folder
+from flows.storage.atomic import replacing
 from flows.storage.locations import ImageRoot
 from flows.telemetry.bottleneck import TITLES
-from flows.workspace import Workspace, replacing
+from flows.workspace import Workspace
 
 MOST_BYTES, BYTES_A_BOX, BYTES_A_CARD = 9_000_000, 400, 1500  # of all images in the page; beside their texts
 MOST_FILTERS = 40
@@ -58,6 +60,7 @@ def page(
         shares=[(TITLES[kind], f"{share:.0%}") for kind, share in report["bottleneck"]["shares"].items()],
         figures=_figures(report),
         stand_ins=stand_ins(report),
+        makers=made_by(report.get("made_by")),
         tables=[rows for rows in (gpu_rows(report["telemetry"]), server_rows(report["telemetry"])) if len(rows) > 1],
         counts=[
             (what, [(text_of(name, 120), count) for name, count in by_name.items()])

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from flows.plan import Counts
+from flows.provenance import Makers, made_by
 from flows.store import Merged
 from flows.telemetry.bottleneck import Bottleneck
 
@@ -16,8 +17,12 @@ NEEDED = {  # one that lacks any is damaged, or of another version
 }  # fmt: skip
 
 
-def summarise_shards(counts: Counts, merged: Merged, reports: Mapping[str, Report], lost: Sequence[str]) -> Report:
+def summarise_shards(
+    counts: Counts, merged: Merged, reports: Mapping[str, Report], lost: Sequence[str], makers: Makers
+) -> Report:
     """The content of `report.json` for an output that was merged from shards; `reports` are theirs, by shard name.
+
+    `makers` are those of the output before.
 
     Counts of images are those of the merge. Times, tokens, servers and telemetry are the shards', each from its last
     run: `seconds` from the first one's begin to the last one's end, of which `annotating_seconds` are at most as many
@@ -42,6 +47,7 @@ def summarise_shards(counts: Counts, merged: Merged, reports: Mapping[str, Repor
             "malformed": counts.malformed,
             "without_path": counts.without_path,
             "duplicates": counts.duplicates,
+            "broken_in_output": counts.broken_in_output,
         },
         "failures": dict(merged.failures.most_common()),
         "failures_left_alone": 0,
@@ -55,6 +61,7 @@ def summarise_shards(counts: Counts, merged: Merged, reports: Mapping[str, Repor
         "images_per_second": round(_answered(latest) / annotating, 3) if annotating else 0.0,
         "tokens": {name: sum(report["tokens"][name] for report in latest) for name in ("prompt", "completion")},
         "quality": merged.quality.summary(),
+        "made_by": made_by(makers, *(report.get("made_by") for report in latest)),
         **{name: latest[0][name] if latest else "" for name in ("recipe", "family", "model")},
         "endpoints": list(dict.fromkeys(url for report in latest for url in report["endpoints"])),
         "servers": {

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flows.plan import Plan
+from flows.provenance import made_by, maker, makers_in
 from flows.report.charts import duration
 from flows.report.figures import telemetry_figures
 from flows.run import Run
@@ -24,7 +25,9 @@ def summarise(
     """
     tally, annotating = run.annotator.tally, telemetry.seconds
     starts = {keeper.replica.url: {"starts": keeper.starts} for keeper in run.keepers}
+    started = started_before(seconds)
     done_before = plan.counts.distinct - merged.answered - merged.failures.total()
+    own = maker(run.recipe_fingerprint, run.recipe_settings, run.model, run.versions, started)
     return {
         "images": {
             "input": plan.counts.input,
@@ -40,17 +43,19 @@ def summarise(
             "malformed": plan.counts.malformed,
             "without_path": plan.counts.without_path,
             "duplicates": plan.counts.duplicates,
+            "broken_in_output": plan.counts.broken_in_output,
         },
         "failures": dict(merged.failures.most_common()),
         "failures_left_alone": merged.left_alone,
         "failed_chunks": failed_chunks,
-        "started": started_before(seconds),
+        "started": started,
         "seconds": round(seconds, 3),
         "annotating_seconds": round(annotating, 3),
         "images_per_second": round(tally.answered / annotating, 3) if annotating else 0.0,
         "tokens": {"prompt": tally.prompt_tokens, "completion": tally.completion_tokens},
         "quality": merged.quality.summary(),
         "recipe": run.recipe_fingerprint,
+        "made_by": made_by(makers_in(run.workspace.report), [own] if merged.answered else []),
         "family": run.recipe_settings["family"],
         "model": run.model,
         "endpoints": list(run.versions),

@@ -20,6 +20,7 @@ from flows.serving.log_causes import Cause, cause_of
 from flows.serving.preflight import Replica
 from flows.serving.probe import port_is_taken, port_is_taken_by, served_models
 from flows.serving.record import ServerRecord, Users, read_record, record_path
+from flows.threads import run_to_end
 
 POLL_SECONDS = 0.5
 RECORD_SECONDS = 10  # a guardian takes to write its record
@@ -70,7 +71,7 @@ class Keeper:
             if record.keep:
                 self._say(f"{self.replica.url} stays up, as it was asked to; kill {record.pid} stops it")
             elif self._users.try_alone():
-                await asyncio.to_thread(record.end)
+                await run_to_end(record.end)
                 _reap()
                 self._say(f"stopped the server at {self.replica.url}")
             else:
@@ -114,7 +115,7 @@ class Keeper:
             async with self._alone_in_starting():
                 # What hangs or has left processes behind goes; what another run has started meanwhile stays.
                 if dead is not None and read_record(self._record_path) == dead and not await self._served_models():
-                    await asyncio.to_thread(dead.end)
+                    await run_to_end(dead.end)
                 await self._find_or_start()
         except (ServerUnavailable, UsageError, OSError) as error:
             self._say(f"{self.replica.url} did not come up again: {error}")
@@ -148,7 +149,7 @@ class Keeper:
         if not self._users.try_alone():
             raise UsageError(f"port {port} has a server of other settings that another run uses: set another port")
         self._say(f"ends the server of other settings that an earlier run has left on port {port}")
-        await asyncio.to_thread(record.end)
+        await run_to_end(record.end)
         self._users.try_share()
 
     async def _start(self) -> None:
@@ -181,7 +182,7 @@ class Keeper:
             now = time.monotonic()
             if not is_alive() or now - started > patience:
                 if (record := await self._record()) is not None and record.log == log:
-                    await asyncio.to_thread(record.end)
+                    await run_to_end(record.end)
                 what = "ended while it started" if now - started <= patience else f"was not ready after {patience:g} s"
                 raise ServerDied(f"the server at {self.replica.url} {what}: {cause_of(log)}; its log is {log}")
             if now - news > NEWS_SECONDS:

@@ -24,12 +24,22 @@ class Lease:
     No clocks are compared. Where the store writes conditionally (S3 does), of two takers one wins for certain.
     """
 
-    def __init__(self, fs: AbstractFileSystem, path: str, url: str, token: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        fs: AbstractFileSystem,
+        path: str,
+        url: str,
+        token: str,
+        say: Callable[[str], None],
+        stopped: threading.Event | None = None,
+    ) -> None:
+        """`stopped` is set to end the wait for another holder."""
         self._fs = fs
         self._path = path
         self._url = url
         self._token = token  # of the folder on this machine, which is locked: who else has it is gone
         self._say = say
+        self._stopped = stopped or threading.Event()
         self._version = ""
         self._held = self._lost = False
         self._writing = threading.Lock()
@@ -98,7 +108,8 @@ class Lease:
         self._say(f"{self._url} is held by a run on {holder}: waiting {LEASE_SECONDS:.0f} s to see if it lives")
         deadline = time.monotonic() + LEASE_SECONDS
         while time.monotonic() < deadline:
-            time.sleep(LOOK_SECONDS)
+            if self._stopped.wait(LOOK_SECONDS):
+                raise UsageError(f"stopped while it waited for {self._url}")
             if self._look() != held:
                 raise UsageError(
                     f"output {self._url} is being written by another run ({holder}): wait for it, stop it, or choose "
@@ -149,5 +160,5 @@ class Lease:
         return version_of(self._fs.info(self._path))
 
     def _content(self) -> bytes:
-        at = {"since": time.strftime("%F %T"), "beat": time.monotonic_ns()}
+        at = {"since": time.strftime("%F %T %z"), "beat": time.monotonic_ns()}
         return json.dumps({"token": self._token, "host": platform.node()} | at).encode()

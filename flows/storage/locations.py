@@ -5,6 +5,7 @@ import hashlib
 import os
 import posixpath
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,14 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from fsspec import AbstractFileSystem
+from fsspec.callbacks import Callback
 from fsspec.config import conf as fsspec_settings
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BeforeValidator, WithJsonSchema
 
 from flows.errors import ImageFailure, UsageError
+from flows.storage.atomic import replacing, replacing_path
 
 # Refusals that may be of this object alone; all others are of the key, or of the clock.
 OF_THE_OBJECT = ("AccessDenied", "Forbidden", "403", "InvalidObjectState", None)
@@ -86,20 +89,21 @@ def unreachable(url: str, error: OSError) -> UsageError:
     )
 
 
-def local_copy(where: Path | str, folder: Path) -> Path:
+def local_copy(where: Path | str, folder: Path, stopped: threading.Event) -> Path:
     """The file itself; of a URL a copy in `folder`, as new as the original. Raises UsageError where there is none."""
     if isinstance(where, Path):
         return where.expanduser()
     fs, path = file_system(where)
-    copy = folder / f"{hashlib.blake2b(where.encode(), digest_size=8).hexdigest()}-{name_of(where)[-100:]}"
+    copy = folder / f"{identity_of(fs, where)}-{name_of(where)[-100:]}"
     try:
         with reaching(where):
             seen = copy.with_name(copy.name + ".version")
             version = version_of(fs.info(path))
             if not (copy.exists() and seen.exists() and seen.read_text() == version):
                 folder.mkdir(parents=True, exist_ok=True)
-                download(fs, path, copy)
-                seen.write_text(version)
+                download(fs, path, copy, stopped)
+                with replacing(seen) as file:
+                    file.write(version.encode())
     except FileNotFoundError:
         raise UsageError(f"input {where!r} does not exist: give a .jsonl (also .gz, .zst) or .parquet file") from None
     except OSError as error:
@@ -107,14 +111,44 @@ def local_copy(where: Path | str, folder: Path) -> Path:
     return copy
 
 
-def download(fs: AbstractFileSystem, path: str, target: Path) -> None:
-    """Replaces `target` by an object once it is here as a whole."""
-    unfinished = target.with_name(f".{target.name[-100:]}.{os.getpid()}.unfinished")
-    try:
-        fs.get_file(path, str(unfinished))
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def identity_of(fs: AbstractFileSystem, *names: str) -> str:
+    """Names what lies at a URL: two stores, each at an endpoint of its own, can have buckets of one name."""
+    return hashlib.blake2b(" ".join([*filter(None, names), *_endpoint(fs)]).encode(), digest_size=8).hexdigest()
+
+
+def _endpoint(fs: AbstractFileSystem) -> list[str]:
+    """Where a store answers, unless it is where all stores of its kind do; found without asking it."""
+    options = fs.storage_options
+    if "s3" not in fs.protocol:
+        return [str(options[name]) for name in ("endpoint_url", "account_name") if options.get(name)]
+    from botocore.session import Session  # of the extra s3
+
+    given = options.get("endpoint_url") or options.get("client_kwargs", {}).get("endpoint_url")
+    # Keys and region do not matter, but would be looked for in the network.
+    session = Session(profile=options.get("profile"))
+    no_keys = {"aws_access_key_id": "-", "aws_secret_access_key": "-"}
+    client = session.create_client("s3", "us-east-1", endpoint_url=given, **no_keys)
+    url = str(client.meta.endpoint_url)
+    return [] if (urlsplit(url).hostname or "").endswith(".amazonaws.com") else [url]
+
+
+def download(fs: AbstractFileSystem, path: str, target: Path, stopped: threading.Event) -> None:
+    """Replaces `target` by an object once it is here as a whole and on disk. Raises OSError when `stopped` is set."""
+    with replacing_path(target) as unfinished:
+        fs.get_file(path, str(unfinished), callback=_UnlessStopped(stopped))
+
+
+class _UnlessStopped(Callback):  # type: ignore[misc]
+    """Ends a transfer between two of its pieces."""
+
+    def __init__(self, stopped: threading.Event) -> None:
+        super().__init__()
+        self._stopped = stopped
+
+    def relative_update(self, inc: int = 1) -> None:
+        if self._stopped.is_set():
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        super().relative_update(inc)
 
 
 def version_of(info: dict[str, Any]) -> str:

@@ -1,11 +1,9 @@
 """The files of an output while a run works on them: where they lie, or on this machine for one in an object store."""
 
-import fcntl
-import hashlib
-import json
 import os
 import secrets
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -13,13 +11,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from flows.errors import UsageError
+from flows.json_text import json_object
 from flows.parts import answers_path
-from flows.plan import Chunk
+from flows.plan import Chunk, read_plan_file
+from flows.source import file_state, file_version
 from flows.state_folder import state_folder
+from flows.storage.atomic import read_json, replacing, write_json
 from flows.storage.lease import Lease
-from flows.storage.locations import download, file_system, reaching, unreachable, version_of
+from flows.storage.locations import download, file_system, identity_of, reaching, unreachable
+from flows.storage.lock import AlreadyLockedError, locked
+from flows.storage.uploads import ObjectChangedError, remove, upload, version_there
 from flows.store import append_unplanned, extending
-from flows.workspace import Workspace, read_json, write_json
+from flows.workspace import Workspace
 
 
 def _ignore(_: str) -> None:
@@ -56,22 +59,33 @@ class Mirror(Files):
     """
 
     def __init__(
-        self, url: str, shard: str = "", say: Callable[[str], None] = _ignore, *, with_whole: bool = True
+        self,
+        url: str,
+        shard: str = "",
+        say: Callable[[str], None] = _ignore,
+        stopped: threading.Event | None = None,
+        *,
+        with_whole: bool = True,
     ) -> None:
-        """The mirror of an output, or of a shard of it; the rows of the whole are done for a shard, if it has them."""
+        """The mirror of an output, or of a shard of it; the rows of the whole are done for a shard, if it has them.
+
+        `stopped` is set to end what takes long while the mirror is entered.
+        """
         remote_folder, _, name = url.rpartition("/")
         self._url = url
         self._fs, self._remote = file_system(remote_folder)
         # A shard has a folder of its own: its copy of the whole is not the one that a run of the whole works in.
-        digest = hashlib.blake2b(f"{remote_folder} {shard}".strip().encode(), digest_size=8).hexdigest()
-        self._folder = Path(os.path.realpath(state_folder() / "mirrors" / digest))
+        identity = identity_of(self._fs, remote_folder, shard)
+        self._folder = Path(os.path.realpath(state_folder() / "mirrors" / identity))
         self._folder.mkdir(parents=True, exist_ok=True)
         super().__init__(Workspace.at(self._folder / name, shard))
         self._own = self.workspace.work / "mirror"
         self._own.mkdir(parents=True, exist_ok=True)
         self._token = self._own_token()
         lease = self._remote_path(self.workspace.work / "lease")
-        self._lease = Lease(self._fs, lease, self._url_of(self.workspace.output), self._token, say)
+        self._say = say
+        self._stopped = stopped or threading.Event()
+        self._lease = Lease(self._fs, lease, self._url_of(self.workspace.output), self._token, say, self._stopped)
         self._seen: dict[str, Any] = {}  # name → [version in the store, version here] when they were last the same
         self._taken_in: list[str] = []  # parts whose answers the output here has by now
         self._fetched = self.workspace.outputs if with_whole else [self.workspace.output]
@@ -95,21 +109,22 @@ class Mirror(Files):
     ) -> None:
         """Saves what can be saved, and lets others in."""
         with self._held:
-            if self._lease.held:
+            plan = read_plan_file(self.workspace) if self._lease.held else None
+            if plan is not None:
                 with suppress(OSError, UsageError):
-                    for path in self.workspace.parts.glob("*.jsonl"):
-                        self._keep(path)
+                    for chunk in plan.chunks:
+                        self.keep(chunk)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keeps out other runs on this machine."""
-        with (self._own / "lock").open("a") as lock:
+        with ExitStack() as held:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                held.enter_context(locked(self._own / "lock"))
+            except AlreadyLockedError as holder:
                 raise UsageError(
-                    f"output {self._url} is being written by another run on this machine: wait for it, stop it, or "
-                    "choose another --output"
+                    f"output {self._url} is being written by another run on this machine ({holder}): wait for it, stop "
+                    "it, or choose another --output"
                 ) from None
             yield
 
@@ -119,34 +134,50 @@ class Mirror(Files):
 
     def keep(self, chunk: Chunk) -> None:
         """Uploads the chunk's answers, as far as it has come."""
-        self._keep(answers_path(self.workspace, chunk))
+        part = answers_path(self.workspace, chunk)
+        if not part.exists() or not part.stat().st_size:
+            return
+        # Named by what it holds: the next plan's chunk of the same number is another part.
+        remote = f"{self._remote_path(self.workspace.parts)}/{chunk.digest}-{self._token}.jsonl"
+        name = remote.removeprefix(self._remote + "/")
+        with reaching(self._url):
+            if self._seen.get(name, [None, None])[1] == file_version(part):
+                return
+            self._lease.check()
+            for path in (
+                self.workspace.format,
+                self.workspace.recipe,
+            ):  # ahead of the answers, which others must not follow
+                self._push(path)
+            self._push(part, name)
 
     def publish(self) -> None:
-        """Uploads what has changed, failures first, and then gives up the parts, whose answers the output has."""
+        """Uploads what has changed, failures first, and then gives up the parts, whose answers the output has.
+
+        Raises OSError, also where somebody has changed failures or output there meanwhile.
+        """
         workspace = self.workspace
         with reaching(self._url):
             for path in (workspace.failures, workspace.output):
                 self._lease.check()
                 self._push(path)
             for path in self._minor_files():
-                self._push(path)
+                try:
+                    self._push(path)
+                except ObjectChangedError as error:
+                    self._say(f"{error.filename} {error.strerror}, and is left as it is there")
             for part in self._parts():
                 if self._is_own(part) or part in self._taken_in:
                     self._fs.rm_file(part)
-
-    def _keep(self, part: Path) -> None:
-        if part.name.endswith(".failures.jsonl") or not part.exists() or not part.stat().st_size:
-            return
-        self._lease.check()
-        name = f"{part.stem}-{self._token}.jsonl"
-        with reaching(self._url):
-            self._push(self.workspace.recipe)  # ahead of the answers, which no other recipe may follow
-            self._fs.put_file(str(part), f"{self._remote_path(self.workspace.parts)}/{name}")
+                    self._seen.pop(part.removeprefix(self._remote + "/"), None)
 
     def _pull(self) -> None:
-        self._seen = read_json(self._own / "seen.json") or {}
+        with suppress(ValueError):  # damaged: then all is fetched, and nothing here is taken for published
+            self._seen = read_json(self._own / "seen.json") or {}
         workspace = self.workspace
         self._guard_recipe()
+        self._fetch(workspace.format)
+        workspace.check_format()
         for path in (*self._fetched, workspace.failures, *self._minor_files()):
             self._fetch(path)
         for remote in self._found(workspace.telemetry):
@@ -154,20 +185,25 @@ class Mirror(Files):
         if self._unpublished.exists():
             self._append([self._unpublished])
             self._unpublished.unlink()
-        self._take_in([part for part in self._parts() if not self._is_own(part)])
+        parts = self._parts()
+        for part in filter(self._is_own, parts):  # a kill can come between an upload and its entry
+            self._seen.setdefault(part.removeprefix(self._remote + "/"), [version_there(self._fs, part), None])
+        self._take_in([part for part in parts if not self._is_own(part)])
 
     def _minor_files(self) -> list[Path]:
         workspace = self.workspace
-        of_work = [workspace.recipe, workspace.skipped, *sorted(workspace.telemetry.glob("*.parquet"))]
+        of_work = [
+            workspace.format,
+            workspace.recipe,
+            workspace.skipped,
+            *sorted(workspace.telemetry.glob("*.parquet")),
+        ]
         return [workspace.report, workspace.page, *of_work]
 
     def _fetch(self, path: Path) -> None:
         """Brings a file that has changed in the store since it was last the same; one that is gone there goes here."""
         remote, name = self._remote_path(path), self._name(path)
-        try:
-            version = version_of(self._fs.info(remote))
-        except FileNotFoundError:
-            version = None
+        version = version_there(self._fs, remote)
         before = self._seen.get(name, [None, None])
         if version == before[0] and (path.exists() or version is None):
             return
@@ -177,8 +213,8 @@ class Mirror(Files):
             path.unlink(missing_ok=True)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            download(self._fs, remote, path)
-        self._remember(path, version)
+            download(self._fs, remote, path, self._stopped)
+        self._remember(self._name(path), version, file_version(path))
 
     @property
     def _unpublished(self) -> Path:
@@ -189,41 +225,44 @@ class Mirror(Files):
     def _is_ahead(self) -> bool:
         """Whether the output here has what was never published."""
         _, published = self._seen.get(self._name(self.workspace.output), [None, None])
-        return _version_here(self.workspace.output) not in (None, published)
+        return file_version(self.workspace.output) not in (None, published)
 
     def _guard_recipe(self) -> None:
         """Raises UsageError where answers wait here that were made with another recipe than those that are there."""
         workspace = self.workspace
-        here, path = read_json(workspace.recipe), self._remote_path(workspace.recipe)
+        here, path = workspace.read_recipe(), self._remote_path(workspace.recipe)
         parts = any(part.stat().st_size for part in workspace.parts.glob("*.jsonl"))
         waiting = parts or self._is_ahead or self._unpublished.exists()
         if not (here and waiting and self._fs.exists(path)):
             return
-        there = json.loads(self._fs.cat_file(path))
-        if there.get("fingerprint") != here.get("fingerprint"):
+        there = json_object(self._fs.cat_file(path)) or {}
+        if there.get("fingerprint") != here["fingerprint"]:
             raise UsageError(
                 f"answers wait in {workspace.work} that were made with another recipe than {self._url} has by now: "
                 f"delete that folder to have them asked again, or choose another --output"
             )
 
-    def _push(self, path: Path) -> None:
-        """Uploads a file that has changed here since it was last the same; one that is gone here goes there."""
-        name = self._name(path)
-        before = self._seen.get(name, [None, None])
-        here = _version_here(path)
-        if here == before[1]:
-            return
-        remote = self._remote_path(path)
-        if here is None:
-            with suppress(FileNotFoundError):
-                self._fs.rm_file(remote)
-            self._remember(path, None)
-        else:
-            self._fs.put_file(str(path), remote)
-            self._remember(path, version_of(self._fs.info(remote)))
+    def _push(self, path: Path, name: str = "") -> None:
+        """Uploads a file that has changed here since it was last the same; one that is gone here goes there.
 
-    def _remember(self, path: Path, version: str | None) -> None:
-        self._seen[self._name(path)] = [version, _version_here(path)]
+        Raises ObjectChangedError where it is not there what it was then.
+        """
+        name = name or self._name(path)
+        remote, (there, published), here = (
+            f"{self._remote}/{name}",
+            self._seen.get(name, [None, None]),
+            file_version(path),
+        )
+        if here == published:
+            return
+        if here is None:
+            remove(self._fs, remote, there)
+            self._remember(name, None, None)
+        else:
+            self._remember(name, upload(self._fs, path, remote, there), here)
+
+    def _remember(self, name: str, there: str | None, here: list[int] | None) -> None:
+        self._seen[name] = [there, here]
         write_json(self._own / "seen.json", self._seen)
 
     def _take_in(self, parts: list[str]) -> None:
@@ -236,12 +275,12 @@ class Mirror(Files):
         with tempfile.TemporaryDirectory(dir=self._own) as folder:
             copies = [Path(folder) / part.rpartition("/")[2] for part in parts]
             for part, copy in zip(parts, copies, strict=True):
-                download(self._fs, part, copy)
+                download(self._fs, part, copy, self._stopped)
             self._append(copies)
         self._taken_in = parts
 
     def _append(self, answers: list[Path]) -> None:
-        with extending(self.workspace.output, has_more=True) as output:
+        with extending(self.workspace.output, file_state(self.workspace.output), has_more=True) as output:
             append_unplanned(self.workspace, answers, output)
 
     def _is_own(self, part: str) -> bool:
@@ -266,17 +305,17 @@ class Mirror(Files):
     def _own_token(self) -> str:
         """Names this copy of the output among those of other machines."""
         path = self._own / "token"
-        with suppress(FileExistsError), path.open("x") as file:
-            file.write(secrets.token_hex(8))
+        if not path.exists() or not path.read_text():
+            with replacing(path) as file:
+                file.write(secrets.token_hex(8).encode())
         return path.read_text()
 
 
-def _version_here(path: Path) -> list[int] | None:
-    if not path.exists():
-        return None
-    return [path.stat().st_size, path.stat().st_mtime_ns]
-
-
-def opened(output: Path | str, shard: str = "", say: Callable[[str], None] = _ignore) -> Files:
+def opened(
+    output: Path | str,
+    shard: str = "",
+    say: Callable[[str], None] = _ignore,
+    stopped: threading.Event | None = None,
+) -> Files:
     """The files of an output, or of a shard of it, at a path or a URL: a context manager."""
-    return Files(Workspace.at(output, shard)) if isinstance(output, Path) else Mirror(output, shard, say)
+    return Files(Workspace.at(output, shard)) if isinstance(output, Path) else Mirror(output, shard, say, stopped)

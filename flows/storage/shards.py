@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -22,15 +23,19 @@ def opened_with_shards(output: Path | str, say: Callable[[str], None]) -> Iterat
         whole = Workspace.at(output)
         yield [Files(whole), *(Files(whole.of_shard(Shard(*shard))) for shard in sorted(shards_begun(output)))]
         return
-    with ExitStack() as mirrors, ThreadPoolExecutor(OPENED_AT_ONCE) as threads:  # a dead run's lease takes a minute
-        files = [Mirror(output, "", say)]
-        files += [Mirror(output, f"{n}/{count}", say, with_whole=False) for n, count in sorted(shards_begun(output))]
-        opening = [threads.submit(mirror.__enter__) for mirror in files]
-        for mirror, each in zip(files, opening, strict=True):
-            if each.exception() is None:
-                mirrors.push(mirror)
-        for each in opening:
-            each.result()
+    stopped = threading.Event()
+    files = [Mirror(output, "", say, stopped)]
+    files += [Mirror(output, f"{n}/{of}", say, stopped, with_whole=False) for n, of in sorted(shards_begun(output))]
+    with ExitStack() as mirrors:
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as threads:  # a dead run's lease takes a minute
+            opening = [threads.submit(mirrors.enter_context, mirror) for mirror in files]
+            try:
+                for each in opening:
+                    each.result()
+            except BaseException:
+                stopped.set()
+                threads.shutdown(cancel_futures=True)  # waits for those that have begun: they are left, below
+                raise
         yield list(files)
 
 

@@ -22,6 +22,7 @@ from flows.telemetry.bottleneck import Bottleneck, Look
 from flows.telemetry.gpus import GpuReading, GpuWatch, WhichGpus
 from flows.telemetry.history import History
 from flows.telemetry.sample_log import SampleLog
+from flows.threads import run_to_end
 
 SAMPLE_SECONDS = 1.0
 LOOKING_SHARE = 0.02  # of the time, if it takes long: writing metrics keeps a busy front end from its requests
@@ -71,7 +72,7 @@ class Telemetry:
                 if self._log.is_due:
                     await self._write()
         finally:
-            await asyncio.shield(self._close())
+            await self._close()
 
     async def poll(self, endpoint: Endpoint) -> None:
         """Keeps the endpoint's last look fresh; those whose limit is found by itself are looked at for that anyway."""
@@ -137,7 +138,7 @@ class Telemetry:
 
     async def _write(self) -> None:
         try:
-            await asyncio.to_thread(self._log.write)
+            await run_to_end(self._log.write)
         except (OSError, pl.exceptions.PolarsError) as error:  # the run is worth more than what is known of it
             if not self._write_failed:
                 self._warn(f"samples cannot be written for now: {error!s:.200} ({self._run.workspace.telemetry})")
@@ -146,7 +147,7 @@ class Telemetry:
     async def _close(self) -> None:
         if time.monotonic() - self._taken_at > SAMPLE_SECONDS / 4:  # rates of a moment say nothing
             self.take(0.0)
-        await asyncio.to_thread(self._gpus.stop)
+        await run_to_end(self._gpus.stop)
         await self._write()
 
 

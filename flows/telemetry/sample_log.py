@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
+from flows.storage.atomic import replacing
 from flows.telemetry.history import History
-from flows.workspace import replacing
 
 SAMPLES_A_FILE = 900
 WRITE_SECONDS = 60  # a kill loses at most so much

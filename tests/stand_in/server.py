@@ -96,7 +96,7 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        model = {"id": settings.model, "object": "model", "owned_by": "stand-in"}
+        model = {"id": settings.model, "object": "model", "owned_by": "stand-in", "root": f"/models/{settings.model}"}
         return {"object": "list", "data": [model | {"max_model_len": settings.max_model_len}]}
 
     @app.get("/metrics")

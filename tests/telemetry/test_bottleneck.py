@@ -167,7 +167,7 @@ async def verdict_of(server: StandIn, job: Job, max_concurrency: int | Literal["
     )  # fmt: skip
     async with opening as run:
         plan = current_plan(run, 10_000)
-        rows = pending_rows(run.workspace, plan.chunks[0], "caption")
+        rows = pending_rows(run.workspace, plan.chunks[0], run.source)
         await run.annotator.turn(plan.chunks[0])
         async with recording(run, plan.rows, lambda _: None) as telemetry:
             annotating = asyncio.create_task(run.annotator.annotate(rows, Part(run.workspace, plan.chunks[0])))

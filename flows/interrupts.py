@@ -1,0 +1,68 @@
+"""Ctrl-C, SIGTERM and SIGHUP of a command: the first stops it in good order, and more of them do not disturb that."""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+INTERRUPTED = 130
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE = (
+    b"stopping: what was answered is being saved, and servers of this run are being stopped. Ctrl-C once more ends it "
+    b"at once; that loses nothing either\n"
+)
+
+
+class Interrupts:
+    """The signals of one command."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._exit_code: int | None = None  # of a command that is done, but for what Prefect has yet to record
+        self._stop = _raise
+
+    def install(self) -> None:
+        """Handles the signals from now on; one that is ignored, as nohup does with SIGHUP, stays so."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, self._handle)
+
+    @contextmanager
+    def cancelling(self, task: "asyncio.Task[int]") -> Iterator[None]:
+        """Cancels the task, instead of raising KeyboardInterrupt in whatever the event loop is at."""
+        loop = asyncio.get_running_loop()
+
+        def cancel() -> None:
+            loop.call_soon_threadsafe(task.cancel)
+
+        self._stop = cancel
+        if self._count:  # between the call that made the task and here
+            task.cancel()
+        try:
+            yield
+        finally:
+            self._stop = _raise
+
+    def done(self, exit_code: int) -> int:
+        """Lets the next signal end the process with this exit code; returns it."""
+        self._exit_code = exit_code
+        return exit_code
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self._count += 1
+        if self._exit_code is not None:
+            os._exit(self._exit_code)
+        if self._count == 1:
+            self._stop()
+        elif self._count == 2 or number != signal.SIGINT:
+            os.write(2, PATIENCE)  # print could be interrupted within itself
+        else:
+            os._exit(INTERRUPTED)
+
+
+def _raise() -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,55 @@
+"""Locks on files: held by one process at a time, and let go of by the kernel however it ends."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+
+class AlreadyLockedError(Exception):
+    """Another process holds the lock; the message says which, as far as it is known."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock file `path`, which is made if need be, and may be removed by whoever holds it.
+
+    Raises AlreadyLockedError, and OSError where it cannot be made or the file system has no locks.
+    """
+    try:
+        descriptor = _acquired(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _acquired(path: Path) -> int:
+    while True:
+        with ExitStack() as opened:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            opened.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+                raise AlreadyLockedError(holder or "another process") from None
+            # The last holder may have removed the file since it was opened: that lock would keep nobody out.
+            if _is_at(path, descriptor):
+                os.ftruncate(descriptor, 0)
+                holder = f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%F %T %z')}\n"
+                os.write(descriptor, holder.encode())
+                opened.pop_all()
+                return descriptor
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

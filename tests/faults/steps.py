@@ -1,0 +1,131 @@
+"""The steps of a run without Prefect and without a server, each in a forked process that may be killed.
+
+    LD_PRELOAD=shim.so python -m tests.faults.steps
+
+reads a request a line (a step's name and parameters, and the shim's settings), and answers with its exit code and what
+it said. The interpreter and all imports are paid for once.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ["POLARS_MAX_THREADS"] = "1"  # a process that has forked has one thread only
+
+from flows.errors import AnnotateError, ImageFailure
+from flows.images import PreparedImage
+from flows.merge_shards import merge_shards
+from flows.parts import Part, answer_line, pending_rows
+from flows.plan import keep_plan, remove_plan
+from flows.retry import chosen_failures
+from flows.run import current_plan
+from flows.shard import Shard
+from flows.source import Source
+from flows.storage.atomic import explained, write_json
+from flows.storage.shards import opened_with_shards
+from flows.store import merge
+from flows.workspace import Workspace
+
+IMAGE = PreparedImage(b"", 640, 480, 644, 476)
+
+
+def annotate(
+    folder: str,
+    source: str = "input.jsonl",
+    shard: str = "",
+    failing: Sequence[str] = (),
+    stopping: Sequence[int] = (),
+    recipe: str = "one",
+    chunk_size: int = 3,
+) -> None:
+    """What the flow does: plan, answer, merge, report. Chunks that are `stopping` answer one image only."""
+    workspace = Workspace.at(Path(folder) / "labeled.jsonl", shard)
+    share = Shard.parse(shard) if shard else None
+    run: Any = SimpleNamespace(
+        workspace=workspace, source=Source(Path(folder) / source, shard=share), recipe_settings={"model": "m"},
+        recipe_fingerprint=recipe, files=SimpleNamespace(image_root=Path(folder)),
+    )  # fmt: skip
+    with workspace.locked():
+        workspace.guard_recipe(run.recipe_settings, recipe)
+        plan = current_plan(run, chunk_size)
+        stopped: dict[int, ImageFailure] = {}
+        for chunk in plan.chunks:
+            part = Part(workspace, chunk)
+            try:
+                for number, row in enumerate(pending_rows(workspace, chunk, run.source)):
+                    if number and chunk.number in stopping:
+                        stopped[chunk.number] = ImageFailure("server", "gone")
+                        break
+                    if row.image_path in failing:
+                        part.fail(row, ImageFailure("rejected", "no", 1))
+                    else:
+                        part.answer(row, answer_line(row, IMAGE, row.caption, {"annotations": {}, "objects": []}))
+            finally:
+                part.close()
+        merged = merge(workspace, plan, stopped)
+        if stopped:
+            keep_plan(workspace, run.source, plan)
+        else:
+            remove_plan(workspace)
+        write_json(workspace.report, {"answered": merged.answered, "failures": dict(merged.failures)})
+
+
+def retry(folder: str, kinds: Sequence[Any] = ("rejected",), failing: Sequence[str] = ()) -> None:
+    """What the flow retry-failures does."""
+    _, chosen, _ = chosen_failures(Path(folder) / "labeled.jsonl", list(kinds))
+    if chosen:
+        annotate(folder, "labeled.work/retried.jsonl", failing=failing)
+
+
+def merge_all(folder: str) -> None:
+    """What `python -m flows.merge_shards` does."""
+    with opened_with_shards(Path(folder) / "labeled.jsonl", print) as files:
+        whole, *shards = (each.workspace for each in files)
+        merge_shards(Source(Path(folder) / "input.jsonl"), whole, shards)
+
+
+STEPS: dict[str, Callable[..., None]] = {"annotate": annotate, "retry": retry, "merge_all": merge_all}
+
+
+def main() -> None:
+    """Serves requests until there are no more."""
+    for line in sys.stdin:
+        print(json.dumps(in_fork(**json.loads(line))), flush=True)
+
+
+def in_fork(step: str, parameters: dict[str, Any], faults: dict[str, str]) -> dict[str, Any]:
+    """Does a step in a process of its own; returns its exit code (negative: the signal that ended it) and words."""
+    with tempfile.TemporaryFile("w+") as said:
+        if (pid := os.fork()) == 0:
+            os.environ.update(faults)
+            os.dup2(said.fileno(), 2)
+            os._exit(exit_code(step, parameters))
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        said.seek(0)
+        return {"code": code, "said": said.read()}
+
+
+def exit_code(step: str, parameters: dict[str, Any]) -> int:
+    """0, 2 for an error that the command would tell by its message alone, 1 for one that it would not."""
+    try:
+        STEPS[step](**parameters)
+    except AnnotateError as error:
+        os.write(2, str(error).encode())
+        return 2
+    except OSError as error:
+        os.write(2, explained(error, parameters["folder"]).encode())
+        return 2
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Each system call of a run that changes a file, killed or failed once: the next run ends as if nothing had been."""
+
+import errno
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import lines_of
+from tests.faults.conftest import Steps
+
+PATHS = [f"{number:02d}.jpg" for number in range(8)]
+MEMORY = Path("/dev/shm")
+pytestmark = pytest.mark.timeout(900)
+
+
+@dataclass
+class Scenario:
+    """A folder as a step finds it, and the step."""
+
+    folder: Path
+    steps: Steps
+    step: str = "annotate"
+    exact: bool = True  # the result does not depend on how often the step is begun
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def do(self, faults: dict[str, str] | None = None) -> Any:
+        """Does the step."""
+        given = {f"FAULT_{name}": value for name, value in (faults or {}).items()}
+        faults = {"FAULT_PREFIX": f"{self.folder}/"} | given if given else {}
+        return self.steps.do(self.step, folder=str(self.folder), faults=faults, **self.parameters)
+
+    def prepare(self, step: str, **parameters: Any) -> None:
+        """Does a step that comes before."""
+        outcome = self.steps.do(step, folder=str(self.folder), **parameters)
+        assert outcome.code == 0, outcome.said
+
+    def write_input(self, paths: list[str]) -> None:
+        rows = [{"image_path": path, "caption": f"caption of {path}", "big": 2**70} for path in paths]
+        (self.folder / "input.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def new(scenario: Scenario) -> None:
+    scenario.parameters = {"failing": ["02.jpg"]}
+
+
+def after_another_script(scenario: Scenario) -> None:
+    """Its last line is torn; an older failures file lies beside."""
+    new(scenario)
+    rows = '{"image_path": "old.jpg", "own": 1}\n{"image_path": "01.jpg", "own": NaN}\n{"image_pa'
+    (scenario.folder / "labeled.jsonl").write_text(rows)
+    failure = {"image_path": "03.jpg", "failure": {"kind": "missing", "message": "", "attempts": 0}}
+    (scenario.folder / "labeled.failures.jsonl").write_text(json.dumps(failure) + "\n")
+
+
+def with_another_input(scenario: Scenario) -> None:
+    """A run was killed half-way and its input edited since: what it left is settled, and the rest planned anew."""
+    new(scenario)
+    parts = f"{scenario.folder}/labeled.work/parts/"
+    killed = scenario.steps.do(
+        "annotate", folder=str(scenario.folder), faults={"FAULT_PREFIX": parts, "FAULT_AT": "14", "FAULT_MODE": "kill"}
+    )
+    assert killed.code == -9
+    scenario.write_input([*PATHS[:2], "new.jpg", *PATHS[3:]])
+
+
+def after_a_chunk_was_stopped(scenario: Scenario) -> None:
+    scenario.prepare("annotate", stopping=[2])
+    new(scenario)
+
+
+def with_a_chunk_that_is_stopped(scenario: Scenario) -> None:
+    scenario.parameters, scenario.exact = {"stopping": [2]}, False
+
+
+def merging_shards(scenario: Scenario) -> None:
+    for shard in ("1/2", "2/2"):
+        scenario.prepare("annotate", shard=shard, failing=["02.jpg"])
+    scenario.step = "merge_all"
+
+
+def of_a_shard(scenario: Scenario) -> None:
+    scenario.prepare("annotate", shard="2/2")
+    scenario.parameters = {"shard": "1/2"}
+
+
+def retrying(scenario: Scenario) -> None:
+    scenario.prepare("annotate", failing=["02.jpg", "04.jpg"])
+    scenario.step, scenario.parameters = "retry", {"failing": ["04.jpg"]}
+
+
+SCENARIOS: list[Callable[[Scenario], None]] = [
+    new, after_another_script, with_another_input, after_a_chunk_was_stopped, with_a_chunk_that_is_stopped,
+    merging_shards, of_a_shard, retrying,
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """In memory where there is such a file system: it is synced thousands of times."""
+    made = MEMORY / f"vllm-annotate-{os.getpid()}" if os.access(MEMORY, os.W_OK) else tmp_path / "job"
+    made.mkdir()
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(params=SCENARIOS, ids=lambda scenario: scenario.__name__)
+def scenario(request: pytest.FixtureRequest, folder: Path, steps: Steps) -> Scenario:
+    made = Scenario(folder, steps)
+    made.write_input(PATHS)
+    request.param(made)
+    return made
+
+
+def files_of(folder: Path) -> dict[str, Any]:
+    """What is written of the images, and what is left over in the work folder."""
+    seen: dict[str, Any] = {path.name: path.read_bytes() for path in folder.glob("labeled.*jsonl")}
+    left = [path for path in folder.rglob("*") if path.parent.name == "parts" or path.name.startswith(("plan", "."))]
+    return seen | {"left over": sorted(path.name for path in left if path.name != "plan.keys")}
+
+
+def broken_rules(scenario: Scenario) -> list[str]:
+    """Every image in the output or the failures, in one of them, once."""
+    answered, failed = (
+        [row["image_path"] for row in lines_of(scenario.folder / name) if isinstance(row, dict)]
+        for name in ("labeled.jsonl", "labeled.failures.jsonl")
+    )
+    wanted = {row["image_path"] for row in lines_of(scenario.folder / "input.jsonl")}
+    missing = wanted - set(answered) - set(failed) if "shard" not in scenario.parameters else set()
+    both = set(answered) & set(failed)
+    twice = [path for path in set(answered) if answered.count(path) > 1]
+    return [f"{rule}: {sorted(of)}" for rule, of in (("missing", missing), ("both", both), ("twice", twice)) if of]
+
+
+def test_a_call_that_is_killed_or_fails_changes_nothing_of_the_result(scenario: Scenario, tmp_path: Path) -> None:
+    before, log = tmp_path / "before", tmp_path / "calls"
+    shutil.copytree(scenario.folder, before)
+    assert scenario.do({"LOG": str(log)}).code == 0
+    expected, calls = files_of(scenario.folder), log.read_text().splitlines()
+    assert broken_rules(scenario) == []
+    rng = random.Random(7)
+    wrong = []
+    for number, call in enumerate(calls, start=1):
+        for mode in modes(call):
+            shutil.rmtree(scenario.folder)
+            shutil.copytree(before, scenario.folder)
+            at = f"{number}-{number + 1}" if mode.startswith("short") else str(number)
+            first = scenario.do({"AT": at, "MODE": mode})
+            if first.code == 1 or (first.code == 0 and files_of(scenario.folder) != expected and scenario.exact):
+                wrong.append(f"{mode} at {call}: ended with {first}")
+            if os.environ.get("FAULTS_TWICE"):
+                scenario.do({"AT": str(rng.randint(1, len(calls))), "MODE": "kill"})
+            again = scenario.do()
+            as_expected = files_of(scenario.folder) == expected or not scenario.exact
+            if again.code or not as_expected or broken_rules(scenario):
+                wrong.append(f"{mode} at {call}: {again} {broken_rules(scenario)}")
+    print(f"{len(calls)} calls")
+    assert wrong == [], "\n".join(wrong)
+
+
+def modes(call: str) -> list[str]:
+    """What is done to a call."""
+    kind = call.split()[1]
+    failing = [f"error:{errno.ENOSPC}", f"short:{errno.ENOSPC}"] if kind == "write" else [f"error:{errno.EIO}"]
+    return ["kill", *failing]
