@@ -26,6 +26,8 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it warns; twice that it 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO", "TGA")
 Image.init()  # registers them all; `open` alone registers some, and fails on a name it has not met
 
+MOST_ASPECT = 200  # that Qwen's image processor takes
+
 JPEG_END = b"\xff\xd9"
 END_BYTES = 64  # in which it stands, padding after it included
 
@@ -74,11 +76,13 @@ def smart_resize(width: int, height: int, budget: ImageBudget) -> tuple[int, int
     """(width, height) as Qwen's image processor would resize to: multiples of `factor` within the pixel budget.
 
     Follows `smart_resize` of transformers' `image_processing_qwen2_vl.py`, banker's rounding included, so that a
-    second pass on the server changes nothing. Raises ImageFailure above an aspect ratio of 200, as it does.
+    second pass on the server changes nothing. Raises ImageFailure above an aspect ratio of 200, as it does; rounding
+    to the factor can take a long image there, which the server would refuse.
     """
     factor = budget.factor
-    if max(width, height) > 200 * min(width, height):
-        raise ImageFailure("unreadable", f"{width}×{height} pixels: the aspect ratio is over 200, crop the image")
+    size = f"{width}×{height} pixels"
+    if max(width, height) > MOST_ASPECT * min(width, height):
+        raise ImageFailure("unreadable", f"{size}: the aspect ratio is over {MOST_ASPECT}, crop the image")
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > budget.max_pixels:
         scale = math.sqrt(width * height / budget.max_pixels)
@@ -88,6 +92,9 @@ def smart_resize(width: int, height: int, budget: ImageBudget) -> tuple[int, int
         scale = math.sqrt(budget.min_pixels / (width * height))
         new_height = math.ceil(height * scale / factor) * factor
         new_width = math.ceil(width * scale / factor) * factor
+    if max(new_width, new_height) > MOST_ASPECT * min(new_width, new_height):
+        resized = f"{size}, resized to {new_width}×{new_height}"
+        raise ImageFailure("unreadable", f"{resized}: the aspect ratio is over {MOST_ASPECT}, crop the image")
     return new_width, new_height
 
 
