@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from flows.images import ORIENTATION_TAG
+from flows.upright import ORIENTATION_TAG
 from tests.stand_in.answers import CHINESE
 from tests.stand_in.vision import COLOURS
 

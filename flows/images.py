@@ -15,6 +15,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from flows.errors import ImageFailure
 from flows.image_files import MAX_FILE_BYTES, opened_inside, read_image
 from flows.storage.locations import ImageRoot
+from flows.upright import Upright, upright
 
 # What Pillow warns about decodes all the same, raises later, or is checked here: no news in a run of a million files.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -30,18 +31,6 @@ MOST_ASPECT = 200  # that Qwen's image processor takes
 
 JPEG_END = b"\xff\xd9"
 END_BYTES = 64  # in which it stands, padding after it included
-
-# EXIF orientation (tag 274) → what turns the stored image upright.
-ORIENTATION_TAG = 274
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -123,12 +112,9 @@ def thumbnail(
     """
     with _opened(image_root, image_path) as (image, _):
         _check_pixels(image)
-        method = UPRIGHT.get(_orientation(image))
-        image.draft(None, (side, side))
-        image.load()
-        small = to_rgb(image)
-        small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2)
-        small = small if method is None else small.transpose(method)
+        shown = upright(image)
+        scale = min(1, side / max(shown.width, shown.height))
+        small = shown.resized((max(1, round(shown.width * scale)), max(1, round(shown.height * scale))))
     for quality in (75, 50, 25, 5):
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=quality)
@@ -162,11 +148,14 @@ def _prepare_by_name(image_root: Path, image_path: str, budget: ImageBudget) -> 
         Image.open(file, formats=FORMATS) as image,
     ):
         _check_pixels(image)
-        sent = smart_resize(*image.size, budget)
-        file.seek(max(0, opened.size - END_BYTES))
-        if opened.size > MAX_FILE_BYTES or not _can_be_sent(image, sent) or not _is_whole(file.read()):
+        if image.format != "JPEG":
             return None
-        return PreparedImage(b"", *image.size, *sent, file=opened.real)
+        shown = upright(image)
+        sent = smart_resize(shown.width, shown.height, budget)
+        file.seek(max(0, opened.size - END_BYTES))
+        if opened.size > MAX_FILE_BYTES or not _can_be_sent(shown, sent) or not _is_whole(file.read()):
+            return None
+        return PreparedImage(b"", shown.width, shown.height, *sent, file=opened.real)
 
 
 def _check_pixels(image: ImageFile.ImageFile) -> None:
@@ -176,66 +165,24 @@ def _check_pixels(image: ImageFile.ImageFile) -> None:
 
 def _prepare(image: ImageFile.ImageFile, data: bytes, budget: ImageBudget) -> PreparedImage:
     _check_pixels(image)
-    orientation = _orientation(image)
-    turned = orientation >= 5
-    stored_size = image.size
-    width, height = stored_size[::-1] if turned else stored_size
-    sent_width, sent_height = smart_resize(width, height, budget)
-    stored_target = (sent_height, sent_width) if turned else (sent_width, sent_height)
-    can_be_sent = _can_be_sent(image, stored_target)
-    if not (can_be_sent and _is_whole(data)):
-        # Large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size, never below the target: at 12 MP 104 ms, not 512.
-        image.draft(None, stored_target)
-        image.load()
-    if can_be_sent:
-        return PreparedImage(data, width, height, sent_width, sent_height)
-    pixels = to_rgb(image)
-    if pixels.size != stored_target:
-        pixels = pixels.resize(stored_target, Image.Resampling.BICUBIC)
-    if orientation in UPRIGHT:
-        pixels = pixels.transpose(UPRIGHT[orientation])
+    shown = upright(image)
+    sent = smart_resize(shown.width, shown.height, budget)
+    if _can_be_sent(shown, sent):
+        if not _is_whole(data):
+            image.load()
+        return PreparedImage(data, shown.width, shown.height, *sent)
     buffer = io.BytesIO()
-    pixels.save(buffer, "JPEG", quality=budget.jpeg_quality, exif=b"")
-    return PreparedImage(buffer.getvalue(), width, height, sent_width, sent_height)
+    shown.resized(sent).save(buffer, "JPEG", quality=budget.jpeg_quality, exif=b"")
+    return PreparedImage(buffer.getvalue(), shown.width, shown.height, *sent)
 
 
-def _can_be_sent(image: ImageFile.ImageFile, size: tuple[int, int]) -> bool:
+def _can_be_sent(shown: Upright, size: tuple[int, int]) -> bool:
     """Whether nothing need be changed, by the header. EXIF must: where a picture was taken is nobody's business."""
-    as_asked = image.size == size and image.format == "JPEG" and image.mode == "RGB"
-    return as_asked and "exif" not in image.info and _orientation(image) == 1
+    image = shown.image
+    as_asked = image.size == size and image.format == "JPEG" and image.mode == "RGB" and shown.turn is None
+    return as_asked and "exif" not in image.info
 
 
 def _is_whole(jpeg: bytes) -> bool:
     """Whether a JPEG ends as one does, which costs nothing to see; what decodes all the same may end otherwise."""
     return jpeg[-END_BYTES:].rstrip(b"\0\r\n ").endswith(JPEG_END)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        orientation = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # broken EXIF in a readable image: viewers show it as stored, and so do we
-        return 1
-    return orientation if orientation in UPRIGHT else 1
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of the first frame, without what `convert("RGB")` alone gets wrong.
-
-    Alpha is laid on white (`convert` shows the colours hidden under it), 16-bit is scaled (`convert` clips it to
-    white), 32-bit and float are stretched from their own extremes (no other range is known).
-    """
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    if image.mode.startswith("I;16"):
-        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
-    if image.mode in ("I", "F"):
-        low, high = image.convert("F").getextrema()
-        if not (isinstance(low, float) and isinstance(high, float) and math.isfinite(low) and math.isfinite(high)):
-            raise ImageFailure("unreadable", "float pixels that are not finite")
-        if low >= 0 and high <= 255 and image.mode == "I":
-            low, high = 0.0, 255.0
-        scale = 255 / (high - low) if high > low else 0
-        return image.convert("F").point(lambda value: value * scale - low * scale).convert("L").convert("RGB")
-    return image.convert("RGB")

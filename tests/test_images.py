@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from demo.scenes import draw_scene, save_turned, save_with_alpha
+from flows.colours import to_rgb
 from flows.errors import ImageFailure
 from flows.families import FAMILIES, Family
 from flows.grounding import parse_answer
-from flows.images import ImageBudget, PreparedImage, prepare, smart_resize, to_rgb
+from flows.images import ImageBudget, PreparedImage, prepare, smart_resize
 from flows.recipe import Recipe
 from tests.test_grounding import native, native_json
 
