@@ -128,7 +128,7 @@ def _opened(image_root: ImageRoot, image_path: str) -> Iterator[tuple[ImageFile.
     """An image and its file's bytes. What goes wrong with it while the context lasts is an ImageFailure."""
     data = read_image(image_root, image_path)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _open(data) as image:
             yield image, data
     except Image.DecompressionBombError as error:
         raise ImageFailure("too_large", f"{error}: shrink the image") from None
@@ -138,6 +138,18 @@ def _opened(image_root: ImageRoot, image_path: str) -> Iterator[tuple[ImageFile.
         raise
     except Exception as error:  # decoders raise whatever hostile bytes lead them to; no image may stop a run
         raise ImageFailure("unreadable", f"cannot be decoded: {str(error) or repr(error):.300}") from None
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (UnidentifiedImageError, ValueError):
+        if b"Exif" not in data:
+            raise
+    # Some broken EXIF is enough for Pillow to refuse a JPEG, and for libavif an AVIF: read as if it were none.
+    image = Image.open(io.BytesIO(data.replace(b"Exif", b"none")), formats=FORMATS)
+    image.info["exif"] = b""  # the file has it, and is not sent with it
+    return image
 
 
 def _prepare_by_name(image_root: Path, image_path: str, budget: ImageBudget) -> PreparedImage | None:

@@ -1,9 +1,11 @@
 """An opened image, turned the way viewers show it."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from flows.colours import to_rgb
 
@@ -48,10 +50,22 @@ def upright(image: ImageFile.ImageFile) -> Upright:
     A JPEG's header tells. All others are decoded first: Pillow turns a TIFF while it decodes it, and a PNG may have its
     orientation at its end.
     """
+    if isinstance(image, TiffImageFile):
+        _drop_other_tags(image)
     if not isinstance(image, JpegImageFile):
         image.load()
     turn = _turn(image)
     return Upright(image, turn, *(image.size[::-1] if turn in SIDEWAYS else image.size))
+
+
+def _drop_other_tags(image: TiffImageFile) -> None:
+    """Leaves Pillow nothing but the orientation to read while it decodes; what else is broken would fail the image."""
+    with suppress(Exception):  # it raises once, and gives what it could read after that
+        image.getexif()
+    exif = image.getexif()
+    for tag in set(exif) - {ORIENTATION_TAG}:
+        del exif[tag]
+    image.info.pop("xmp", None)
 
 
 def _turn(image: ImageFile.ImageFile) -> Image.Transpose | None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from flows.images import ImageBudget, prepare, thumbnail
+from tests.image_bytes import Entry, short, tiff
 
 ORIENTATION, XMP = 274, 700
 BUDGET = ImageBudget(min_pixels=56 * 56, max_pixels=336 * 168)
@@ -93,7 +94,7 @@ def png_with_exif_at_its_end(image: Image.Image, path: Path, orientation: int | 
         path.write_bytes(data.replace(chunk, b"")[:-12] + chunk + data[-12:])
 
 
-def tiff(**options: object) -> Save:
+def saved_tiff(**options: object) -> Save:
     def save(image: Image.Image, path: Path, orientation: int | str | None) -> None:
         image.save(path, "TIFF", tiffinfo={} if orientation is None else {ORIENTATION: 1}, **options)
         data = path.read_bytes()
@@ -125,11 +126,11 @@ FORMATS: dict[str, Save] = {
     "WEBP, XMP": with_xmp("WEBP"),
     "AVIF": with_exif("AVIF", quality=95),
     "AVIF, XMP": with_xmp("AVIF"),
-    "TIFF": tiff(),
-    "TIFF, deflate": tiff(compression="tiff_adobe_deflate"),
-    "TIFF, LZW": tiff(compression="tiff_lzw"),
-    "TIFF, JPEG": tiff(compression="jpeg"),
-    "TIFF of two pages": tiff(save_all=True, append_images=[Image.new("RGB", (50, 90))]),
+    "TIFF": saved_tiff(),
+    "TIFF, deflate": saved_tiff(compression="tiff_adobe_deflate"),
+    "TIFF, LZW": saved_tiff(compression="tiff_lzw"),
+    "TIFF, JPEG": saved_tiff(compression="jpeg"),
+    "TIFF of two pages": saved_tiff(save_all=True, append_images=[Image.new("RGB", (50, 90))]),
     "TIFF, XMP": tiff_with_xmp,
 }
 
@@ -196,4 +197,52 @@ def test_a_tga_begins_in_any_corner(tmp_path: Path, origin: int, flipped: Image.
     stored = drawing(112, 56) if flipped is None else drawing(112, 56).transpose(flipped)
     header = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, *stored.size, 24, origin)
     (tmp_path / "a").write_bytes(header + stored.tobytes("raw", "BGR"))
+    check(tmp_path / "a", (112, 56))
+
+
+@pytest.mark.parametrize("broken", [b"garbage....", b"II*\0\xff\0\0\0", exif(6)[6:-9]], ids=repr)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_an_image_with_broken_exif_is_shown_as_stored(tmp_path: Path, file_format: str, broken: bytes) -> None:
+    drawing(112, 56).save(tmp_path / "a", file_format, exif=b"Exif\0\0" + broken)
+    check(tmp_path / "a", (112, 56))
+
+
+def test_a_jpeg_whose_exif_pillow_refuses_is_shown_and_sent_without_it(tmp_path: Path) -> None:
+    resolution = struct.pack("<HHHI4sHHIHH", 2, 0x011A, 2, 1, b"7", 0x0128, 3, 1, 2, 0)  # one letter for a fraction
+    refused = b"Exif\0\0II*\0\x08\0\0\0" + resolution + bytes(4)
+    drawing(112, 56).save(tmp_path / "a", "JPEG", exif=refused)
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes().replace(b"JFIF", b"none"))
+    with pytest.raises(OSError, match="cannot identify"):
+        Image.open(tmp_path / "a")
+    check(tmp_path / "a", (112, 56))
+    assert refused[6:] not in prepare(tmp_path, "a", BUDGET).jpeg
+
+
+def test_an_avif_whose_exif_is_none_is_shown(tmp_path: Path) -> None:
+    drawing(112, 56).save(tmp_path / "a", "AVIF", quality=95, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0")
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes().replace(b"II*\0", b"none"))
+    check(tmp_path / "a", (112, 56))
+
+
+XMP_OF_6 = xmp(6).encode()
+BROKEN_TAGS: dict[str, Entry] = {
+    "XMP as text": (XMP, 2, len(XMP_OF_6), XMP_OF_6),
+    "XMP as numbers": short(XMP, 1, 2, 3),
+    "XMP as a number": (XMP, 4, 1, b"\7\0\0\0"),
+    "EXIF before the file": (34665, 9, 1, struct.pack("<i", -5)),
+    "EXIF behind the file": (34665, 4, 1, struct.pack("<I", 99_999)),
+    "EXIF nowhere": (34665, 12, 1, struct.pack("<d", float("nan"))),
+    "GPS before the file": (34853, 9, 1, struct.pack("<i", -5)),
+}
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("broken", BROKEN_TAGS)
+def test_a_tiff_with_broken_tags_is_turned_by_its_orientation(tmp_path: Path, broken: str, deflate: bool) -> None:
+    stored, tag = drawing(112, 56), BROKEN_TAGS[broken]
+    (tmp_path / "a").write_bytes(tiff(stored.size, (8, 8, 8), 2, stored.tobytes(), tag, deflate=deflate))
+    check(tmp_path / "a", (112, 56))
+    stored = stored.transpose(STORED[6])
+    turned = short(ORIENTATION, 6)
+    (tmp_path / "a").write_bytes(tiff(stored.size, (8, 8, 8), 2, stored.tobytes(), tag, turned, deflate=deflate))
     check(tmp_path / "a", (112, 56))
