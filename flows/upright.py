@@ -7,7 +7,7 @@ from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from flows.colours import to_rgb
+from flows.colours import decoded, to_rgb
 
 # EXIF orientation (tag 274) → what turns the stored image upright.
 ORIENTATION_TAG = 274
@@ -53,7 +53,7 @@ def upright(image: ImageFile.ImageFile) -> Upright:
     if isinstance(image, TiffImageFile):
         _drop_other_tags(image)
     if not isinstance(image, JpegImageFile):
-        image.load()
+        image = decoded(image)
     turn = _turn(image)
     return Upright(image, turn, *(image.size[::-1] if turn in SIDEWAYS else image.size))
 

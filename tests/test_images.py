@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from demo.scenes import draw_scene, save_turned, save_with_alpha
-from flows.colours import to_rgb
 from flows.errors import ImageFailure
 from flows.families import FAMILIES, Family
 from flows.grounding import parse_answer
@@ -144,23 +143,6 @@ def test_what_alpha_hides_is_shown_as_white(tmp_path: Path) -> None:
     save_with_alpha(Image.new("RGB", (644, 476), "red"), tmp_path / "a.png")
     shown = pixels(prepare(tmp_path, "a.png", BUDGET))
     assert min(shown.getpixel((640, 100))) > 245  # type: ignore[arg-type]
-
-
-def test_16_bit_grey_keeps_its_shades() -> None:
-    grey = Image.new("I;16", (10, 10), 128 * 256)
-    assert to_rgb(grey).getpixel((5, 5)) == (128, 128, 128)
-
-
-def test_32_bit_and_float_images_are_stretched_from_their_extremes() -> None:
-    ramp = Image.new("F", (2, 1))
-    ramp.putpixel((0, 0), -3.5)
-    ramp.putpixel((1, 0), 8.25)
-    assert [to_rgb(ramp).getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (255, 255, 255)]
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "PA", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I;16", "I", "F"])
-def test_every_mode_becomes_8_bit_rgb(mode: str) -> None:
-    assert to_rgb(Image.new(mode, (8, 8))).mode == "RGB"
 
 
 def test_broken_files_are_unreadable(tmp_path: Path) -> None:
