@@ -11,6 +11,7 @@ from flows.errors import ImageFailure
 
 # Grey PNGs below 8 bit: how Pillow stores them → by how much it multiplies their pixels, but not the clear shade.
 MULTIPLIED = {"L;2": 85, "L;4": 17}
+ALPHA_OFTEN_LEFT_AT_0 = ("BMP", "ICO", "TGA")  # by programs that know no alpha
 
 
 def decoded(image: ImageFile.ImageFile) -> ImageFile.ImageFile:
@@ -40,6 +41,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    if image.format in ALPHA_OFTEN_LEFT_AT_0 and rgba.getchannel("A").getextrema() == (0, 0):
+        return rgba.convert("RGB")
     white = Image.new("RGBA", rgba.size, "white")
     return Image.alpha_composite(white, rgba).convert("RGB")
 

@@ -200,6 +200,16 @@ def test_a_png_in_an_icon_shows_white_where_it_is_clear() -> None:
     assert shown(icon) == [COLOURS_SHOWN[0], WHITE, *COLOURS_SHOWN[2:]]
 
 
+def test_alpha_that_nobody_filled_in_hides_nothing() -> None:
+    pixels = bytes([30, 20, 10, 0, 60, 50, 40, 0])
+    tga = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 2, 1, 32, 0x20)
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
+    bmp = struct.pack("<IiiHHIIiiII", 108, 2, 1, 1, 32, 3, 8, 0, 0, 0, 0) + masks
+    bmp = b"BM" + struct.pack("<IHHI", 14 + len(bmp) + 8, 0, 0, 14 + len(bmp)) + bmp
+    for header in (tga, bmp):
+        assert shown(header + pixels) == [(10, 20, 30), (40, 50, 60)]
+
+
 def test_a_16_bit_scan_with_a_clear_margin_is_sent_and_shown_in_its_shades(tmp_path: Path) -> None:
     row = b"\0" + big_endian(*[0] * 28, *[0x4000] * 28, *[0xC000] * 28, *[0xFFFF] * 28)
     (tmp_path / "scan.png").write_bytes(png((112, 56), 16, GREY, row * 56, clear(0)))
