@@ -180,6 +180,15 @@ def test_a_large_jpeg_is_turned_upright_from_reduced_pixels(tmp_path: Path, name
     check(tmp_path / "a", (2400, 800))
 
 
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_server_that_reads_the_images_is_sent_those_that_must_be_turned(tmp_path: Path, orientation: int) -> None:
+    for name in FORMATS:
+        save(name, drawing(112, 56), tmp_path / "a", orientation)
+        sent = prepare(tmp_path, "a", BUDGET, server_reads=True)
+        assert not sent.file
+        assert corners(sent.jpeg) == list(CORNERS)
+
+
 @pytest.mark.parametrize("file_format", ["BMP", "GIF", "ICO", "JPEG2000", "PPM", "TGA"])
 def test_a_format_without_orientation_is_shown_as_stored(tmp_path: Path, file_format: str) -> None:
     for size in ((112, 56), (200, 100)):
