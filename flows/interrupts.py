@@ -1,10 +1,11 @@
 """Ctrl-C, SIGTERM and SIGHUP of a command: the first stops it in good order, and more of them do not disturb that."""
 
 import asyncio
+import atexit
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -27,9 +28,11 @@ class Interrupts:
     def install(self) -> None:
         """Handles the signals from now on; one that is ignored, as nohup does with SIGHUP, stays so."""
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    signal.signal(number, self._handle)
+            handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            for number in handled:
+                signal.signal(number, self._handle)
+            # The first to be registered is the last to run: after it the interpreter would set handlers that kill.
+            atexit.register(_ignore, handled)
 
     @contextmanager
     def cancelling(self, task: "asyncio.Task[int]") -> Iterator[None]:
@@ -66,3 +69,8 @@ class Interrupts:
 
 def _raise() -> None:
     raise KeyboardInterrupt
+
+
+def _ignore(signals: Sequence[signal.Signals]) -> None:
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)

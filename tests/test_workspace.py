@@ -9,7 +9,7 @@ import pytest
 
 from flows.errors import UsageError
 from flows.storage.atomic import read_json, replacing, write_json
-from flows.workspace import Workspace
+from flows.workspace import FORMAT, Workspace
 from tests.conftest import ROOT
 
 SETTINGS = {"model": "m", "temperature": 0.0}
@@ -95,3 +95,55 @@ def test_json_is_written_whole_and_readable(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"名": "猫"})
     assert read_json(tmp_path / "a.json") == {"名": "猫"}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_refused_run_keeps_the_log_of_a_server_that_did_not_start(workspace: Workspace) -> None:
+    with workspace.locked():
+        workspace.logs.mkdir()
+        (workspace.logs / "vllm.log").write_text("why")
+    assert (workspace.logs / "vllm.log").read_text() == "why"
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"fingerprint": "o', b"[]", b'{"settings": {}}', b'{"fingerprint": "one"}'])
+def test_a_damaged_recipe_is_no_permission_to_mix_recipes(workspace: Workspace, torn: bytes) -> None:
+    with workspace.locked():
+        workspace.record_recipe(SETTINGS, "one")
+        workspace.recipe.write_bytes(torn)
+        workspace.guard_recipe(SETTINGS, "two")  # nothing is written yet
+        workspace.output.write_text('{"image_path": "a"}\n')
+        for recipe in ("one", "two"):
+            with pytest.raises(UsageError, match=r"recipe.json is damaged .*restore it, choose another --output, or"):
+                workspace.guard_recipe(SETTINGS, recipe)
+
+
+@pytest.mark.parametrize("written", ["2\n", "999999999999999999999\n", "", "one", "1.5", "-1", "²"])
+def test_a_work_folder_of_a_later_version_is_refused(workspace: Workspace, written: str) -> None:
+    with workspace.locked():
+        workspace.record_recipe(SETTINGS, "one")
+        assert workspace.format.read_text() == f"{FORMAT}\n"
+    workspace.format.write_text(written)
+    with pytest.raises(UsageError, match=f"has format .* and this version knows {FORMAT}"), workspace.locked():
+        pass
+    workspace.format.unlink()  # as an earlier version wrote it
+    with workspace.locked():
+        pass
+
+
+@pytest.mark.parametrize("stem", ["x" * 241, "图" * 80 + "x", "é" * 121])
+def test_a_name_that_leaves_no_room_for_those_beside_it_is_refused_at_once(tmp_path: Path, stem: str) -> None:
+    too_long = len(stem.encode()) + len(".failures.jsonl") - 255
+    with pytest.raises(UsageError, match=rf"too long: .* takes 255; make it {too_long} bytes shorter"):
+        Workspace.at(tmp_path / f"{stem}.jsonl")
+
+
+def test_the_longest_name_that_is_taken_serves_to_the_end(tmp_path: Path) -> None:
+    workspace = Workspace.at(tmp_path / f"{'图' * 80}.jsonl")
+    with workspace.locked():
+        workspace.record_recipe(SETTINGS, "one")
+        for path in (workspace.output, workspace.failures, workspace.report, workspace.page):
+            with replacing(path) as file:
+                file.write(b"x")
+    with pytest.raises(UsageError, match="too long"):
+        Workspace.at(tmp_path / (("f" * 200 + "/") * 20) / "a.jsonl")
+    with pytest.raises(UsageError, match="too long"):
+        Workspace.at(Path("x" * 5000 + ".jsonl"))

@@ -1,0 +1,48 @@
+"""Files that are whole or not there."""
+
+import errno
+import os
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from flows.storage.atomic import disk_is_full, explained, polars_faults, replacing, unfinished_name
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "x" * 240 + ".jsonl", "图" * 80 + ".jsonl", ".hidden", "\udcff.jsonl"])
+def test_every_name_that_a_file_can_have_leaves_room_for_that_of_the_unfinished_one(tmp_path: Path, name: str) -> None:
+    with replacing(tmp_path / name) as file:
+        file.write(b"x")
+        assert len(list(tmp_path.iterdir())) == 1
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_two_files_whose_names_end_alike_are_never_the_same_unfinished_one(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"{prefix}{'x' * 120}.jsonl" for prefix in "ab")
+    with replacing(first) as one, replacing(second) as two:
+        one.write(b"one")
+        two.write(b"two")
+    assert (first.read_bytes(), second.read_bytes()) == (b"one", b"two")
+    assert unfinished_name(first.name) == unfinished_name(first.name)
+
+
+def test_what_polars_says_of_the_disk_has_a_number_again(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as missing, polars_faults(tmp_path / "to.parquet"):
+        pl.LazyFrame({"a": [1]}).sink_parquet(tmp_path / "no folder" / "to.parquet")
+    assert missing.value.errno == errno.ENOENT
+    with pytest.raises(pl.exceptions.ColumnNotFoundError), polars_faults(tmp_path):
+        pl.DataFrame({"a": [1]}).select("b")
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSPC, "make room"), (errno.EDQUOT, "quota"), (errno.EROFS, "mount it for writing")]
+)
+def test_a_full_disk_is_told_from_a_file_that_fails(number: int, advice: str) -> None:
+    error = OSError(number, os.strerror(number), "/data/x.jsonl")
+    assert disk_is_full(error)
+    assert advice in explained(error, "/data/labeled.jsonl")
+    assert "/data/x.jsonl" in explained(error, "/data/labeled.jsonl")
+    other = OSError(errno.EIO, os.strerror(errno.EIO))
+    assert not disk_is_full(other)
+    assert explained(other, "/data/labeled.jsonl").startswith("/data/labeled.jsonl: Input/output error")

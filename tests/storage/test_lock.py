@@ -1,0 +1,48 @@
+"""Locks on files that their holders may remove."""
+
+import multiprocessing
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from flows.storage.lock import AlreadyLockedError, locked
+
+
+def test_the_lock_of_a_file_that_was_removed_keeps_nobody_out_and_is_not_taken_for_one(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with locked(path):
+        path.unlink()  # as a run that was refused does
+        with locked(path), pytest.raises(AlreadyLockedError, match=rf"process {os.getpid()} on .* since .* [+-]\d{{4}}"):
+            with locked(path):
+                pass
+    with locked(path):
+        assert re.match(rf"process {os.getpid()} on ", path.read_text())
+
+
+def count_up(path: Path, times: int) -> None:
+    counter = path.with_name("counter")
+    while times:
+        with suppress(AlreadyLockedError), locked(path):
+            counter.write_text(str(int(counter.read_text()) + 1))
+            times -= 1
+            path.unlink()
+
+
+def test_of_many_that_remove_it_one_holds_it_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "counter").write_text("0")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=count_up, args=(tmp_path / "lock", 500)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert (tmp_path / "counter").read_text() == "2000"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as error, locked(tmp_path / "nowhere" / "lock"):
+        pass
+    assert error.value.filename == str(tmp_path / "nowhere" / "lock")
