@@ -45,11 +45,11 @@ CHUNK_RETRY_SECONDS = [10.0, 60.0]
 
 
 class ExpectedErrorsWithoutTraceback(logging.Filter):
-    """Prefect logs a failed task with its traceback; an error of ours is told by its message alone."""
+    """Prefect logs a failed task with its traceback; an error of ours, or of the disk, is told by its message alone."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Keeps every record, some of them shortened."""
-        if record.exc_info and isinstance(record.exc_info[1], AnnotateError):
+        if record.exc_info and isinstance(record.exc_info[1], AnnotateError | OSError):
             record.exc_info = None
         return True
 

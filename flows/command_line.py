@@ -258,7 +258,8 @@ async def _exit_code(state: "State[Any]", options: argparse.Namespace) -> int:
     if isinstance(output, Path):
         output = Workspace.at(output, options.shard or "").output
         beside = sorted(path for path in output.parent.glob(f"{glob.escape(output.stem)}.*") if path.is_file())
-        print("files:", *beside, file=sys.stderr)
+        if beside:
+            print("files:", *beside, file=sys.stderr)
     else:
         print("files:", output, "and beside it", file=sys.stderr)
     if state.is_completed() and isinstance(result, dict) and not result["images"]["failed"]:

@@ -175,14 +175,26 @@ def test_damaged_reports_and_edited_answers_of_shards_do_not_stop_a_merge(make_j
         assert job.run(stand_in.url, "--shard", f"{number}/2").returncode == 0
     shards = job.folder / "labeled.shards"
     (shards / "1-of-2.report.json").write_text('{"images": 5}')
-    edited = {"image_path": "by-hand.jpg", "objects": None, "flags": 3}
+    edited = [
+        f'{{"image_path": "by-hand-{number}.jpg", {fields}}}'
+        for number, fields in enumerate([
+            '"objects": null, "flags": 3', '"score": NaN, "big": 123456789012345678901234567890', '"objects": 1.5',
+            '"objects": {"a": 1}', '"objects": [{"name": "x", "bbox": [0.1, 1e400, NaN, 3]}]',
+            '"objects": [], "flags": [[]], "parse_stage": {}', '"objects": [], "vlm_output": 3, "width": "x"',
+            '"objects": [], "attempts": 1.5, "annotations_error":true', '"deep": ' + "[" * 300 + "]" * 300,
+        ])
+    ]  # fmt: skip
     with (shards / "2-of-2.jsonl").open("a") as file:
-        file.write(json.dumps(edited))
+        file.write("\n".join(edited))
     shutil.rmtree(shards / "2-of-2.work")
     done = merged(job)
     assert done.returncode == 0, done.stderr
-    assert lines_of(job.output)[-1] == edited
-    assert len(lines_of(job.output)) == 7
+    assert "Traceback" not in done.stderr
+    assert job.output.read_text().splitlines()[6:] == edited
+    assert json.loads((job.folder / "labeled.report.json").read_text())["quality"]["parse_stages"] == {
+        "failed": 8,
+        "json": 7,
+    }
     job.input.write_bytes(b"\x1f\x8b broken")
     broken = merged(job, "--input", str(job.input.rename(job.input.with_suffix(".jsonl.gz"))))
     assert (broken.returncode, "Traceback" in broken.stderr) == (2, False)

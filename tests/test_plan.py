@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from flows.errors import UsageError
+from flows.parts import pending_rows
 from flows.plan import Plan, make_plan, open_plan, plan_is_for, read_chunk
 from flows.source import Source, check_source
 from flows.workspace import Workspace
@@ -184,3 +185,25 @@ def test_parquet_columns_that_hold_bytes_are_left_out_and_a_path_must_be_text(
     assert json.loads(read_chunk(workspace, plan.chunks[0])["row"][0]) == {"image_path": "a", "sizes": [1.5, None]}
     with pytest.raises(UsageError, match="holds bytes, not paths"):
         check_source(Source(tmp_path / "input.PARQUET", image_column="image"))
+
+
+def test_broken_lines_of_the_output_are_counted_and_their_images_planned(tmp_path: Path, workspace: Workspace) -> None:
+    rows = [{"image_path": f"{number}.jpg"} for number in range(5)]
+    given = source(tmp_path, "".join(json.dumps(row) + "\n" for row in rows))
+    broken = (
+        b'\n{"image_path": "0.jpg"}\n{"image_path": "1.j\n{"image_path": "2.jpg"}{"image_path": "3.jpg"}\n[]\n\0\0\n'
+    )
+    workspace.output.write_bytes(broken)
+    plan = make_plan(given, workspace, 2)
+    assert planned(workspace, plan) == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
+    assert (plan.counts.broken_in_output, plan.counts.first_broken, plan.counts.already_done) == (4, 3, 1)
+    assert workspace.output.read_bytes() == broken
+
+
+def test_a_row_whose_path_is_not_that_of_its_key_is_never_asked(tmp_path: Path, workspace: Workspace) -> None:
+    given = source(tmp_path, '{"image_path": "a.jpg", "caption": "of a"}\n')
+    plan = make_plan(given, workspace, 2)
+    rows = pl.read_parquet(workspace.plan_rows)
+    rows.with_columns(row=pl.lit('{"image_path": "b.jpg", "caption": "of b"}')).write_parquet(workspace.plan_rows)
+    with pytest.raises(UsageError, match=r"has a row of 'b.jpg' as that of 'a.jpg': .* delete the plan, .*plan.json"):
+        pending_rows(workspace, plan.chunks[0], given)

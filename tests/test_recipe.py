@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from blocks import AnnotationRecipe
 from flows.errors import UsageError
 from flows.families import FAMILIES, Family
 from flows.images import PreparedImage
-from flows.recipe import Recipe, RequestTemplate, answer_schema, fingerprint, system_prompt
+from flows.recipe import Recipe, RequestTemplate, answer_schema, fingerprint, recipe_settings, system_prompt
 from flows.yaml_fields import read_fields
 
 MODEL = "qwen2.5-vl-7b"
@@ -137,3 +137,22 @@ def test_a_recipe_file_gives_its_fields(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("language: zh\nmax_visual_tokens: 200\n")
     assert AnnotationRecipe(**read_fields(path, "recipe", Recipe)).max_visual_tokens == 200
+
+
+class Tomorrow(Recipe):
+    """A recipe as a later version may have it."""
+
+    min_side: int = 0
+    examples: list[str] = Field(default_factory=list)
+
+
+def test_a_field_that_a_later_version_adds_changes_no_fingerprint_until_it_is_used() -> None:
+    model = "Qwen2.5-VL-7B"
+    assert fingerprint(Recipe(), model) == "b252a1a9592d", "of outputs that people have"
+    assert fingerprint(Recipe(), f"{model}-Instruct") == "3a6237829e22"
+    assert fingerprint(Tomorrow(), model) == "b252a1a9592d"
+    assert fingerprint(Tomorrow(temperature=0.5), model) == fingerprint(Recipe(temperature=0.5), model)
+    used = {fingerprint(recipe, model) for recipe in (Tomorrow(min_side=1), Tomorrow(examples=["x"]), Tomorrow())}
+    assert len(used) == 3
+    assert "min_side" not in recipe_settings(Tomorrow(), model)
+    assert recipe_settings(Tomorrow(min_side=1), model)["min_side"] == 1

@@ -15,7 +15,7 @@ def test_every_name_that_a_file_can_have_leaves_room_for_that_of_the_unfinished_
     with replacing(tmp_path / name) as file:
         file.write(b"x")
         assert len(list(tmp_path.iterdir())) == 1
-    assert os.listdir(tmp_path) == [name]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_two_files_whose_names_end_alike_are_never_the_same_unfinished_one(tmp_path: Path) -> None:

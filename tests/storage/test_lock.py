@@ -15,9 +15,12 @@ def test_the_lock_of_a_file_that_was_removed_keeps_nobody_out_and_is_not_taken_f
     path = tmp_path / "lock"
     with locked(path):
         path.unlink()  # as a run that was refused does
-        with locked(path), pytest.raises(AlreadyLockedError, match=rf"process {os.getpid()} on .* since .* [+-]\d{{4}}"):
-            with locked(path):
-                pass
+        with (
+            locked(path),
+            pytest.raises(AlreadyLockedError, match=rf"process {os.getpid()} on .* since .* [+-]\d{{4}}"),
+            locked(path),
+        ):
+            pass
     with locked(path):
         assert re.match(rf"process {os.getpid()} on ", path.read_text())
 
