@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from flows.prefect_server import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 

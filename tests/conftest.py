@@ -17,8 +17,9 @@ from typing import Any
 import hypothesis
 import pytest
 
-from flows.prefect_server import TemporaryPrefectServer, free_port
+from flows.prefect_server import TemporaryPrefectServer
 from tests.client import StandIn
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,7 +39,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     home = tmp_path_factory.mktemp("prefect")
     os.environ["PREFECT_HOME"] = str(home)
-    server = TemporaryPrefectServer()
+    server = TemporaryPrefectServer(port=free_port())
     server.wait_until_ready()
     os.environ["PREFECT_API_URL"] = server.api_url
     with temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_HOME: home}):

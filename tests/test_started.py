@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from demo.scenes import draw_scene
-from flows.prefect_server import free_port
 from flows.serving.probe import served_models
 from flows.serving.record import read_record, record_path
 from tests.conftest import Job, lines_of
+from tests.ports import free_port
 from tests.serving.conftest import arguments, make_model, port_of, qwen_config, vllm, wait_for_answers
 
 __all__ = ["make_model", "vllm"]  # fixtures

@@ -19,12 +19,12 @@ from demo.scoring import Score, score
 from flows.errors import ImageFailure
 from flows.families import FAMILIES
 from flows.images import ImageBudget, smart_resize
-from flows.prefect_server import free_port
 from flows.recipe import Recipe, answer_schema
 from flows.serving.keeper import kept_servers
 from flows.serving.preflight import preflight
 from flows.yaml_fields import read_fields
 from tests.conftest import ROOT, Job, lines_of
+from tests.ports import free_port
 
 VLLM = ROOT / ".venv-vllm" / "bin" / "vllm"
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(600)]

@@ -13,10 +13,10 @@ from PIL import Image
 
 from demo.processes import TINY_GROUNDER, TINY_GROUNDER_RECIPE, TINY_GROUNDER_SERVER
 from demo.scenes import write_small_folder
-from flows.prefect_server import free_port
 from flows.serving.probe import served_models
 from tests.client import StandIn
 from tests.conftest import ROOT, Job, lines_of
+from tests.ports import free_port
 from tests.serving.conftest import arguments, port_of, qwen_config, wait_for_answers
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(900)]

@@ -17,6 +17,7 @@ import pytest
 from flows.prefect_server import TemporaryPrefectServer
 from tests.conftest import ROOT, ask_prefect
 from tests.deployed.postgresql import postgresql
+from tests.ports import free_port
 
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 
@@ -107,7 +108,7 @@ def deployed_in(folder: Path, settings: dict[str, str]) -> Iterator[Deployed]:
         "PREFECT_HOME": str(folder / "prefect"), "XDG_STATE_HOME": str(folder / "state"), "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }  # fmt: skip
-    server = TemporaryPrefectServer({"PREFECT_HOME": environment["PREFECT_HOME"]} | settings)
+    server = TemporaryPrefectServer({"PREFECT_HOME": environment["PREFECT_HOME"]} | settings, free_port())
     server.wait_until_ready()
     made = Deployed(server.api_url, folder, environment | {"PREFECT_API_URL": server.api_url})
     subprocess.run([sys.executable, "-m", "deployments.setup"], cwd=ROOT, env=made.environment, check=True)

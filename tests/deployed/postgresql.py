@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.prefect_server import free_port
+from tests.ports import free_port
 
 
 @contextmanager

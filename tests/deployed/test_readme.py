@@ -17,10 +17,11 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from blocks import VLLMServer
-from flows.prefect_server import answers, free_port
+from flows.prefect_server import answers
 from flows.serving.launch import Launch
 from tests.client import StandIn
 from tests.conftest import ROOT, Job, lines_of
+from tests.ports import free_port
 from tests.serving.conftest import launch, make_model, vllm  # noqa: F401 - fixtures
 
 MakeJob = Callable[..., Job]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.prefect_server import free_port
 from flows.serving.launch import Launch
 from flows.serving.record import ServerRecord, read_record, record_path
 from tests.conftest import ROOT, Job
+from tests.ports import free_port
 
 # The sizes in Qwen's own config.json files; the AWQ version of the 72B pads its intermediate size.
 QWEN = {
