@@ -1,6 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 VLLM_BIN := .venv-vllm/bin
+FAST := not vllm and not ui and not deployed
 
 .PHONY: demo deploy-local test test-fuzz test-ui test-deployed test-vllm demo-vllm check bench bench-peers bench-concurrency bench-vllm clean
 
@@ -8,9 +9,10 @@ VLLM_BIN := .venv-vllm/bin
 demo: .venv/.installed
 	$(BIN)/python -m demo.run
 
-# The fast tests: no GPU, no model, everything on loopback.
+# The fast tests: no GPU, no model, everything on loopback. First those that mostly wait, then those that measure rates.
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not vllm and not ui and not deployed"
+	$(BIN)/python -m pytest -n 4 --dist loadgroup -m "$(FAST) and not alone"
+	$(BIN)/python -m pytest -m "$(FAST) and alone"
 
 # 100,000 hostile answers.
 test-fuzz: .venv/.installed

@@ -18,6 +18,7 @@ async def answers(client: Inference, count: int) -> list[Completion]:
     return await asyncio.gather(*(client.ask(body(f"{n}")) for n in range(count)))
 
 
+@pytest.mark.alone
 async def test_the_limit_of_an_endpoint_is_found_by_itself() -> None:
     with StandIn.started(*SLOW) as server:
         async with inference(server.url, max_concurrency="auto") as client:
@@ -30,6 +31,7 @@ async def test_the_limit_of_an_endpoint_is_found_by_itself() -> None:
     assert "of its share" in concurrency["changes"][0]["why"]
 
 
+@pytest.mark.alone
 async def test_endpoints_of_different_sizes_get_what_each_can_run() -> None:
     with (
         StandIn.started(*SLOW) as large,
@@ -50,6 +52,7 @@ async def test_a_fixed_number_bounds_all_endpoints_together() -> None:
         assert one.most_at_once() + other.most_at_once() <= 7  # the halves may peak at different times
 
 
+@pytest.mark.alone
 async def test_with_one_of_three_endpoints_killed_no_request_fails_and_a_third_of_the_rate_is_lost() -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(StandIn.started(*SLOW)) for _ in range(3)]

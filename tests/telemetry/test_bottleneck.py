@@ -136,6 +136,7 @@ async def found_in(case: Case, job: Job) -> Verdict:
         return await verdict_of(server, job, case.max_concurrency, SECONDS)
 
 
+@pytest.mark.alone
 async def test_stand_ins_that_are_held_back_in_a_known_way_are_told_apart_in_nine_of_ten_cases(tmp_path: Path) -> None:
     wrong = []
     for number, group in enumerate(CASES):
