@@ -23,8 +23,11 @@ from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 
-hypothesis.settings.register_profile("no deadline", deadline=None)  # these machines stall now and then
-hypothesis.settings.load_profile("no deadline")
+# The same examples every time, so that a test that fails does so again; `make test-fuzz` draws others, and fifty times
+# as many. No deadline: machines stall now and then.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("fuzz", derandomize=False, max_examples=5000, deadline=None)
+hypothesis.settings.load_profile("same")
 
 
 def pytest_configure() -> None:
@@ -63,6 +66,16 @@ def ask_prefect(api: str, path: str, **body: Any) -> Any:
             error.close()
         time.sleep(0.2)
     raise RuntimeError("the Prefect server stays busy")
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Draws what a test leaves to chance: the same every time, but in `make test-fuzz`."""
+    seed = request.config.getoption("--hypothesis-seed")
+    if seed is None:
+        seed = 0 if hypothesis.settings().derandomize else random.randrange(2**32)
+    print(f"--hypothesis-seed={seed}")
+    return random.Random(int(seed))
 
 
 @pytest.fixture
