@@ -57,7 +57,7 @@ class Paused:
         """What the output says each image was asked with; each once."""
         rows = lines_of(self.output)
         assert max(Counter(row["image_path"] for row in rows).values()) == 1
-        return {row["image_path"]: row.get("vlm_output", row.get("own")) for row in rows}
+        return {row["image_path"]: str(row.get("vlm_output") or row.get("own")) for row in rows}
 
 
 @pytest.fixture
