@@ -68,7 +68,7 @@ class Runs(RuleBasedStateMachine):
     def write_input(self, numbers: list[int]) -> None:
         self.versions += 1
         self.last = None
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"image_path": f"{number}.jpg", "caption": f"{number} of {self.versions}", "n": 10**20 + number}
             for number in numbers
         ]
@@ -189,7 +189,6 @@ class Runs(RuleBasedStateMachine):
 @pytest.mark.timeout(1800)
 def test_the_promises_of_a_run_hold_after_any_sequence_of_runs_kills_and_edits(steps: Steps) -> None:
     Runs.steps = steps
-    few = settings.default.max_examples <= 100  # of make test; make test-fuzz asks for more
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        Runs, settings=settings(max_examples=80 if few else 1500, stateful_step_count=20, report_multiple_bugs=False)
-    )
+    few = settings().max_examples <= 100  # of make test; make test-fuzz asks for more
+    wanted = settings(max_examples=80 if few else 1500, stateful_step_count=20, report_multiple_bugs=False)
+    run_state_machine_as_test(Runs, settings=wanted)
