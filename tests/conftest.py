@@ -69,11 +69,17 @@ def ask_prefect(api: str, path: str, **body: Any) -> Any:
 
 
 @pytest.fixture
-def rng(request: pytest.FixtureRequest) -> random.Random:
+def fuzzing() -> bool:
+    """Whether this is `make test-fuzz`, which tries more, and other things each time."""
+    return not hypothesis.settings().derandomize
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest, fuzzing: bool) -> random.Random:
     """Draws what a test leaves to chance: the same every time, but in `make test-fuzz`."""
     seed = request.config.getoption("--hypothesis-seed")
     if seed is None:
-        seed = 0 if hypothesis.settings().derandomize else random.randrange(2**32)
+        seed = random.randrange(2**32) if fuzzing else 0
     print(f"--hypothesis-seed={seed}")
     return random.Random(int(seed))
 

@@ -55,6 +55,14 @@ def test_the_flow_starts_the_server_uses_it_and_stops_it(started_job: Callable[.
     assert "Traceback" not in errors
 
 
+def test_the_log_that_a_refusal_points_to_is_there(started_job: Callable[..., Job]) -> None:
+    job = started_job(2)
+    code, errors = run(job, STAND_IN_DIES_SAYING="torch.OutOfMemoryError: CUDA out of memory.")
+    assert code == 2, errors
+    assert "torch.OutOfMemoryError" in Path(errors.strip().rpartition("its log is ")[2]).read_text()
+    assert run(job)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("start", "message"),
     [

@@ -17,7 +17,7 @@ from tests.faults.conftest import Steps
 
 PATHS = [f"{number:02d}.jpg" for number in range(8)]
 MEMORY = Path("/dev/shm")
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(900)]
 
 
 @dataclass
@@ -138,13 +138,14 @@ def broken_rules(scenario: Scenario) -> list[str]:
     return [f"{rule}: {sorted(of)}" for rule, of in (("missing", missing), ("both", both), ("twice", twice)) if of]
 
 
-def test_a_call_that_is_killed_or_fails_changes_nothing_of_the_result(scenario: Scenario, tmp_path: Path) -> None:
+def test_a_call_that_is_killed_or_fails_changes_nothing_of_the_result(
+    scenario: Scenario, tmp_path: Path, rng: random.Random, fuzzing: bool
+) -> None:
     before, log = tmp_path / "before", tmp_path / "calls"
     shutil.copytree(scenario.folder, before)
     assert scenario.do({"LOG": str(log)}).code == 0
     expected, calls = files_of(scenario.folder), log.read_text().splitlines()
     assert broken_rules(scenario) == []
-    rng = random.Random(7)
     wrong = []
     for number, call in enumerate(calls, start=1):
         for mode in modes(call):
@@ -154,7 +155,7 @@ def test_a_call_that_is_killed_or_fails_changes_nothing_of_the_result(scenario: 
             first = scenario.do({"AT": at, "MODE": mode})
             if first.code == 1 or (first.code == 0 and files_of(scenario.folder) != expected and scenario.exact):
                 wrong.append(f"{mode} at {call}: ended with {first}")
-            if os.environ.get("FAULTS_TWICE"):
+            if fuzzing:  # it is killed a second time, somewhere
                 scenario.do({"AT": str(rng.randint(1, len(calls))), "MODE": "kill"})
             again = scenario.do()
             as_expected = files_of(scenario.folder) == expected or not scenario.exact

@@ -186,9 +186,9 @@ class Runs(RuleBasedStateMachine):
         assert not any((self.folder / "labeled.work" / "parts").iterdir())
 
 
+@pytest.mark.fuzz
 @pytest.mark.timeout(1800)
-def test_the_promises_of_a_run_hold_after_any_sequence_of_runs_kills_and_edits(steps: Steps) -> None:
+def test_the_promises_of_a_run_hold_after_any_sequence_of_runs_kills_and_edits(steps: Steps, fuzzing: bool) -> None:
     Runs.steps = steps
-    few = settings().max_examples <= 100  # of make test; make test-fuzz asks for more
-    wanted = settings(max_examples=80 if few else 1500, stateful_step_count=20, report_multiple_bugs=False)
+    wanted = settings(max_examples=250 if fuzzing else 80, stateful_step_count=20, report_multiple_bugs=False)
     run_state_machine_as_test(Runs, settings=wanted)
