@@ -86,6 +86,7 @@ class Mirror(Files):
         self._say = say
         self._stopped = stopped or threading.Event()
         self._lease = Lease(self._fs, lease, self._url_of(self.workspace.output), self._token, say, self._stopped)
+        self._uploading = threading.Lock()  # chunks end in threads of their own
         self._seen: dict[str, Any] = {}  # name → [version in the store, version here] when they were last the same
         self._taken_in: list[str] = []  # parts whose answers the output here has by now
         self._fetched = self.workspace.outputs if with_whole else [self.workspace.output]
@@ -140,15 +141,13 @@ class Mirror(Files):
         # Named by what it holds: the next plan's chunk of the same number is another part.
         remote = f"{self._remote_path(self.workspace.parts)}/{chunk.digest}-{self._token}.jsonl"
         name = remote.removeprefix(self._remote + "/")
-        with reaching(self._url):
+        with reaching(self._url), self._uploading:
             if self._seen.get(name, [None, None])[1] == file_version(part):
                 return
             self._lease.check()
-            for path in (
-                self.workspace.format,
-                self.workspace.recipe,
-            ):  # ahead of the answers, which others must not follow
-                self._push(path)
+            # Ahead of the answers: no other recipe may follow them.
+            self._push(self.workspace.format)
+            self._push(self.workspace.recipe)
             self._push(part, name)
 
     def publish(self) -> None:

@@ -186,6 +186,19 @@ def test_a_part_is_named_by_what_it_holds_and_the_next_plans_part_is_another(buc
         ]
 
 
+def test_chunks_that_end_at_the_same_time_are_kept_each(bucket: Bucket, machine: Machine) -> None:
+    with (mirror := machine("here")), ThreadPoolExecutor(8) as threads:
+        mirror.workspace.parts.mkdir(exist_ok=True)
+        chunks = [chunk(number, f"{number}.jpg") for number in range(1, 17)]
+        for each in chunks:
+            (mirror.workspace.parts / f"{each.name}.jsonl").write_bytes(row(f"{each.number}.jpg"))
+        for keeping in [threads.submit(mirror.keep, each) for each in chunks]:
+            keeping.result()
+        assert sorted(parts_of(bucket)) == sorted(f"{each.digest}-{mirror._token}.jsonl" for each in chunks)
+        for each in chunks:
+            (mirror.workspace.parts / f"{each.name}.jsonl").unlink()
+
+
 def test_a_part_that_comes_late_does_not_replace_a_longer_one(bucket: Bucket, machine: Machine, s3_server: str) -> None:
     with sleepy(s3_server) as way, ThreadPoolExecutor(1) as threads, (mirror := machine("here", way.url)):
         part = mirror.workspace.parts / "000001.jsonl"
