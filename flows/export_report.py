@@ -43,7 +43,7 @@ async def export_report(output: Location, image_root: Location) -> State[Any]:
 
 def rebuild_published(output: Path | str, image_root: ImageRoot) -> str:
     """Replaces report.html of an output at a path or a URL; returns where it is."""
-    with opened(output) as files:
+    with opened(output) as files, files.workspace.locked():
         page = rebuild_page(files.workspace, image_root)
         files.publish()
     return str(page) if isinstance(output, Path) else output.removesuffix(".jsonl") + ".report.html"

@@ -6,7 +6,8 @@ annotation, 1 some do not, 2 bad usage or input, nothing written.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from flows.interrupts import INTERRUPTED
 from flows.json_text import dumped, json_object, object_line, raw_members
 from flows.parts import OUR_FIELDS, other_members
 from flows.quality import Quality
-from flows.storage.atomic import replacing
+from flows.storage.atomic import replacing, unfinished_name
+from flows.storage.lock import AlreadyLockedError, locked
 from flows.workspace import Workspace
 
 KEPT = ("vlm_output", "width", "height", "sent_size")
@@ -37,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quality = reparse(given.input, given.output, family)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or given.output}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted: {given.output} was not written", file=sys.stderr)
@@ -65,7 +70,7 @@ def reparse(source: Path, target: Path, family: Family) -> Quality:
     if target.exists():
         raise UsageError(f"output {str(target)!r} exists: choose another, nothing is overwritten")
     quality = Quality()
-    with source.open("rb") as lines, replacing(target) as file:
+    with _alone(target), source.open("rb") as lines, replacing(target) as file:
         for number, line in enumerate(lines, start=1):
             row = json_object(line)
             if row is None or not isinstance(row.get("vlm_output"), str):
@@ -74,9 +79,23 @@ def reparse(source: Path, target: Path, family: Family) -> Quality:
             fields = reparsed(row, family, f"line {number} of {source}")
             quality.add(fields)
             text = line.decode(errors="replace")
-            kept = [f"{written}:{value}" for name, (written, value) in raw_members(text).items() if name in KEPT]
-            file.write(object_line(*other_members(text, *OUR_FIELDS), *kept[:1], dumped(fields), *kept[1:]))
+            kept = {name: f"{written}:{value}" for name, (written, value) in raw_members(text).items() if name in KEPT}
+            answer = kept.pop("vlm_output")
+            file.write(object_line(*other_members(text, *OUR_FIELDS), answer, dumped(fields), *kept.values()))
     return quality
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Keeps out others that write the same file."""
+    lock = target.with_name(f".{unfinished_name(target.name)}.lock")
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(lock))
+        except AlreadyLockedError as holder:
+            raise UsageError(f"output {str(target)!r} is being written by {holder}: choose another") from None
+        held.callback(lock.unlink)
+        yield
 
 
 def reparsed(row: dict[str, Any], family: Family, where: str) -> dict[str, Any]:

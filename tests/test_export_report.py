@@ -34,7 +34,7 @@ async def test_the_page_comes_back_with_its_charts_and_gallery(make_job: MakeJob
 
 def test_without_a_report_that_can_be_read_it_says_so(tmp_path: Path) -> None:
     workspace = Workspace.at(tmp_path / "labeled.jsonl")
-    with pytest.raises(UsageError, match=r"is not there or no JSON: a run of .* writes it at its end"):
+    with pytest.raises(UsageError, match=r"is not there: a run of .* writes it at its end"):
         rebuild_page(workspace, tmp_path)
     damages: list[dict[str, object]] = [
         {},

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.reparse import main
+from flows.families import FAMILIES
+from flows.reparse import main, reparse
 from tests.conftest import lines_of
 
 ROW = {
@@ -75,3 +76,27 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     source = write(tmp_path / "a.jsonl", ROW)
     assert main(["--input", str(source), "--output", str(source), "--family", "qwen2-vl"]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_columns_pass_through_as_they_stand_and_edited_fields_stop_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "again.jsonl"
+    text = '"vlm_output": "[]", "width": 640, "sent_size": [644, 476], "height": 480'
+    rows = [
+        f'{{"image_path": "a.jpg", "big": 123456789012345678901234567890, "nan": NaN, "cents": 1.10, {text}}}',
+        '{"image_path": "b.jpg", "sent_size": [644, 476], "vlm_output": "[]", "flags": 3, "attempts": {}}',
+    ]
+    (tmp_path / "labeled.jsonl").write_text("\n".join(rows) + "\n")
+    reparse(tmp_path / "labeled.jsonl", target, FAMILIES["qwen2.5-vl"])
+    first, second = target.read_text().splitlines()
+    assert first.startswith(
+        '{"image_path":"a.jpg","big":123456789012345678901234567890,"nan":NaN,"cents":1.10,"vlm_output":'
+    )
+    assert list(json.loads(second))[:2] == ["image_path", "vlm_output"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.jsonl", "labeled.jsonl"]
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "labeled.jsonl", ROW)
+    given = ["--input", str(source), "--output", str(tmp_path / "nowhere" / "x.jsonl"), "--family", "qwen2.5-vl"]
+    assert main(given) == 2
+    assert "nowhere" in capsys.readouterr().err

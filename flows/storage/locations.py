@@ -7,7 +7,7 @@ import posixpath
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -22,9 +22,11 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from flows.errors import ImageFailure, UsageError
 from flows.storage.atomic import replacing, replacing_path
+from flows.storage.lock import AlreadyLockedError, locked
 
 # Refusals that may be of this object alone; all others are of the key, or of the clock.
 OF_THE_OBJECT = ("AccessDenied", "Forbidden", "403", "InvalidObjectState", None)
+POLL_SECONDS = 0.2
 READERS = 32  # images that are read at once: each waits for the network most of the time
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -94,13 +96,13 @@ def local_copy(where: Path | str, folder: Path, stopped: threading.Event) -> Pat
     if isinstance(where, Path):
         return where.expanduser()
     fs, path = file_system(where)
-    copy = folder / f"{identity_of(fs, where)}-{name_of(where)[-100:]}"
+    copy = folder / f"{identity_of(fs, where)}-{name_of(where)[-60:]}"
     try:
-        with reaching(where):
+        folder.mkdir(parents=True, exist_ok=True)
+        with reaching(where), _alone(copy, stopped):
             seen = copy.with_name(copy.name + ".version")
             version = version_of(fs.info(path))
             if not (copy.exists() and seen.exists() and seen.read_text() == version):
-                folder.mkdir(parents=True, exist_ok=True)
                 download(fs, path, copy, stopped)
                 with replacing(seen) as file:
                     file.write(version.encode())
@@ -109,6 +111,24 @@ def local_copy(where: Path | str, folder: Path, stopped: threading.Event) -> Pat
     except OSError as error:
         raise unreachable(where, error) from None
     return copy
+
+
+@contextmanager
+def _alone(copy: Path, stopped: threading.Event) -> Iterator[None]:
+    """Waits for other runs on this machine that fetch the same file."""
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(locked(copy.with_name(copy.name + ".lock")))
+                break
+            except AlreadyLockedError:
+                if stopped.wait(POLL_SECONDS):
+                    raise _stopped() from None
+        yield
+
+
+def _stopped() -> OSError:
+    return OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
 
 def identity_of(fs: AbstractFileSystem, *names: str) -> str:
@@ -147,7 +167,7 @@ class _UnlessStopped(Callback):  # type: ignore[misc]
 
     def relative_update(self, inc: int = 1) -> None:
         if self._stopped.is_set():
-            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+            raise _stopped()
         super().relative_update(inc)
 
 

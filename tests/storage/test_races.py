@@ -232,6 +232,22 @@ def test_two_stores_that_have_a_bucket_of_one_name_share_nothing(
     assert copies[0] != copies[1]
 
 
+def test_runs_of_one_machine_fetch_an_input_once(
+    bucket: Bucket, machine: Machine, s3_server: str, tmp_path: Path
+) -> None:
+    content = b"".join(row(f"{number}.jpg") for number in range(100_000))
+    bucket.fs.pipe_file(f"{bucket.url}/input.jsonl", content)
+    machine("here", s3_server)
+
+    def fetch(_: int) -> Path:
+        return local_copy(f"{bucket.url}/input.jsonl", tmp_path / "inputs", threading.Event())
+
+    with ThreadPoolExecutor(8) as threads:
+        copies = set(threads.map(fetch, range(8)))
+    assert len(copies) == 1
+    assert copies.pop().read_bytes() == content
+
+
 def test_a_large_file_goes_in_pieces_and_replaces_what_was_seen_alone(bucket: Bucket, tmp_path: Path) -> None:
     path, file = f"{bucket.url}/large"[5:], tmp_path / "large"
     with file.open("wb") as large:
