@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flows.interrupts import INTERRUPTED, Interrupts
 from flows.prefect_server import TemporaryPrefectServer, answers
+from flows.threads import run_to_end
 
 if TYPE_CHECKING:
     from prefect.blocks.core import Block
@@ -91,13 +92,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _kept_answers(options: argparse.Namespace) -> str:
     """How many answers wait for the end of the run, and where."""
+    from flows.errors import UsageError
     from flows.storage.locations import location
     from flows.workspace import Workspace
 
     output = location(options.output)
     if not isinstance(output, Path):
         return f"answers so far are kept beside {output} and on this machine"
-    parts = Workspace.at(output, options.shard or "").parts
+    try:
+        parts = Workspace.at(output, options.shard or "").parts
+    except UsageError:
+        return "nothing was written"
     answers = (path for path in parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl"))
     kept = sum(path.read_bytes().count(b"\n") for path in answers)
     return f"{kept} answers so far are kept in {parts}"
@@ -169,7 +174,7 @@ async def _annotate(options: argparse.Namespace, prefect_server: TemporaryPrefec
         return _refuse("; ".join(_complaint(dict(problem)) for problem in error.errors()))
     if prefect_server is not None:
         try:
-            await asyncio.to_thread(prefect_server.wait_until_ready)
+            await run_to_end(prefect_server.wait_until_ready, give_up=prefect_server.given_up.set)
         except RuntimeError as error:
             return _refuse(str(error))
         print(
@@ -209,7 +214,7 @@ async def _block(
     if Path(given).suffix in (".yaml", ".yml", ".json") or Path(given).exists():
         return kind(**read_fields(Path(given), what, kind))
     if prefect_server is not None:
-        await asyncio.to_thread(prefect_server.wait_until_ready)
+        await run_to_end(prefect_server.wait_until_ready, give_up=prefect_server.given_up.set)
     try:
         return await kind.aload(given)
     except ValueError:

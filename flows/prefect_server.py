@@ -38,6 +38,7 @@ class TemporaryPrefectServer:
     """`prefect server start` on loopback, with the user's own Prefect database unless `settings` say otherwise."""
 
     def __init__(self, settings: Mapping[str, str] | None = None, port: int | None = None) -> None:
+        self.given_up = threading.Event()  # set to end the wait for it
         self._port = port or free_port()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
         environment = os.environ | {
@@ -70,12 +71,13 @@ class TemporaryPrefectServer:
         return f"{self.url}/api"
 
     def wait_until_ready(self) -> None:
-        """Raises RuntimeError with the server's last words when it does not come up."""
+        """Raises RuntimeError with the server's last words when it does not come up; returns when it is given up."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
             if self._get("/health") is True:
                 return
-            time.sleep(POLL_SECONDS)
+            if self.given_up.wait(POLL_SECONDS):
+                return
         self._log.seek(0)
         last_words = self._log.read().decode(errors="replace").strip()[-2000:]
         raise RuntimeError(f"the temporary Prefect server did not start: {last_words}")
@@ -88,7 +90,8 @@ class TemporaryPrefectServer:
 
     def _stop(self) -> None:
         if self._process.poll() is None:
-            self._wait_until_recorded()
+            if not self.given_up.is_set():
+                self._wait_until_recorded()
             self._process.send_signal(signal.SIGTERM)
             try:
                 self._process.wait(timeout=10)

@@ -232,3 +232,22 @@ def test_the_help_names_every_parameter_of_the_flow() -> None:
 
     options = {action.dest for action in parser()._actions}
     assert set(inspect.signature(annotate_images.fn).parameters) - {"server"} <= options
+
+
+def test_130_soon_when_it_is_interrupted_while_its_prefect_server_starts(
+    job: Job, stand_in: StandIn, tmp_path: Path
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment["PREFECT_HOME"] = str(tmp_path / "home")
+    command = [sys.executable, "-m", "flows.annotate", *job.arguments(stand_in.url)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE)
+    while not (tmp_path / "home").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(3)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert time.monotonic() - began < 10
