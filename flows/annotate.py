@@ -26,7 +26,7 @@ from pydantic import Field
 from blocks import AnnotationRecipe, VLLMServer
 from flows.errors import AnnotateError, ImageFailure, ServerFault, ServerUnavailable, UsageError
 from flows.parts import Part, pending_rows
-from flows.plan import Chunk, Plan, keep_plan, remove_plan
+from flows.plan import Chunk, Plan, input_has_changed, keep_plan, remove_plan
 from flows.progress import showing_progress
 from flows.report.artifacts import Artifacts, live_artifacts
 from flows.report.figures import telemetry_charts
@@ -268,6 +268,8 @@ async def merge_parts(plan: Plan, stopped: dict[int, ImageFailure]) -> Merged:
     run = current_run()
     workspace = run.workspace
     merged = await run_to_end(merge, workspace, plan, stopped)
+    if input_has_changed(workspace, run.source):
+        get_run_logger().warning("%s has changed since this run planned it: run again for the rest", run.source.path)
     if stopped:
         keep_plan(workspace, run.source, plan)
     else:

@@ -209,6 +209,12 @@ def plan_is_for(workspace: Workspace, source: Source) -> bool:
     return written is not None and written.source == source.identity() and written.outputs == output_versions(workspace)
 
 
+def input_has_changed(workspace: Workspace, source: Source) -> bool:
+    """Whether the input is not any more what the plan in progress was made from."""
+    written = read_plan_file(workspace)
+    return written is not None and written.source != source.identity()
+
+
 def remove_plan(workspace: Workspace) -> None:
     """Forgets the plan; plan.json goes first, for good: it must not come back beside the rows of another plan."""
     workspace.plan_file.unlink(missing_ok=True)

@@ -44,6 +44,23 @@ async def test_only_new_image_paths_are_asked_after_any_edit_of_the_input(make_j
     assert [row["image_path"] for row in lines_of(job.output)[20:]] == new
 
 
+async def test_an_input_that_changes_while_a_run_works_is_told_and_the_next_run_does_the_rest(
+    make_job: MakeJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = make_job(12)
+    rows = job.rows()
+    job.write_input(rows[:6])
+    with StandIn.started("--canned", "--prefill-seconds", "0.3") as server:
+        running = asyncio.create_task(annotate(job, server, max_concurrency=2))
+        while not await asyncio.to_thread(server.asked):
+            await asyncio.sleep(0.05)
+        job.write_input(rows)
+        assert (await running).message == "6 images: 6 answered, 0 failed"
+        assert "input.jsonl has changed since this run planned it: run again for the rest" in caplog.text
+        assert "6 answered, 6 had answers before" in str((await annotate(job, server)).message)
+    assert [row["image_path"] for row in lines_of(job.output)] == job.names
+
+
 async def test_an_output_of_the_older_script_is_resumed_from(make_job: MakeJob, stand_in: StandIn) -> None:
     job = make_job(6)
     older = b'{"image_path": "0003.jpg", "caption": "c", "vlm_output": "t",  "annotations": {}, "objects": []}\n'
