@@ -1,8 +1,12 @@
 """The flow: check the server → plan → annotate chunks → merge → report. The story of a run; the work is elsewhere."""
 
+import signal
 import sys
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command line handles it, it would end in a traceback
+
     # Ahead of the imports below: the command line settles Prefect's environment first, and imports this module under
     # its own name, where deployments and pickles look for the flow.
     from flows.command_line import main
@@ -26,7 +30,7 @@ from pydantic import Field
 from blocks import AnnotationRecipe, VLLMServer
 from flows.errors import AnnotateError, ImageFailure, ServerFault, ServerUnavailable, UsageError
 from flows.parts import Part, pending_rows
-from flows.plan import Chunk, Plan, input_has_changed, keep_plan, remove_plan
+from flows.plan import POLARS_ERRORS, Chunk, Plan, input_has_changed, keep_plan, remove_plan
 from flows.progress import showing_progress
 from flows.report.artifacts import Artifacts, live_artifacts
 from flows.report.figures import telemetry_charts
@@ -171,8 +175,8 @@ async def plan_chunks(chunk_size: int) -> Plan:
     )  # fmt: skip
     if counts.broken_in_output:
         logger.warning(
-            "%d lines of %s are torn or hold no image path (the first is line %d): they stay as they are, and their "
-            "images are asked again",
+            "%d lines of %s are torn or hold no image path (the first is line %d): they stay, and their images are "
+            "asked again",
             counts.broken_in_output, run.workspace.output, counts.first_broken,
         )  # fmt: skip
     if counts.malformed or counts.without_path or counts.duplicates:
@@ -187,7 +191,8 @@ async def annotate_chunks(plan: Plan, retries: int) -> dict[int, ImageFailure]:
     """Runs the chunks, each as soon as its rows are about to be needed.
 
     Returns the chunks (by number) that did not come to their end, with what their open images fail with. Once the
-    server is gone or refuses, no further chunk starts. Raises OSError where the disk takes no more answers.
+    server is gone or refuses, no further chunk starts. Raises what ends all of them: OSError where the disk takes no
+    more answers, UsageError where the output has become another run's.
     """
     stopped: dict[int, ImageFailure] = {}
     annotator = current_run().annotator
@@ -198,11 +203,13 @@ async def annotate_chunks(plan: Plan, retries: int) -> dict[int, ImageFailure]:
         error: BaseException | None
         try:
             error = of_all or await run_chunk(chunk, len(plan.chunks), retries)
-        except OSError as failure:  # the workspace's disk, outside the chunk's task
+        except (Exception, *POLARS_ERRORS) as failure:  # outside the chunk's task: the workspace's disk, its plan
             error = failure
         finally:
             annotator.end_turn(chunk)
-        if isinstance(error, ServerFault) or disk_is_full(error):
+        if isinstance(error, UsageError):  # the output is another run's by now, or the plan is not of this input
+            annotator.stop(error)
+        if isinstance(error, ServerFault | UsageError) or disk_is_full(error):
             of_all = of_all or error
         if error is not None:
             kind = "server" if isinstance(error, ServerFault) else "unasked"
@@ -212,7 +219,7 @@ async def annotate_chunks(plan: Plan, retries: int) -> dict[int, ImageFailure]:
         for chunk in plan.chunks:
             await annotator.turn(chunk)
             group.create_task(annotate(chunk))
-    if disk_is_full(of_all):
+    if of_all is not None and not isinstance(of_all, ServerFault):
         raise of_all
     return stopped
 

@@ -153,21 +153,20 @@ class Annotator:
 
         async def settle(begun: Begun) -> None:
             try:
-                await self._answer(begun, part)
-            except ImageFailure as failure:
-                part.fail(begun.row, failure)
-                self.tally.failures[failure.kind] += 1
-                failed[failure.kind] += 1
-                if failed.total() > failures_allowed:
-                    kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
-                    raise ErrorBudgetExceeded(
-                        f"{failed.total()} of {len(rows)} images failed ({kinds}), more than the error budget "
-                        f"{self._error_budget:g} allows; the last one: {failure.message}"
-                    ) from None
+                failure = await self._settle(begun, part)
             except OSError as error:
                 if disk_is_full(error):
                     self.stop(error)
                 raise
+            if failure is None:
+                return
+            failed[failure.kind] += 1
+            if failed.total() > failures_allowed:
+                kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
+                raise ErrorBudgetExceeded(
+                    f"{failed.total()} of {len(rows)} images failed ({kinds}), more than the error budget "
+                    f"{self._error_budget:g} allows; the last one: {failure.message}"
+                )
 
         waiting = deque(rows)
         async with self._unless_stopped():
@@ -181,6 +180,16 @@ class Annotator:
                     self.end_turn(part.chunk)
             except BaseExceptionGroup as errors:
                 raise errors.exceptions[0] from None
+
+    async def _settle(self, begun: Begun, part: Part) -> ImageFailure | None:
+        """Brings a row into the part; returns why, where it is a failure."""
+        try:
+            await self._answer(begun, part)
+        except ImageFailure as failure:
+            part.fail(begun.row, failure)
+            self.tally.failures[failure.kind] += 1
+            return failure
+        return None
 
     async def _answer(self, begun: Begun, part: Part) -> None:
         row = begun.row

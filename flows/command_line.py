@@ -96,12 +96,12 @@ def _kept_answers(options: argparse.Namespace) -> str:
     from flows.storage.locations import location
     from flows.workspace import Workspace
 
-    output = location(options.output)
-    if not isinstance(output, Path):
-        return f"answers so far are kept beside {output} and on this machine"
     try:
+        output = location(options.output)
+        if not isinstance(output, Path):
+            return f"answers so far are kept beside {output} and on this machine"
         parts = Workspace.at(output, options.shard or "").parts
-    except UsageError:
+    except (UsageError, ValueError):
         return "nothing was written"
     answers = (path for path in parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl"))
     kept = sum(path.read_bytes().count(b"\n") for path in answers)
@@ -157,6 +157,7 @@ async def _annotate(options: argparse.Namespace, prefect_server: TemporaryPrefec
 
     from flows.annotate import annotate_images
     from flows.errors import ServerFault, UsageError
+    from flows.storage.atomic import explained
 
     # Set up by that import: loggers that would say a second time, or to the wrong reader, what is said here.
     for chatty in ("prefect.engine", "prefect.flows", "EventsWorker", "APILogWorker"):
@@ -168,6 +169,8 @@ async def _annotate(options: argparse.Namespace, prefect_server: TemporaryPrefec
         await _preflight(parameters)
     except (UsageError, ServerFault) as error:
         return _refuse(str(error))
+    except OSError as error:
+        return _refuse(explained(error, options.output))
     except ParameterTypeError as error:
         return _refuse(str(error).replace("Flow run received invalid parameters:", "bad parameters:"))
     except ValidationError as error:

@@ -11,7 +11,7 @@ from prefect.states import Completed, Failed
 from flows.errors import UsageError
 from flows.report.figures import telemetry_charts
 from flows.report.page import write_page
-from flows.storage.atomic import read_json
+from flows.storage.atomic import explained, read_json
 from flows.storage.locations import ImageRoot, Location, image_root_at, name_of
 from flows.storage.mirror import opened
 from flows.telemetry.sample_log import read_samples
@@ -35,9 +35,10 @@ async def export_report(output: Location, image_root: Location) -> State[Any]:
     """
     try:
         page = await run_to_end(rebuild_published, output, image_root_at(image_root))
-    except UsageError as error:
-        get_run_logger().error("%s", error)
-        return Failed(message=str(error))
+    except (UsageError, OSError) as error:
+        message = explained(error, output) if isinstance(error, OSError) else str(error)
+        get_run_logger().error("%s", message)
+        return Failed(message=message)
     return Completed(message=f"written: {page}", data=page)
 
 

@@ -11,22 +11,36 @@ STRING = r'"(?:[^"\\]++|\\.)*+"'
 MEMBER = re.compile(rf"\s*({STRING})\s*:\s*")
 SCALAR = re.compile(rf"{STRING}|[^\s,\[\]{{}}\"]++")
 BRACKET = re.compile(rf"{STRING}|([\[{{])|[\]}}]")
+# The same for every reader, and far less than Python's stack: what one reads, and another does not, is lost in between.
+MOST_NESTED = 500
 
 
 def loads(text: str | bytes) -> Any:
     """The value of a JSON text; what Python's `json` writes beyond the standard is taken too.
 
-    NaN and infinities become floats (`orjson` writes them as null), lone surrogates become "?". Raises ValueError.
+    NaN and infinities become floats (`orjson` writes them as null), lone surrogates become "?". Raises ValueError, also
+    for what is nested deeper than MOST_NESTED.
     """
+    _check_nesting(text)
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         pass
-    try:
-        value = json.loads(text)
-        return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    value = json.loads(text)
+    return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _check_nesting(text: str | bytes) -> None:
+    """Raises ValueError for a text that is nested too deeply; most are let through by a count of brackets."""
+    text = text if isinstance(text, str) else text.decode(errors="replace")
+    if text.count("[") + text.count("{") <= MOST_NESTED:
+        return
+    depth = 0
+    for bracket in BRACKET.finditer(text):
+        if bracket[0][0] != '"':
+            depth += 1 if bracket[1] else -1
+            if depth > MOST_NESTED:
+                raise ValueError(f"nested more than {MOST_NESTED} deep")
 
 
 def json_object(text: str | bytes | None) -> dict[str, Any] | None:
@@ -36,6 +50,21 @@ def json_object(text: str | bytes | None) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
+
+
+def text_member(text: str, name: str) -> str | None:
+    """A member of a JSON object that is text; None where it is none, or none that a file name can be.
+
+    A lone surrogate is not replaced, as `loads` does: two paths would become one.
+    """
+    value = (json_object(text) or {}).get(name)
+    if isinstance(value, str) and "?" in value and "\\u" in text:
+        value = json.loads(text)[name]
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            return None
+    if isinstance(value, bool | int):  # as Polars finds them
+        return json.dumps(value)
+    return value if isinstance(value, str) else None
 
 
 def raw_members(text: str) -> dict[str, tuple[str, str]]:

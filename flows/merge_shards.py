@@ -4,10 +4,15 @@ What the flow annotate-sharded does at its end, for people who start the shards 
 answered, 1 some have failed or their shards have not come to their end, 2 refused, nothing changed.
 """
 
+import signal
+import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported, Ctrl-C would end in a traceback
+
 import argparse
 import mmap
 import resource
-import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -123,7 +128,7 @@ def _merge_lines(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
         answers = _Lines([shard.output for shard in shards], whole, files)
         # The output's own last: they are older, but tell why where a shard was merged before.
         failures = _Lines([*(shard.failures for shard in shards), whole.failures], whole, files)
-        output = files.enter_context(extending(whole.output, before, has_more=not answers.empty))
+        output = files.enter_context(extending(whole, before, has_more=not answers.empty))
         failed = files.enter_context(replacing(whole.failures))
         for chunk, frame in read_chunks(whole, plan.chunks):
             rows = frame.select("image_path", "row").iter_rows()
@@ -138,6 +143,7 @@ def _merge_lines(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
         for answer in answers.unplanned():  # of images that the input no longer names, or that another input named
             output.write(answer)
             merged.add_answer(answer)
+        output.writelines(answers.nameless())  # the shards' files go, and these are nobody's to drop
     return plan, merged
 
 
@@ -205,7 +211,9 @@ class _Lines:
         self._contents = [stack.enter_context(_mapped(path)) for path in full]
         places = pl.concat([_places(number, path) for number, path in enumerate(full)] or [_frame(0, [], [], [])])
         planned = pl.scan_parquet(whole.plan_rows, glob=False).select("image_path")
-        first = places.lazy().unique("image_path", keep="first", maintain_order=True)
+        named = pl.col("image_path").is_not_null()
+        self._nameless = places.filter(~named).drop("image_path")
+        first = places.lazy().filter(named).unique("image_path", keep="first", maintain_order=True)
         ordered = planned.join(first, on="image_path", how="left", maintain_order="left").drop("image_path")
         others = first.join(planned, on="image_path", how="anti", maintain_order="left")
         others = others.join(done_paths(whole.output), on="image_path", how="anti", maintain_order="left")
@@ -219,6 +227,10 @@ class _Lines:
         """Lines of images that are neither in the plan nor in the output."""
         return filter(None, self._lines(self._unplanned))
 
+    def nameless(self) -> Iterator[bytes]:
+        """Lines without an image path: what somebody else has written, or torn."""
+        return filter(None, self._lines(self._nameless))
+
     def _lines(self, places: pl.DataFrame) -> Iterator[bytes | None]:
         for file, start, end in places.iter_rows():
             line = None if file is None else self._contents[file][start:end]
@@ -231,13 +243,13 @@ def _mapped(path: Path) -> mmap.mmap:
 
 
 def _places(number: int, path: Path) -> pl.DataFrame:
-    """Columns image_path, file, start and end (bytes) of each whole line of a file."""
-    frames, paths, starts, ends = [], list[str](), array("Q"), array("Q")
+    """Columns image_path (null where there is none), file, start and end (bytes) of each line that is not blank."""
+    frames, paths, starts, ends = [], list[str | None](), array("Q"), array("Q")
     offset = 0
     with path.open("rb") as file:
         for line in file:
-            if (image_path := path_of(line)) is not None:
-                paths.append(image_path)
+            if line.strip():
+                paths.append(path_of(line))
                 starts.append(offset)
                 ends.append(offset + len(line))
             offset += len(line)
@@ -247,7 +259,7 @@ def _places(number: int, path: Path) -> pl.DataFrame:
     return pl.concat([*frames, _frame(number, paths, starts, ends)])
 
 
-def _frame(number: int, paths: Sequence[str], starts: Sequence[int], ends: Sequence[int]) -> pl.DataFrame:
+def _frame(number: int, paths: Sequence[str | None], starts: Sequence[int], ends: Sequence[int]) -> pl.DataFrame:
     columns = {"image_path": pl.Series(paths, dtype=pl.String)}
     columns["file"] = pl.repeat(number, len(paths), dtype=pl.UInt16, eager=True)
     columns |= {name: pl.Series(values, dtype=pl.UInt64) for name, values in (("start", starts), ("end", ends))}
@@ -255,4 +267,6 @@ def _frame(number: int, paths: Sequence[str], starts: Sequence[int], ends: Seque
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import polars as pl
 
 from flows.errors import ImageFailure, UsageError
 from flows.images import PreparedImage
-from flows.json_text import dumped, json_object, object_line, raw_members
+from flows.json_text import dumped, json_object, object_line, raw_members, text_member
 from flows.plan import Chunk, read_chunk
 from flows.source import Source
 from flows.storage.atomic import sync_folder
@@ -21,6 +22,8 @@ OUR_FIELDS = (
     "vlm_output", "annotations", "objects", "annotations_error", "flags", "parse_stage", "attempts",
     "width", "height", "sent_size",
 )  # fmt: skip
+OUR_FAILURE = {"kind", "message", "attempts"}
+_FAILURE = '"failure"'
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Row:
     image_path: str
     caption: str
     text: str  # a JSON object
+    has_caption: bool = True  # False where no column is one; a column of that name is then as any other
 
 
 def answer_line(row: Row, image: PreparedImage, vlm_output: str, parsed: Mapping[str, Any]) -> bytes:
@@ -38,25 +42,37 @@ def answer_line(row: Row, image: PreparedImage, vlm_output: str, parsed: Mapping
     `parsed` holds annotations and objects, and whatever else there is to say of the answer. Input columns named like a
     field of ours are left out: an old flag would be read as ours.
     """
-    identity = {"image_path": row.image_path, "caption": row.caption}
+    identity = {"image_path": row.image_path}
+    if row.has_caption or "caption" not in raw_members(row.text):
+        identity["caption"] = row.caption
     sizes = {"width": image.width, "height": image.height, "sent_size": [image.sent_width, image.sent_height]}
     ours = {"vlm_output": vlm_output} | dict(parsed) | sizes
     return object_line(dumped(identity), *other_members(row.text, *identity, *OUR_FIELDS), dumped(ours))
 
 
 def other_members(text: str, *names: str) -> Iterator[str]:
-    """The members of a row that have other names, as they stand in it; the failure of an earlier run is left out."""
+    """The members of a row that have other names, as they stand in it.
+
+    Of a row from a failures file the failure is left out; a column that was called so comes back.
+    """
     for name, (written, value) in raw_members(text).items():
-        if name not in names and not (name == "failure" and value[0] == "{"):
-            yield f"{written}:{value}"
+        failure = raw_members(value) if name == "failure" and value[0] == "{" else {}
+        if failure.keys() >= OUR_FAILURE:
+            written, value = failure.get("column", ("", ""))
+        if name not in names and written:
+            yield f"{written if name != 'failure' else _FAILURE}:{value}"
 
 
 def failure_line(text: str, image_path: str, failure: ImageFailure) -> bytes:
-    """The failures line of an image: the input row as it stands, with its image path, and why it has no answer."""
-    identity = dumped({"image_path": image_path})
+    """The failures line of an image: the input row as it stands, with its image path, and why it has no answer.
+
+    A column of the input that is called failure is kept within ours.
+    """
     details = {"kind": failure.kind, "message": failure.message, "attempts": failure.attempts}
-    why = dumped({"failure": details})
-    return object_line(identity, *other_members(text, "image_path", "failure"), why)
+    own = [member.partition(":")[2] for member in other_members(text) if member.startswith(f"{_FAILURE}:")]
+    why = b",".join([dumped(details), *(f'"column":{value}'.encode() for value in own)])
+    others = other_members(text, "image_path", "failure")
+    return object_line(dumped({"image_path": image_path}), *others, b'"failure":{' + why + b"}")
 
 
 class PartFile:
@@ -66,12 +82,26 @@ class PartFile:
         self.path = path
         self.paths = set(whole_lines(path))
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._size = os.fstat(self._descriptor).st_size
+        self._is_torn = False  # ends in the half of a line
 
     def append(self, image_path: str, line: bytes) -> None:
-        """Hands the line to the kernel in one write: from here on it survives a SIGKILL."""
-        view = memoryview(line)
-        while view:  # a full disk or a signal can cut a write short
-            view = view[os.write(self._descriptor, view) :]
+        """Hands the line to the kernel in one write: from here on it survives a SIGKILL. Raises OSError.
+
+        A write that fails half-way is taken back: the next line would be torn with it.
+        """
+        view = memoryview(b"\n" + line if self._is_torn else line)
+        try:
+            while view:  # a full disk or a signal can cut a write short
+                view = view[os.write(self._descriptor, view) :]
+        except OSError:
+            self._is_torn = True
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, self._size)
+                self._is_torn = False
+            raise
+        self._size += len(line) + self._is_torn
+        self._is_torn = False
         self.paths.add(image_path)
 
     def close(self) -> None:
@@ -106,10 +136,8 @@ def whole_lines(path: Path) -> dict[str, bytes]:
 
 
 def path_of(line: bytes) -> str | None:
-    """The image path of a JSON line; None for a line that is torn, or without one."""
-    row = json_object(line)
-    image_path = row.get("image_path") if row else None
-    return image_path if isinstance(image_path, str) else None
+    """The image path of a JSON line, as it is found in inputs and outputs; None for a torn line, or one without."""
+    return text_member(line.decode(errors="replace"), "image_path")
 
 
 class Part:
@@ -174,13 +202,14 @@ def _attempts(line: bytes) -> int:
 
 
 def _row(image_path: str, text: str, source: Source, workspace: Workspace) -> Row:
-    columns = json_object(text) or {}
-    own = columns.get(source.image_column)
-    if isinstance(own, str) and own != image_path:
+    columns, own = json_object(text), text_member(text, source.image_column)
+    if columns is None or (own is not None and own != image_path and not source.is_parquet):
         raise UsageError(
             f"the plan has a row of {own!r:.200} as that of {image_path!r:.200}: {source.path} was replaced while it "
             f"was read; delete the plan, {workspace.plan_file}, and run again"
         )
+    if not source.caption_column:
+        return Row(image_path, "", text, has_caption=False)
     caption = columns.get(source.caption_column)
     if isinstance(caption, str):
         return Row(image_path, caption, text)

@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from flows.errors import UsageError
 from flows.source import (
@@ -29,13 +29,16 @@ PLAN_TRIES = 3  # while input or output change
 POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
+Count = Annotated[int, Field(ge=0, lt=2**40)]
+
+
 @dataclass(frozen=True)
 class Chunk:
     """`length` consecutive rows of the plan; `digest` names its image paths."""
 
-    number: int  # from 1
-    offset: int
-    length: int
+    number: Count  # from 1
+    offset: Count
+    length: Count
     digest: str
 
     @property

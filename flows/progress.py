@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from rich.console import Console
@@ -27,8 +27,7 @@ async def showing_progress(
         yield
     finally:
         showing.cancel()
-        with suppress(asyncio.CancelledError):
-            await showing
+        await asyncio.gather(showing, return_exceptions=True)  # not suppress: the run's own cancellation counts
 
 
 async def _live(annotator: Annotator, total: int) -> None:

@@ -4,8 +4,13 @@ After a fix of the grounding, or where the answers turn out to be of another fam
 annotation, 1 some do not, 2 bad usage or input, nothing written.
 """
 
-import argparse
+import signal
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported, Ctrl-C would end in a traceback
+
+import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -56,8 +61,10 @@ def family_of(output: Path) -> Family:
     recipe = Workspace.at(output).read_recipe()
     if recipe is None:
         raise UsageError(f"no recipe is recorded beside {output}: name the model's family with --family")
-    settings = recipe["settings"]
-    return resolve_family(settings.get("family", "auto"), settings.get("model", ""))
+    family, model = (str(recipe["settings"].get(name, "")) for name in ("family", "model"))
+    if family not in FAMILIES:
+        raise UsageError(f"the recipe beside {output} names family {family!r:.60}, which is not known: set --family")
+    return resolve_family(family, model)  # type: ignore[arg-type]
 
 
 def reparse(source: Path, target: Path, family: Family) -> Quality:
@@ -119,4 +126,6 @@ def _is_size(value: Any) -> bool:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

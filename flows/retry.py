@@ -13,7 +13,7 @@ from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
 from flows.errors import UsageError
 from flows.json_text import json_object
-from flows.storage.atomic import replacing
+from flows.storage.atomic import explained, replacing
 from flows.storage.locations import Location, name_of
 from flows.storage.mirror import opened
 from flows.threads import run_to_end
@@ -55,9 +55,10 @@ async def retry_failures(
     """
     try:
         workspace, chosen, others = await run_to_end(chosen_failures, output, kinds)
-    except UsageError as error:
-        get_run_logger().error("%s", error)
-        return Failed(message=str(error))
+    except (UsageError, OSError) as error:
+        message = explained(error, output) if isinstance(error, OSError) else str(error)
+        get_run_logger().error("%s", message)
+        return Failed(message=message)
     if not chosen:
         return Completed(message=f"nothing to ask again: {_told(others) or 'no'} failures in {workspace.failures}")
     get_run_logger().info("Asking again %s; leaving alone %s", _told(chosen), _told(others) or "none")
@@ -85,15 +86,11 @@ def chosen_failures(output: Path | str, kinds: list[FailureKind]) -> tuple[Works
 
 
 def split_failures(workspace: Workspace, kinds: list[FailureKind]) -> tuple[Counter[str], Counter[str]]:
-    """Writes the rows to ask again, and those that the next merge is to put back; returns how many of each kind."""
+    """Writes the rows to ask again; returns how many of each kind these are, and how many the next merge leaves."""
     chosen, others = Counter[str](), Counter[str]()
     if not workspace.failures.exists():
         return chosen, others
-    with (
-        workspace.failures.open("rb") as failures,
-        replacing(workspace.retried) as retried,
-        replacing(workspace.set_aside) as set_aside,
-    ):
+    with workspace.failures.open("rb") as failures, replacing(workspace.retried) as retried:
         for line in failures:
             failure = (json_object(line) or {}).get("failure")
             kind = str(failure.get("kind")) if isinstance(failure, dict) else "unknown"
@@ -102,7 +99,6 @@ def split_failures(workspace: Workspace, kinds: list[FailureKind]) -> tuple[Coun
                 retried.write(line)
             else:
                 others[kind] += 1
-                set_aside.write(line)
     return chosen, others
 
 

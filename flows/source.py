@@ -8,7 +8,7 @@ import orjson
 import polars as pl
 
 from flows.errors import UsageError
-from flows.json_text import json_object
+from flows.json_text import json_object, text_member
 from flows.shard import Shard
 
 PROBED_ROWS = 1000  # enough to tell a mistyped column name from a column that is often empty
@@ -147,7 +147,7 @@ def _scan_lines(path: Path) -> pl.LazyFrame:
 
     Not scan_ndjson, which infers a schema and fails on the first line that breaks it; not scan_lines, which fails
     on the first byte that is not UTF-8. The separator is U+0001, which no JSON may hold: a line with one is malformed,
-    and is put together again so that it stays so. No globs: a file may be called `labeled[1].jsonl`.
+    and is put together again with it so that it stays so. No globs: a file may be called `labeled[1].jsonl`.
     """
     columns = pl.scan_csv(
         path,
@@ -164,7 +164,10 @@ def _scan_lines(path: Path) -> pl.LazyFrame:
         row_index_offset=1,
         glob=False,
     )
-    return columns.select("line", row=pl.concat_str("row", pl.col("rest").fill_null(""), separator=""))
+    whole = pl.concat_str(pl.col("row").fill_null(""), "rest", separator="\x01")
+    return columns.select(
+        "line", row=pl.when(pl.col("rest").is_null()).then(pl.col("row").fill_null("")).otherwise(whole)
+    )
 
 
 def _image_path(column: str) -> pl.Expr:
@@ -179,9 +182,8 @@ def _image_path(column: str) -> pl.Expr:
 
 
 def _with_lenient(found: pl.Series, rows: pl.Series, column: str) -> pl.Series:
-    """Fills in what only Python's JSON reads: rows with NaN, infinities or lone surrogates."""
+    """Fills in what only Python's JSON reads: rows with NaN, infinities, lone surrogates or much nesting."""
     values = found.to_list()
     for index in found.is_null().arg_true():
-        value = (json_object(rows[index]) or {}).get(column)
-        values[index] = value if isinstance(value, str) else None
+        values[index] = text_member(rows[index], column)
     return pl.Series(found.name, values, dtype=pl.String)

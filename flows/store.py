@@ -1,5 +1,6 @@
 """Parts → the output and the failures file, so that no kill in between loses an answer or doubles it."""
 
+import json
 import os
 import shutil
 from collections import Counter
@@ -14,7 +15,7 @@ import polars as pl
 from flows.errors import ImageFailure, UsageError
 from flows.json_text import json_object
 from flows.parts import answers_path, failure_line, failures_path, path_of, whole_lines
-from flows.plan import Chunk, Plan, open_plan, output_versions, read_chunks
+from flows.plan import Chunk, Plan, open_plan, output_versions, read_chunks, read_plan_file
 from flows.quality import Quality
 from flows.source import FileState, done_paths, file_state
 from flows.storage.atomic import replacing, sync_folder
@@ -87,7 +88,7 @@ def _merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure]
     merged = Merged()
     set_aside = _set_aside(workspace)
     with (
-        extending(workspace.output, before, has_more=_has_answers(workspace)) as output,
+        extending(workspace, before, has_more=_has_answers(workspace)) as output,
         replacing(workspace.failures) as failures,
     ):
         for chunk, rows in read_chunks(workspace, plan.chunks):
@@ -107,8 +108,15 @@ def _mark_merged(workspace: Workspace, plan: Plan) -> None:
 
 
 def _set_aside(workspace: Workspace) -> dict[str, bytes]:
-    """Failures that a retry left alone, by image path; without those that have been answered since."""
+    """Failures that a retry leaves alone, by image path; without those that have been answered since.
+
+    Of all that the failures file holds at this moment: another run may have ended since the retry chose its rows.
+    """
     lines = whole_lines(workspace.set_aside)
+    written = read_plan_file(workspace)
+    if written is not None and written.source.get("path") == str(workspace.retried) and workspace.failures.exists():
+        with workspace.failures.open("rb") as failures:
+            lines |= {image_path: line for line in failures if (image_path := path_of(line)) is not None}
     if lines:
         answered = done_paths(*workspace.outputs).filter(pl.col("image_path").is_in(list(lines))).collect()
         for image_path in answered["image_path"]:
@@ -134,7 +142,7 @@ def _settle(workspace: Workspace, plan: Plan | None) -> int:
         _mark_merged(workspace, plan)
     merged = Merged()
     with (
-        extending(workspace.output, before, has_more=_has_answers(workspace)) as output,
+        extending(workspace, before, has_more=_has_answers(workspace)) as output,
         Path(os.devnull).open("wb") as nowhere,
     ):
         if plan is None:
@@ -191,12 +199,13 @@ def _has_answers(workspace: Workspace) -> bool:
 
 
 @contextmanager
-def extending(output: Path, before: FileState | None, *, has_more: bool) -> Iterator[BinaryIO]:
+def extending(workspace: Workspace, before: FileState | None, *, has_more: bool) -> Iterator[BinaryIO]:
     """A file that takes the output's place and holds its lines; where there are no more, the output stays untouched.
 
     `before` is the state of the output when it was last looked at for what is done. Raises OutputChangedError where
     somebody has written to it since.
     """
+    output = workspace.output
     if output.exists() and not has_more:
         with Path(os.devnull).open("wb") as nowhere:
             yield nowhere
@@ -205,7 +214,7 @@ def extending(output: Path, before: FileState | None, *, has_more: bool) -> Iter
         existing = stack.enter_context(output.open("rb")) if output.exists() else None
         with replacing(output) as file:
             if existing is not None:
-                _copy_whole_lines(existing, file)
+                _copy_whole_lines(existing, file, workspace.torn)
             yield file
             if file_state(output) != before:
                 raise OutputChangedError(
@@ -231,17 +240,38 @@ def _take_over(replaced: BinaryIO, copied: int, output: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _copy_whole_lines(existing: BinaryIO, output: BinaryIO) -> None:
-    """Copies the output byte for byte, but for a torn last line: that is cut away, or completed if it is whole."""
+def _copy_whole_lines(existing: BinaryIO, output: BinaryIO, torn: Path) -> None:
+    """Copies the output byte for byte; a last line without its end is completed.
+
+    One that another program has left half-written goes to the file `torn` instead.
+    """
     shutil.copyfileobj(existing, output, COPY_BUFFER_BYTES)
     tail = _unfinished_line(existing)
     if not tail:
         return
-    if json_object(tail) is not None:
+    if not _is_torn(tail):
         output.write(b"\n")
-    else:
-        output.seek(-len(tail), os.SEEK_END)
-        output.truncate()
+        return
+    with torn.open("ab") as file:
+        file.write(tail + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    output.seek(-len(tail), os.SEEK_END)
+    output.truncate()
+
+
+def _is_torn(tail: bytes) -> bool:
+    """Whether a line is the beginning of a JSON object, and nothing else that somebody may want to keep."""
+    text = tail.decode(errors="replace").strip()
+    if json_object(text) is not None or not text.startswith("{"):
+        return False
+    try:
+        json.JSONDecoder().raw_decode(text)
+    except RecursionError:
+        return False
+    except ValueError:
+        return True
+    return False  # a whole object with something behind it
 
 
 def _unfinished_line(file: BinaryIO) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.errors import UsageError
 from flows.shard import Shard, shards_folder
-from flows.storage.atomic import read_json, replacing, write_json
+from flows.storage.atomic import disk_is_full, explained, read_json, replacing, unfinished_name, write_json
 from flows.storage.lock import AlreadyLockedError, locked
 
 FORMAT = 1  # of the work folder; a later version that changes the meaning of its files counts it up
@@ -114,6 +114,11 @@ class Workspace:
         return self.work / "retried.jsonl"
 
     @property
+    def torn(self) -> Path:
+        """Ends of outputs that other programs have left half-written, taken out when lines were added."""
+        return self.work / "torn.jsonl"
+
+    @property
     def cache(self) -> Path:
         """Prefect's results of completed chunks."""
         return self.work / "cache"
@@ -147,10 +152,17 @@ class Workspace:
             finally:
                 # A run that was refused leaves no trace, but for the log of a server that did not start.
                 if fresh and not self.recipe.exists() and not any(self.logs.glob("*")):
-                    shutil.rmtree(self.work, ignore_errors=True)
+                    self._remove()
                     if self.whole is not None:
                         with suppress(OSError):  # other shards are in it
                             self.output.parent.rmdir()
+
+    def _remove(self) -> None:
+        """Removes the work folder at once: another run that begins now makes one of its own."""
+        going = self.work.with_name(f"{unfinished_name(self.work.name)}.{os.getpid()}")
+        with suppress(OSError):
+            self.work.rename(going)
+            shutil.rmtree(going, ignore_errors=True)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -164,6 +176,8 @@ class Workspace:
                     "wait for it, stop it, or choose another --output"
                 ) from None
             except OSError as error:
+                if disk_is_full(error):
+                    raise UsageError(explained(error, self.work)) from None
                 raise UsageError(
                     f"cannot write beside output {self.output}: {error.strerror} ({error.filename}); choose an "
                     "--output in a folder that this user may write to, on a file system with locks"
@@ -187,7 +201,7 @@ class Workspace:
             written = self.format.read_text(errors="replace").strip()
         except FileNotFoundError:  # of a version that did not write it, which is format 1 too
             return
-        if not (written.isascii() and written.isdecimal() and int(written) <= FORMAT):
+        if not (len(written) < 9 and written.isascii() and written.isdecimal() and int(written) <= FORMAT):
             raise UsageError(
                 f"{self.work} has format {written[:20]!r}, and this version knows {FORMAT} at most: go on with the "
                 "version that wrote it, or choose another --output"

@@ -234,6 +234,7 @@ def test_the_help_names_every_parameter_of_the_flow() -> None:
     assert set(inspect.signature(annotate_images.fn).parameters) - {"server"} <= options
 
 
+@pytest.mark.alone
 def test_130_soon_when_it_is_interrupted_while_its_prefect_server_starts(
     job: Job, stand_in: StandIn, tmp_path: Path
 ) -> None:
@@ -251,3 +252,49 @@ def test_130_soon_when_it_is_interrupted_while_its_prefect_server_starts(
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.usefixtures("prefect_api")
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("--output", "~nobody-at-all/labeled.jsonl", "names a home folder that is not there"),
+        ("--input", "~nobody-at-all/input.jsonl", "names a home folder that is not there"),
+        ("--image-root", b"\xc4\xe3", "is a name that is not UTF-8"),
+        ("--output", b"/tmp/\xc4\xe3.jsonl", "is a name that is not UTF-8"),
+    ],
+)
+def test_2_for_a_path_that_cannot_be_one(
+    job: Job, stand_in: StandIn, option: str, value: str | bytes, complaint: str
+) -> None:
+    arguments = job.arguments(stand_in.url)
+    arguments[arguments.index(option) + 1] = os.fsdecode(value)
+    process = job.start_with(arguments)
+    out, err = process.communicate(timeout=60)
+    told = refused(subprocess.CompletedProcess(process.args, process.returncode, out, err), job)
+    assert complaint in told
+
+
+@pytest.mark.usefixtures("prefect_api")
+@pytest.mark.parametrize("name", ["recipe.json", "format"])
+def test_2_for_a_folder_where_a_file_should_be(job: Job, stand_in: StandIn, name: str) -> None:
+    job.output.write_text('{"image_path": "old.jpg"}\n')
+    (job.work / name).mkdir(parents=True)
+    result = job.run(stand_in.url)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert f"{job.work / name}: Is a directory" in result.stderr
+
+
+@pytest.mark.parametrize("module", ["annotate", "merge_shards", "reparse"])
+@pytest.mark.parametrize("after", [0.15, 0.6, 1.2])
+def test_ctrl_c_at_the_start_of_a_command_is_no_traceback(module: str, after: float, tmp_path: Path) -> None:
+    arguments = ["--input", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "b.txt"), "--image-root", "x"]
+    command = [sys.executable, "-m", f"flows.{module}", *arguments[: 4 if module == "reparse" else 6]]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE)
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    # Before its first line the interpreter itself tells of Ctrl-C.
+    assert "Traceback" not in err or "runpy" in err, err
+    assert "flows" not in err.partition("Traceback")[2], err

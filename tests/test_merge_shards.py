@@ -184,13 +184,14 @@ def test_damaged_reports_and_edited_answers_of_shards_do_not_stop_a_merge(make_j
             '"objects": [], "attempts": 1.5, "annotations_error":true', '"deep": ' + "[" * 300 + "]" * 300,
         ])
     ]  # fmt: skip
+    nameless = ["not a row", '{"image_path": null, "by": "hand"}']
     with (shards / "2-of-2.jsonl").open("a") as file:
-        file.write("\n".join(edited))
+        file.write("\n".join([nameless[0], *edited, nameless[1]]))
     shutil.rmtree(shards / "2-of-2.work")
     done = merged(job)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert job.output.read_text().splitlines()[6:] == edited
+    assert job.output.read_text().splitlines()[6:] == [*edited, *nameless], "nothing is nobody's to drop"
     assert json.loads((job.folder / "labeled.report.json").read_text())["quality"]["parse_stages"] == {
         "failed": 8,
         "json": 7,

@@ -1,13 +1,16 @@
 """Answers as they come: torn, mixed with junk, and still read."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.parts import PartFile, Row, answer_line, answers_path, whole_lines
+from flows.errors import ImageFailure
+from flows.parts import PartFile, Row, answer_line, answers_path, failure_line, whole_lines
 from tests.stores import IMAGE, PARSED, Store
 
 
@@ -68,3 +71,48 @@ def test_a_failures_file_as_input_leaves_its_old_reasons_behind(tmp_path: Path) 
     store.input = store.workspace.failures
     store.plan = store.replan()
     assert all("failure" not in dict(json.loads(answer_line(row, IMAGE, "", PARSED))) for row in store.pending())
+
+
+def test_a_write_that_fails_half_way_does_not_tear_the_next_line(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    part = PartFile(tmp_path / "part.jsonl")
+    part.append("a", b'{"image_path": "a"}\n')
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30, before[1]))
+        with pytest.raises(OSError, match="File too large"):
+            part.append("b", b'{"image_path": "b"}\n')
+        assert (tmp_path / "part.jsonl").read_bytes() == b'{"image_path": "a"}\n'
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    part.append("c", b'{"image_path": "c"}\n')
+    part.close()
+    assert list(whole_lines(tmp_path / "part.jsonl")) == ["a", "c"]
+
+
+ROWS = [
+    ('{"image_path": "a", "failure": "mine"}', '"failure":"mine"'),
+    ('{"image_path": "a", "failure": {"kind": "x"}}', '"failure":{"kind": "x"}'),
+    ('{"image_path": "a", "failure": [1e400], "n": 1}', '"failure":[1e400]'),
+    ('{"image_path": "a", "n": 1}', ""),
+]
+
+
+@pytest.mark.parametrize(("text", "column"), ROWS)
+def test_a_column_that_is_called_failure_comes_back_when_its_row_is_answered_at_last(text: str, column: str) -> None:
+    for kind in ("timeout", "rejected"):
+        text = failure_line(text, "a", ImageFailure(kind, "why", 2)).decode()
+        assert json.loads(text)["failure"]["kind"] == kind
+    line = answer_line(Row("a", "c", text), IMAGE, "text", PARSED).decode()
+    assert column in line
+    assert ('"failure"' in line) == bool(column)
+    assert "why" not in line
+
+
+def test_where_no_column_is_the_caption_one_of_that_name_passes_through() -> None:
+    text = '{"image_path": "a", "caption": ["x", 1.10], "": 5}'
+    line = answer_line(Row("a", "", text, has_caption=False), IMAGE, "text", PARSED)
+    assert line.startswith(b'{"image_path":"a","caption":["x", 1.10],"":5,"vlm_output":')
+    line = answer_line(Row("a", "", '{"image_path": "a"}', has_caption=False), IMAGE, "text", PARSED)
+    assert line.startswith(b'{"image_path":"a","caption":"","vlm_output":')

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 from flows.errors import UsageError
-from flows.parts import pending_rows
+from flows.parts import path_of, pending_rows
 from flows.plan import Plan, make_plan, open_plan, plan_is_for, read_chunk
-from flows.source import Source, check_source
+from flows.source import Source, check_source, output_lines
 from flows.workspace import Workspace
 from tests.conftest import lines_of
 
@@ -165,10 +165,48 @@ def test_an_input_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_line_with_a_control_character_is_malformed_wherever_it_stands(tmp_path: Path, workspace: Workspace) -> None:
-    text = b'{"image_path": "a"}\x01rest\n{"image_path": "b"}\n{"image_path": "c"}\x01g\n'
+    text = b'{"image_path": "a"}\x01rest\n{"image_path": "b"}\n{"image_path": "c"}\x01g\n{"image_path": "b\x01"}\n'
     plan = make_plan(source(tmp_path, text), workspace, 9)
     assert planned(workspace, plan) == ["b"]
-    assert plan.counts.malformed == 2
+    assert plan.counts.malformed == 3
+
+
+def test_two_paths_that_no_file_can_have_do_not_become_one(tmp_path: Path, workspace: Workspace) -> None:
+    paths = ('"\\ud800.jpg", "caption": "A"', '"\\udc01.jpg"', '"?.jpg", "n": "\\ud83d"')
+    plan = make_plan(source(tmp_path, "".join(f'{{"image_path": {path}}}\n' for path in paths)), workspace, 9)
+    assert planned(workspace, plan) == ["?.jpg"]
+    assert read_chunk(workspace, plan.chunks[0])["line"].to_list() == [3]
+
+
+@pytest.mark.parametrize("depth", [100, 127, 254, 300, 499])
+def test_nesting_that_is_read_is_read_by_all(tmp_path: Path, workspace: Workspace, depth: int) -> None:
+    row = f'{{"image_path": "a.jpg", "nan": NaN, "deep": {"[" * depth}{"]" * depth}}}'
+    given = source(tmp_path, row + "\n")
+    assert planned(workspace, make_plan(given, workspace, 9)) == ["a.jpg"]
+
+    def deeper(frames: int) -> str | None:
+        return deeper(frames - 1) if frames else path_of(row.encode())
+
+    assert deeper(300) == "a.jpg"
+
+
+@pytest.mark.parametrize("depth", [500, 900, 985, 1100, 100_000])
+def test_nesting_that_is_too_deep_is_malformed_for_all(tmp_path: Path, workspace: Workspace, depth: int) -> None:
+    row = f'{{"image_path": "a.jpg", "nan": NaN, "deep": {"[" * depth}{"]" * depth}}}'
+    plan = make_plan(source(tmp_path, f'{row}\n{{"image_path": "b.jpg"}}\n'), workspace, 9)
+    assert planned(workspace, plan) == ["b.jpg"]
+    assert path_of(row.encode()) is None
+
+
+PATHS = ['"a"', "5", "-7", "true", "null", '""', '"\\u00e9"', '"caf\xe9"', '"\\ud800"', '"?"', '"?\\u00e9"']
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("more", ["", ', "x": NaN', ', "y": "\\ud83d"', ', "z": "\xff"'])
+def test_a_path_is_the_same_for_whoever_reads_it(tmp_path: Path, path: str, more: str) -> None:
+    line = f'{{"image_path": {path}{more}}}'.encode("latin-1")
+    (tmp_path / "out.jsonl").write_bytes(line + b"\n")
+    assert output_lines(tmp_path / "out.jsonl").collect()["image_path"].to_list() == [path_of(line)]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path, workspace: Workspace) -> None:

@@ -2,14 +2,17 @@
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blocks import VLLMServer
-from flows.retry import retry_failures
+from flows.errors import ImageFailure
+from flows.retry import chosen_failures, retry_failures
 from tests.client import StandIn
 from tests.conftest import Job, lines_of
+from tests.stores import Store
 from tests.test_annotate import annotate
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -90,3 +93,24 @@ async def test_nothing_to_ask_again_is_no_failure(make_job: MakeJob, stand_in: S
     assert state.is_completed()
     assert "nothing to ask again: 3 rejected, 2 unreadable, 1 missing failures" in state.message
     assert stand_in.asked() == {}
+
+
+def test_two_retries_of_other_kinds_at_once_lose_no_failure(tmp_path: Path) -> None:
+    store = Store(tmp_path, 6)
+    store.answer(0, 5, failing=(1, 2))
+    store.merge({1: ImageFailure("timeout", "late"), 2: ImageFailure("timeout", "late")})
+    assert store.failures() == {"1": "rejected", "2": "rejected", "3": "timeout", "4": "timeout"}
+    output = store.workspace.output
+    chosen_failures(output, ["rejected"])  # and its server takes minutes to start
+    first = store.workspace.retried.read_bytes()
+    _, chosen, others = chosen_failures(output, ["timeout"])
+    assert (dict(chosen), dict(others)) == ({"timeout": 2}, {"rejected": 2})
+    for retried in (None, first):
+        if retried is not None:
+            store.workspace.retried.write_bytes(retried)
+        store.input = store.workspace.retried
+        store.plan = store.replan()
+        store.answer(3, 1)
+        store.merge()
+    assert store.output() == ["0", "5", "3", "1"]
+    assert sorted(store.failures()) == ["2", "4"]

@@ -77,9 +77,17 @@ def test_a_row_deleted_from_the_output_is_open_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("tail", "kept"),
-    [(b"", b""), (b'{"image_path": "x.jpg"}', b'{"image_path": "x.jpg"}\n'), (b'{"image_path": "x.j', b"")],
-)
-def test_a_torn_last_line_of_the_output_is_healed(tmp_path: Path, tail: bytes, kept: bytes) -> None:
+    [
+        (b"", b""), (b'{"image_path": "x.jpg"}', b'{"image_path": "x.jpg"}\n'), (b'{"image_path": "x.j', b""),
+        *((line, line + b"\n") for line in (
+            b'{"image_path": "x.jpg", "t": "caf\xe9"}', b'[{"image_path": "x.jpg"}]', b'# comment', b'"text', b"\0\0",
+            b'{"image_path": "x.jpg"}\r{"image_path": "y.jpg"}', b'{"image_path": "x.jpg"},', b'{"a":1}{"a":2}',
+        )),
+    ],
+)  # fmt: skip
+def test_a_last_line_without_its_end_is_completed_and_a_torn_row_put_aside(
+    tmp_path: Path, tail: bytes, kept: bytes
+) -> None:
     store = Store(tmp_path, 1)
     before = b'{"image_path": "old.jpg"}\nnot ours but left alone\n'
     store.workspace.output.write_bytes(before + tail)
@@ -88,6 +96,8 @@ def test_a_torn_last_line_of_the_output_is_healed(tmp_path: Path, tail: bytes, k
     store.merge()
     content = store.workspace.output.read_bytes()
     assert content.startswith(before + kept + b'{"image_path":"0.jpg"')
+    torn = store.workspace.torn.read_bytes() if store.workspace.torn.exists() else b""
+    assert torn == (tail + b"\n" if tail and not kept else b"")
 
 
 def test_an_abandoned_plan_is_settled_in_its_own_order(tmp_path: Path) -> None:

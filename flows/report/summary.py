@@ -34,7 +34,7 @@ def summarise(
             "distinct": plan.counts.distinct,
             "already_done": done_before,
             "answered": merged.answered,
-            "answered_before_an_interruption": merged.answered - tally.answered,
+            "answered_before_an_interruption": max(0, merged.answered - tally.answered),
             "without_caption": tally.without_caption,
             "failed": merged.failures.total(),
             "annotations_error": merged.annotations_error,

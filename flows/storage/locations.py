@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import BeforeValidator, WithJsonSchema
 
 from flows.errors import ImageFailure, UsageError
-from flows.storage.atomic import replacing, replacing_path
+from flows.storage.atomic import disk_is_full, explained, replacing, replacing_path
 from flows.storage.lock import AlreadyLockedError, locked
 
 # Refusals that may be of this object alone; all others are of the key, or of the clock.
@@ -32,8 +32,20 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def location(value: Any) -> Any:
-    """A URL of an object store stays text; everything else that names a file, `file:///…` too, becomes a path."""
-    if not isinstance(value, str):
+    """A URL of an object store stays text; everything else that names a file, `file:///…` too, becomes a path.
+
+    Raises ValueError for a name that cannot be one.
+    """
+    if not isinstance(value, str | Path):
+        return value
+    try:
+        str(value).encode()
+        Path(value).expanduser()
+    except UnicodeEncodeError:
+        raise ValueError(f"{str(value)!r} is a name that is not UTF-8: rename the file or folder") from None
+    except RuntimeError:
+        raise ValueError(f"{str(value)!r} names a home folder that is not there: write the path out") from None
+    if isinstance(value, Path):
         return value
     if value.startswith("file://"):
         return Path(url2pathname(urlsplit(value).path))
@@ -109,6 +121,8 @@ def local_copy(where: Path | str, folder: Path, stopped: threading.Event) -> Pat
     except FileNotFoundError:
         raise UsageError(f"input {where!r} does not exist: give a .jsonl (also .gz, .zst) or .parquet file") from None
     except OSError as error:
+        if disk_is_full(error):
+            raise UsageError(explained(error, copy)) from None
         raise unreachable(where, error) from None
     return copy
 

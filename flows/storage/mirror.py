@@ -16,7 +16,7 @@ from flows.parts import answers_path
 from flows.plan import Chunk, read_plan_file
 from flows.source import file_state, file_version
 from flows.state_folder import state_folder
-from flows.storage.atomic import read_json, replacing, write_json
+from flows.storage.atomic import disk_is_full, explained, read_json, replacing, write_json
 from flows.storage.lease import Lease
 from flows.storage.locations import download, file_system, identity_of, reaching, unreachable
 from flows.storage.lock import AlreadyLockedError, locked
@@ -102,6 +102,8 @@ class Mirror(Files):
                     self._pull()
                 self._held = held.pop_all()
         except OSError as error:
+            if disk_is_full(error):
+                raise UsageError(explained(error, self._folder)) from None
             raise unreachable(self._url, error) from None
         return self
 
@@ -171,8 +173,7 @@ class Mirror(Files):
                     self._seen.pop(part.removeprefix(self._remote + "/"), None)
 
     def _pull(self) -> None:
-        with suppress(ValueError):  # damaged: then all is fetched, and nothing here is taken for published
-            self._seen = read_json(self._own / "seen.json") or {}
+        self._seen = self._read_seen()
         workspace = self.workspace
         self._guard_recipe()
         self._fetch(workspace.format)
@@ -186,8 +187,18 @@ class Mirror(Files):
             self._unpublished.unlink()
         parts = self._parts()
         for part in filter(self._is_own, parts):  # a kill can come between an upload and its entry
-            self._seen.setdefault(part.removeprefix(self._remote + "/"), [version_there(self._fs, part), None])
+            name, version = part.removeprefix(self._remote + "/"), version_there(self._fs, part)
+            if self._seen.get(name, [None])[0] != version:
+                self._seen[name] = [version, None]
         self._take_in([part for part in parts if not self._is_own(part)])
+
+    def _read_seen(self) -> dict[str, Any]:
+        """What was the same here and there; where that is damaged, all is fetched, and nothing taken for published."""
+        try:
+            seen = read_json(self._own / "seen.json") or {}
+        except ValueError:
+            return {}
+        return {name: pair for name, pair in seen.items() if isinstance(pair, list) and len(pair) == 2}
 
     def _minor_files(self) -> list[Path]:
         workspace = self.workspace
@@ -279,7 +290,7 @@ class Mirror(Files):
         self._taken_in = parts
 
     def _append(self, answers: list[Path]) -> None:
-        with extending(self.workspace.output, file_state(self.workspace.output), has_more=True) as output:
+        with extending(self.workspace, file_state(self.workspace.output), has_more=True) as output:
             append_unplanned(self.workspace, answers, output)
 
     def _is_own(self, part: str) -> bool:
