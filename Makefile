@@ -11,17 +11,17 @@ demo: .venv/.installed
 
 # The fast tests: no GPU, no model, everything on loopback. First those that mostly wait, then those that measure rates.
 test: .venv/.installed
-	$(BIN)/python -m pytest -n 4 --dist loadgroup -m "$(FAST) and not alone"
+	$(BIN)/python -m pytest -n 4 -m "$(FAST) and not alone"
 	$(BIN)/python -m pytest -m "$(FAST) and alone"
 
 # What is left to chance, other than in `make test` and fifty times as much: 100,000 hostile answers. SEED=1 repeats it.
 test-fuzz: .venv/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "hypothesis or fuzz" \
+	$(BIN)/python -m pytest -n 2 -m "hypothesis or fuzz" \
 		--hypothesis-profile=fuzz $(if $(SEED),--hypothesis-seed=$(SEED))
 
 # The deployments: real Prefect servers on SQLite and PostgreSQL, workers, schedules, retries, kills; an S3 on loopback.
 test-deployed: .venv/.installed
-	$(BIN)/python -m pytest -m deployed
+	$(BIN)/python -m pytest -n 4 -m deployed
 
 # Report and artifacts in a real browser: Debian's Chromium (apt-get install chromium fonts-noto-cjk).
 test-ui: .venv/.installed-ui

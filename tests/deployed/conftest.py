@@ -22,6 +22,15 @@ from tests.ports import free_port
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 
 
+# The tests wait for what Prefect does, not for when it looks: it would look every 10, 20, 30 and 60 seconds.
+IMPATIENT = {
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
+    "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS": "2",
+    "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+}
+
+
 @dataclass
 class Deployed:
     """The server with its deployments, and the commands that people give it."""
@@ -104,18 +113,25 @@ def deployed(tmp_path_factory: pytest.TempPathFactory, database: dict[str, str])
 @contextmanager
 def deployed_in(folder: Path, settings: dict[str, str]) -> Iterator[Deployed]:
     """A Prefect server with these settings and files in a folder, and everything deployed to it."""
-    environment = os.environ | {
-        "PREFECT_HOME": str(folder / "prefect"), "XDG_STATE_HOME": str(folder / "state"), "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    port = free_port()
+    own = IMPATIENT | {
+        "PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "XDG_STATE_HOME": str(folder / "state"), "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }  # fmt: skip
-    server = TemporaryPrefectServer({"PREFECT_HOME": environment["PREFECT_HOME"]} | settings, free_port())
+    server = TemporaryPrefectServer(own | settings, port)
     server.wait_until_ready()
-    made = Deployed(server.api_url, folder, environment | {"PREFECT_API_URL": server.api_url})
+    made = Deployed(server.api_url, folder, os.environ | own)
     subprocess.run([sys.executable, "-m", "deployments.setup"], cwd=ROOT, env=made.environment, check=True)
     ran = made.prefect("deploy", "--prefect-file", "deployments/prefect.yaml", "--all")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     yield made
     server.stop()
+
+
+@pytest.fixture(autouse=True)
+def no_other_prefect_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides the server that other tests of this process share."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
 
 
 @pytest.fixture
@@ -124,7 +140,10 @@ def worker(deployed: Deployed) -> Iterator["subprocess.Popen[bytes]"]:
     process = deployed.start_worker("worker-1")
     yield process
     process.terminate()
-    process.wait(30)
+    try:
+        process.wait(30)
+    finally:
+        process.kill()
 
 
 @pytest.fixture

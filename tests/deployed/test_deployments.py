@@ -96,7 +96,7 @@ def test_a_schedule_fires(deployed: Deployed, make_job: MakeJob, stand_in: Stand
     job = make_job(3)
     with urllib.request.urlopen(f"{deployed.api}/deployments/name/annotate-images/annotate") as response:
         deployment = json.load(response)["id"]
-    soon = datetime.now(UTC) + timedelta(seconds=75)
+    soon = datetime.now(UTC) + timedelta(seconds=30)
     interval = {"interval": 86400, "anchor_date": soon.isoformat(), "timezone": "UTC"}
     schedule = [{"schedule": interval, "active": True, "parameters": parameters(job, stand_in.url)}]
     request = urllib.request.Request(

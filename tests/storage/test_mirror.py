@@ -96,8 +96,8 @@ def test_after_a_kill_the_next_run_goes_on_on_this_machine_and_on_another(
 
 
 def test_two_machines_never_write_one_output(make_remote_job: MakeJob, bucket: Bucket, tmp_path: Path) -> None:
-    with StandIn.started("--canned", "--prefill-seconds", "0.5") as server:
-        job = make_remote_job(100)
+    with StandIn.started("--canned", "--prefill-seconds", "2.5") as server:
+        job = make_remote_job(100)  # two minutes
         first = job.start_with(bucket.arguments(server.url, "--max-concurrency", "2"))
         while not server.asked():
             time.sleep(0.05)
