@@ -116,6 +116,21 @@ def test_two_machines_never_write_one_output(make_remote_job: MakeJob, bucket: B
         assert not bucket.fs.exists(f"{bucket.url}/out/labeled.work/lease")
 
 
+def test_a_run_whose_place_another_has_taken_asks_no_more(make_remote_job: MakeJob, bucket: Bucket) -> None:
+    with StandIn.started("--canned", "--prefill-seconds", "0.2") as server:
+        job = make_remote_job(120)
+        run = job.start_with(bucket.arguments(server.url, "--chunk-size", "10", "--max-concurrency", "2"))
+        while len(server.asked()) < 12:
+            time.sleep(0.05)
+        bucket.fs.pipe_file(f"{bucket.url}/out/labeled.work/lease", b'{"token": "another"}')
+        taken = len(server.asked())
+        ended_run = ended(run)
+        assert ended_run.returncode == 2, ended_run.stderr
+        assert "another run has taken over" in ended_run.stderr
+        assert "Traceback" not in ended_run.stderr
+        assert len(server.asked()) <= taken + 2 * 10 + 2, "it is found out at the end of a chunk"
+
+
 def test_shards_on_two_machines_are_merged_in_the_bucket(
     make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn, tmp_path: Path
 ) -> None:
