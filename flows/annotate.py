@@ -49,7 +49,7 @@ CHUNK_RETRY_SECONDS = [10.0, 60.0]
 
 
 class ExpectedErrorsWithoutTraceback(logging.Filter):
-    """Prefect logs a failed task with its traceback; an error of ours, or of the disk, is told by its message alone."""
+    """Prefect logs a failed task with its traceback; for an error of ours, or of the disk, its message is enough."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Keeps every record, some of them shortened."""

@@ -17,7 +17,7 @@ from flows.json_text import loads
 
 NAME_BYTES = 100  # of an unfinished file's name, so that it fits wherever the file's own name does
 
-# What the disk says to every write, not to this one: whoever is told so stops, instead of asking for answers to lose.
+# What the disk says to every write, not to this one alone: a run stops then, instead of asking for answers to lose.
 FULL = {
     errno.ENOSPC: "is full: make room",
     errno.EDQUOT: "is over the quota of this user: make room",

@@ -14,7 +14,7 @@ class AlreadyLockedError(Exception):
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock file `path`, which is made if need be, and may be removed by whoever holds it.
+    """Holds the lock file `path`, which is made if need be, and may be removed by its holder.
 
     Raises AlreadyLockedError, and OSError where it cannot be made or the file system has no locks.
     """

@@ -60,7 +60,7 @@ def after_another_script(scenario: Scenario) -> None:
 
 
 def with_another_input(scenario: Scenario) -> None:
-    """A run was killed half-way and its input edited since: what it left is settled, and the rest planned anew."""
+    """A run was killed half-way and its input edited since: what it left is settled, and the rest planned again."""
     new(scenario)
     parts = f"{scenario.folder}/labeled.work/parts/"
     killed = scenario.steps.do(
