@@ -2,14 +2,13 @@
 
 import asyncio
 import atexit
-import fcntl
 import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from flows.endpoint import Endpoint
@@ -20,6 +19,7 @@ from flows.serving.log_causes import Cause, cause_of
 from flows.serving.preflight import Replica
 from flows.serving.probe import port_is_taken, port_is_taken_by, served_models
 from flows.serving.record import ServerRecord, Users, read_record, record_path
+from flows.storage.lock import AlreadyLockedError, locked
 from flows.threads import run_to_end
 
 POLL_SECONDS = 0.5
@@ -215,15 +215,15 @@ class Keeper:
     @asynccontextmanager
     async def _alone_in_starting(self) -> AsyncIterator[None]:
         """Keeps other runs that want a server on this port from starting one at the same time."""
-        with self._record_path.with_suffix(".starting").open("a") as file:
+        with ExitStack() as held:
             said = False
             while True:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held.enter_context(locked(self._record_path.with_suffix(".starting")))
                     break
-                except BlockingIOError:
+                except AlreadyLockedError as holder:
                     if not said:
-                        self._say(f"waits for another run that is starting {self.replica.url}")
+                        self._say(f"waits for another run ({holder}) that is starting {self.replica.url}")
                     said = True
                     await asyncio.sleep(POLL_SECONDS)
             yield
