@@ -138,6 +138,8 @@ def test_smart_resize_agrees_with_transformers_on_a_million_sizes() -> None:
         "        h, w = smart_resize(height, width, factor, low * factor**2, high * factor**2)\n"
         "    except ValueError:\n"
         "        h = w = 0\n"
+        "    if max(h, w) > 200 * min(h, w):\n"  # a server that is sent this size refuses it
+        "        h = w = 0\n"
         "    print(width, height, factor, low, high, w, h)\n"
     )
     oracle = subprocess.Popen(
