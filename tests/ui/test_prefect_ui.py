@@ -91,4 +91,6 @@ def test_the_list_of_artifacts_has_them_all(
 
 def show(page: "Page", api: str, artifact: str, ui: str = "") -> None:
     page.goto(f"{api.removesuffix('/api')}{ui}/artifacts/artifact/{artifact}")
+    if ui:
+        page.wait_for_url("**?tab=*")  # where it goes by itself, and draws everything a second time
     page.wait_for_load_state("networkidle")
