@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.errors import UnparsableAnswer, UsageError
@@ -174,15 +174,23 @@ pieces = st.lists(
 ).map("".join)  # fmt: skip
 
 
-@settings(max_examples=20 * EXAMPLES)
-@given(
-    st.text() | pieces | json_like.map(json.dumps) | json_like.map(repr),
-    st.sampled_from(sorted(FAMILIES)),
-    st.booleans(),
-)
-@example(text="{“```json0```", family="deepseek-vl2", truncated=False)  # json-repair's own assertion fails on it
+HOSTILE = {"text": st.text(), "pieces": pieces, "json": json_like.map(json.dumps), "python": json_like.map(repr)}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)  # tests of their own, which processes can share
+@settings(max_examples=5 * EXAMPLES)
+@given(data=st.data(), family=st.sampled_from(sorted(FAMILIES)), truncated=st.booleans())
 @pytest.mark.timeout(3600)
-def test_no_text_raises_anything_but_unparsable(text: str, family: str, truncated: bool) -> None:
+def test_no_text_raises_anything_but_unparsable(kind: str, data: st.DataObject, family: str, truncated: bool) -> None:
+    assert_nothing_else_is_raised(data.draw(HOSTILE[kind]), family, truncated)
+
+
+def test_nor_does_one_on_which_an_assertion_of_json_repair_fails() -> None:
+    assert_nothing_else_is_raised("{“```json0```", "deepseek-vl2", truncated=False)
+
+
+def assert_nothing_else_is_raised(text: str, family: str, truncated: bool) -> None:
+    """Parses the text; what is found lies in the image."""
     try:
         annotation = parse_answer(text, FAMILIES[family], 1000, 700, truncated=truncated)
     except UnparsableAnswer:
