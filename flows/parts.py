@@ -82,7 +82,6 @@ class PartFile:
         self.path = path
         self.paths = set(whole_lines(path))
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._size = os.fstat(self._descriptor).st_size
         self._is_torn = False  # ends in the half of a line
 
     def append(self, image_path: str, line: bytes) -> None:
@@ -90,6 +89,7 @@ class PartFile:
 
         A write that fails half-way is taken back: the next line would be torn with it.
         """
+        size = os.fstat(self._descriptor).st_size
         view = memoryview(b"\n" + line if self._is_torn else line)
         try:
             while view:  # a full disk or a signal can cut a write short
@@ -97,10 +97,9 @@ class PartFile:
         except OSError:
             self._is_torn = True
             with suppress(OSError):
-                os.ftruncate(self._descriptor, self._size)
+                os.ftruncate(self._descriptor, size)
                 self._is_torn = False
             raise
-        self._size += len(line) + self._is_torn
         self._is_torn = False
         self.paths.add(image_path)
 

@@ -14,6 +14,7 @@ from flows.source import (
     PATH_MISSING,
     FileState,
     Source,
+    distinct_paths,
     done_paths,
     file_state,
     file_version,
@@ -125,8 +126,7 @@ def _plan_rows(source: Source, workspace: Workspace, chunk_size: int) -> tuple[C
     keys = pl.scan_parquet(keys_file, glob=False)
     named = keys.filter(pl.col("image_path") != "")
     first = named.unique("image_path", keep="first", maintain_order=True)
-    done = written.select("image_path").filter(pl.col("image_path").is_not_null()).unique()
-    pending = first.join(done, on="image_path", how="anti", maintain_order="left")
+    pending = first.join(distinct_paths(written), on="image_path", how="anti", maintain_order="left")
     broken = written.filter(pl.col("image_path").is_null()).select(pl.len(), first=pl.col("line").min())
     total, with_path, distinct, broken_lines, pending_keys = pl.collect_all(
         [keys.select(pl.len()), named.select(pl.len()), first.select(pl.len()), broken, pending], engine="streaming"

@@ -111,7 +111,12 @@ def output_lines(*outputs: Path) -> pl.LazyFrame:
 
 def done_paths(*outputs: Path) -> pl.LazyFrame:
     """The distinct image paths of outputs, column image_path."""
-    return output_lines(*outputs).select("image_path").filter(pl.col("image_path").is_not_null()).unique()
+    return distinct_paths(output_lines(*outputs))
+
+
+def distinct_paths(lines: pl.LazyFrame) -> pl.LazyFrame:
+    """The distinct image paths of lines, column image_path."""
+    return lines.select("image_path").filter(pl.col("image_path").is_not_null()).unique()
 
 
 def _scan(source: Source) -> pl.LazyFrame:
