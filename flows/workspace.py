@@ -105,7 +105,7 @@ class Workspace:
 
     @property
     def set_aside(self) -> Path:
-        """Failures that a retry of some kinds leaves alone: the next merge takes them back into the failures file."""
+        """Failures that a retry of an earlier version has put here: the next merge puts them back."""
         return self.work / "set-aside.jsonl"
 
     @property
