@@ -20,13 +20,13 @@ from benchmarks.programs import reporting_to_prefect, spread
 from blocks import VLLMServer
 from demo.processes import TINY_GROUNDER, TINY_GROUNDER_SERVER
 from demo.scenes import write_small_folder
-from flows.families import FAMILIES
-from flows.images import prepare
-from flows.recipe import Recipe, RequestTemplate
-from flows.server_metrics import read_metrics
-from flows.serving.keeper import kept_servers
-from flows.serving.preflight import preflight
-from flows.yaml_fields import read_fields
+from vllm_annotate.images.prepare import prepare
+from vllm_annotate.inference.metrics import read_metrics
+from vllm_annotate.recipe.families import FAMILIES
+from vllm_annotate.recipe.settings import Recipe, RequestTemplate
+from vllm_annotate.serving.keeper import kept_servers
+from vllm_annotate.serving.preflight import preflight
+from vllm_annotate.storage.yaml_fields import read_fields
 
 IN_FLIGHT, TOKENS = 32, 24  # an answer of the model has about a hundred
 PROMPT = "Locate every shape and answer in JSON. Caption: "

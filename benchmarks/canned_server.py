@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.prefect_server import free_port
+from flows.support.prefect_server import free_port
 
 MODEL = "qwen2.5-vl-canned"
 CONFIGURATION = """

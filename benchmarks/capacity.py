@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from benchmarks.programs import IN_FLIGHT, commands, draw, measured, reporting_to_prefect, spread
-from flows.prefect_server import free_port
+from flows.support.prefect_server import free_port
 
 ANSWERS = {"0.2 s": ("0.2", "0", "0"), "log-normal, 5 % stragglers": ("0.2", "0.3", "0.05")}
 

@@ -24,14 +24,14 @@ from PIL import Image
 from blocks import VLLMServer
 from demo.processes import TINY_GROUNDER_RECIPE, TINY_GROUNDER_SERVER
 from demo.scenes import draw_scene
-from flows.families import FAMILIES
-from flows.images import PreparedImage
-from flows.inference import Inference
-from flows.recipe import Recipe, RequestTemplate
-from flows.serving.keeper import kept_servers
-from flows.serving.preflight import preflight
-from flows.yaml_fields import read_fields
-from tests.client import StandIn
+from tests.support.client import StandIn
+from vllm_annotate.images.prepare import PreparedImage
+from vllm_annotate.inference.client import Inference
+from vllm_annotate.recipe.families import FAMILIES
+from vllm_annotate.recipe.settings import Recipe, RequestTemplate
+from vllm_annotate.serving.keeper import kept_servers
+from vllm_annotate.serving.preflight import preflight
+from vllm_annotate.storage.yaml_fields import read_fields
 
 SECONDS = 60
 ANSWERS_PER_SECOND = {4: 8, 16: 16, 64: 32, 128: 40, 256: 50}  # at full capacity

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from flows.errors import UnparsableAnswer
-from flows.families import FAMILIES
-from flows.grounding import parse_answer
-from tests.ugly_answers import HEIGHT, WIDTH, corpus
+from tests.support.ugly_answers import HEIGHT, WIDTH, corpus
+from vllm_annotate.errors import UnparsableAnswer
+from vllm_annotate.grounding.parse import parse_answer
+from vllm_annotate.recipe.families import FAMILIES
 
 ROUNDS = 20
 

@@ -15,10 +15,10 @@ import orjson
 from PIL import Image
 
 from benchmarks.canned_server import MODEL
-from flows.families import resolve_family
-from flows.images import PreparedImage
-from flows.prefect_server import TemporaryPrefectServer
-from flows.recipe import Recipe, RequestTemplate
+from flows.support.prefect_server import TemporaryPrefectServer
+from vllm_annotate.images.prepare import PreparedImage
+from vllm_annotate.recipe.families import resolve_family
+from vllm_annotate.recipe.settings import Recipe, RequestTemplate
 
 IN_FLIGHT, DISTINCT, SIZE, KILOBYTES = 64, 50, (924, 700), 92
 PEERS = Path(".venv-peers")  # a virtual environment each: `make bench-peers`

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from flows.parts import answers_path
-from flows.plan import Plan, make_plan, open_plan
-from flows.source import Source
-from flows.store import merge
-from flows.workspace import Workspace
+from vllm_annotate.inputs.plan import Plan, make_plan, open_plan
+from vllm_annotate.inputs.source import Source
+from vllm_annotate.results.merge import merge
+from vllm_annotate.results.parts import answers_path
+from vllm_annotate.storage.workspace import Workspace
 
 CHUNK = 500
 ANSWER = (

@@ -18,12 +18,12 @@ from typing import Any
 
 from blocks import VLLMServer
 from demo.scenes import draw_scene
-from flows.parts import Part, pending_rows
-from flows.run import current_plan, open_run
-from flows.telemetry.recording import recording
-from tests.client import StandIn
+from stand_in.nvml import compile_nvml
 from tests.conftest import Job
-from tests.stand_in.nvml import compile_nvml
+from tests.support.client import StandIn
+from vllm_annotate.pipeline.recording import recording
+from vllm_annotate.pipeline.session import current_plan, open_run
+from vllm_annotate.results.parts import Part, pending_rows
 
 IMAGES, PAIRS, IDLE_SECONDS, IN_FLIGHT = 1500, 10, 40, 32
 

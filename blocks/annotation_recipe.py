@@ -6,7 +6,7 @@ from prefect.blocks.core import Block
 from pydantic import ConfigDict
 
 from blocks.referable_schema import referable_schema
-from flows.recipe import Recipe
+from vllm_annotate.recipe.settings import Recipe
 
 
 class AnnotationRecipe(Recipe, Block):

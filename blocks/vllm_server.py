@@ -8,9 +8,9 @@ from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, SecretStr, field_validator
 
 from blocks.referable_schema import referable_schema
-from flows.endpoint import NO_KEY
-from flows.errors import UsageError
-from flows.serving.launch import Launch
+from vllm_annotate.errors import UsageError
+from vllm_annotate.inference.endpoint import NO_KEY
+from vllm_annotate.serving.launch import Launch
 
 DEFAULT_ENDPOINT = "http://localhost:8000/v1"
 API_KEY_VARIABLE = "VLLM_API_KEY"  # the name that `vllm serve` itself reads its key from

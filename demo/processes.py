@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.prefect_server import free_port
+from flows.support.prefect_server import free_port
 
 TINY_GROUNDER = Path(__file__).parent / "tiny_grounder"
 TINY_GROUNDER_RECIPE = TINY_GROUNDER / "recipe.yaml"
@@ -21,7 +21,7 @@ def stand_in(*options: str) -> Iterator[str]:
     """The stand-in for vLLM; yields its base URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen([sys.executable, "-m", "tests.stand_in", "--port", str(port), *options])
+    process = subprocess.Popen([sys.executable, "-m", "stand_in", "--port", str(port), *options])
     try:
         deadline = time.monotonic() + START_SECONDS
         while not answers_at(url):

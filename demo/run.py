@@ -14,7 +14,7 @@ from rich.table import Table
 from demo.processes import stand_in
 from demo.scenes import write_folder
 from demo.scoring import score
-from flows.command_line import main as annotate
+from vllm_annotate.cli.annotate import main as annotate
 
 IMAGES = 60
 

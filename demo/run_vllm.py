@@ -8,7 +8,7 @@ from rich.console import Console
 from demo.processes import TINY_GROUNDER_RECIPE, TINY_GROUNDER_SERVER
 from demo.run import show
 from demo.scenes import write_small_folder
-from flows.command_line import main as annotate
+from vllm_annotate.cli.annotate import main as annotate
 
 IMAGES = 60
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from flows.upright import ORIENTATION_TAG
-from tests.stand_in.answers import CHINESE
-from tests.stand_in.vision import COLOURS
+from stand_in.answers import CHINESE
+from stand_in.vision import COLOURS
+from vllm_annotate.images.upright import ORIENTATION_TAG
 
 FORMS = ("circle", "square", "triangle")
 BACKGROUNDS = ((245, 245, 240), (225, 230, 235), (205, 200, 195), (255, 255, 255))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from prefect.settings import get_current_settings
 
-from flows.prefect_server import TemporaryPrefectServer, answers
+from flows.support.prefect_server import TemporaryPrefectServer, answers
 
 PROJECT = Path(__file__).parent.parent
 PREFECT = str(Path(sys.executable).with_name("prefect"))

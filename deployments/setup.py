@@ -22,8 +22,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from blocks import AnnotationRecipe, VLLMServer
-from flows.prefect_server import answers
-from flows.serving.launch import Launch
+from flows.support.prefect_server import answers
+from vllm_annotate.serving.launch import Launch
 
 WORK_POOL = "annotate"
 OUR_TAG = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.vllm-annotate"}

@@ -1,1 +1,1 @@
-"""The annotation workflow: one module a stage, in the order an image meets them."""
+"""The Prefect flows: one module each."""

@@ -9,7 +9,7 @@ if __name__ == "__main__":
 
     # Ahead of the imports below: the command line settles Prefect's environment first, and imports this module under
     # its own name, where deployments and pickles look for the flow.
-    from flows.command_line import main
+    from vllm_annotate.cli.annotate import main
 
     sys.exit(main())
 
@@ -28,22 +28,22 @@ from prefect.tasks import Task
 from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
-from flows.errors import AnnotateError, ImageFailure, ServerFault, ServerUnavailable, UsageError
-from flows.parts import Part, pending_rows
-from flows.plan import POLARS_ERRORS, Chunk, Plan, input_has_changed, keep_plan, remove_plan
-from flows.progress import showing_progress
-from flows.report.artifacts import Artifacts, live_artifacts
-from flows.report.figures import telemetry_charts
-from flows.report.page import write_page
-from flows.report.summary import sentence, summarise
-from flows.run import current_plan, current_run, open_run, set_current_run
-from flows.storage.atomic import disk_is_full, explained, write_json
-from flows.storage.locations import Location, name_of
-from flows.store import Merged, merge
-from flows.telemetry.bottleneck import UNIMPORTANT
-from flows.telemetry.recording import recording
-from flows.termination import ended_by_sigterm
-from flows.threads import run_to_end
+from flows.support.artifacts import Artifacts, live_artifacts
+from flows.support.termination import ended_by_sigterm
+from vllm_annotate.errors import AnnotateError, ImageFailure, ServerFault, ServerUnavailable, UsageError
+from vllm_annotate.inputs.plan import POLARS_ERRORS, Chunk, Plan, input_has_changed, keep_plan, remove_plan
+from vllm_annotate.pipeline.progress import showing_progress
+from vllm_annotate.pipeline.recording import recording
+from vllm_annotate.pipeline.session import current_plan, current_run, open_run, set_current_run
+from vllm_annotate.report.figures import telemetry_charts
+from vllm_annotate.report.page import write_page
+from vllm_annotate.report.summary import sentence, summarise
+from vllm_annotate.results.merge import Merged, merge
+from vllm_annotate.results.parts import Part, pending_rows
+from vllm_annotate.storage.atomic import disk_is_full, explained, write_json
+from vllm_annotate.storage.locations import Location, name_of
+from vllm_annotate.telemetry.bottleneck import UNIMPORTANT
+from vllm_annotate.threads import run_to_end
 
 CHUNK_RETRY_SECONDS = [10.0, 60.0]
 

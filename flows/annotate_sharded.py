@@ -14,18 +14,18 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
-from flows.errors import UsageError
-from flows.merge_shards import merge_and_publish
-from flows.report.summary import sentence
-from flows.run_files import check_distinct, found_image_root, found_source
-from flows.shard import MOST_SHARDS, Shard
-from flows.source import Source
-from flows.storage.atomic import explained
-from flows.storage.locations import ImageRoot, Location, name_of
-from flows.storage.shards import shards_begun, shards_left
-from flows.sub_runs import ended_run, run_parameter
-from flows.termination import ended_by_sigterm
-from flows.threads import run_to_end
+from flows.support.sub_runs import ended_run, run_parameter
+from flows.support.termination import ended_by_sigterm
+from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.source import Source
+from vllm_annotate.pipeline.files import check_distinct, found_image_root, found_source
+from vllm_annotate.report.summary import sentence
+from vllm_annotate.results.merge_shards import merge_and_publish
+from vllm_annotate.results.shards import shards_begun, shards_left
+from vllm_annotate.storage.atomic import explained
+from vllm_annotate.storage.locations import ImageRoot, Location, name_of
+from vllm_annotate.storage.shard import MOST_SHARDS, Shard
+from vllm_annotate.threads import run_to_end
 
 RETRY_SECONDS = 15.0  # a run that was given up may need a while to let go of its shard
 

@@ -8,15 +8,15 @@ from prefect import flow, get_run_logger, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.errors import UsageError
-from flows.report.figures import telemetry_charts
-from flows.report.page import write_page
-from flows.storage.atomic import explained, read_json
-from flows.storage.locations import ImageRoot, Location, image_root_at, name_of
-from flows.storage.mirror import opened
-from flows.telemetry.sample_log import read_samples
-from flows.threads import run_to_end
-from flows.workspace import Workspace
+from vllm_annotate.errors import UsageError
+from vllm_annotate.report.figures import telemetry_charts
+from vllm_annotate.report.page import write_page
+from vllm_annotate.results.mirror import opened
+from vllm_annotate.storage.atomic import explained, read_json
+from vllm_annotate.storage.locations import ImageRoot, Location, image_root_at, name_of
+from vllm_annotate.storage.workspace import Workspace
+from vllm_annotate.telemetry.sample_log import read_samples
+from vllm_annotate.threads import run_to_end
 
 
 def flow_run_name() -> str:

@@ -11,13 +11,13 @@ from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
-from flows.errors import UsageError
-from flows.json_text import json_object
-from flows.storage.atomic import explained, replacing
-from flows.storage.locations import Location, name_of
-from flows.storage.mirror import opened
-from flows.threads import run_to_end
-from flows.workspace import Workspace
+from vllm_annotate.errors import UsageError
+from vllm_annotate.results.mirror import opened
+from vllm_annotate.storage.atomic import explained, replacing
+from vllm_annotate.storage.json_text import json_object
+from vllm_annotate.storage.locations import Location, name_of
+from vllm_annotate.storage.workspace import Workspace
+from vllm_annotate.threads import run_to_end
 
 FailureKind = Literal[
     "missing", "unreadable", "outside_root", "too_large", "rejected", "truncated", "timeout", "server", "unasked"

@@ -9,13 +9,13 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from blocks import VLLMServer
-from flows.errors import ServerFault, UsageError
-from flows.run import own_key
-from flows.serving.keeper import kept_servers
-from flows.serving.launch import Launch
-from flows.serving.preflight import preflight
-from flows.serving.record import Users, read_record, record_path
-from flows.state_folder import state_folder
+from vllm_annotate.errors import ServerFault, UsageError
+from vllm_annotate.pipeline.session import own_key
+from vllm_annotate.serving.keeper import kept_servers
+from vllm_annotate.serving.launch import Launch
+from vllm_annotate.serving.preflight import preflight
+from vllm_annotate.serving.record import Users, read_record, record_path
+from vllm_annotate.storage.state_folder import state_folder
 
 
 @flow(name="serve", persist_result=False)

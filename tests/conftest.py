@@ -18,11 +18,12 @@ from typing import Any
 import hypothesis
 import pytest
 
-from flows.prefect_server import TemporaryPrefectServer
-from tests.client import StandIn
-from tests.ports import free_port
+from flows.support.prefect_server import TemporaryPrefectServer
+from tests.support.client import StandIn
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parent.parent
+pytest_plugins = ["tests.support.s3"]
 
 # The same examples every time, so that a test that fails does so again; `make test-fuzz` draws others, and fifty times
 # as many. No deadline: machines stall now and then.

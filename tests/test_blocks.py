@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
-from flows.errors import UsageError
+from vllm_annotate.errors import UsageError
 
 
 @pytest.mark.parametrize("block", [AnnotationRecipe, VLLMServer])

@@ -55,14 +55,3 @@ def test_every_link_leads_somewhere(text: str) -> None:
             assert target[1:] in anchors(text), target
         elif "://" not in target:
             assert (ROOT / target).exists(), target
-
-
-def test_the_tree_has_every_module_of_the_flows() -> None:
-    tree = next(block for _, block in FENCED.findall(ENGLISH) if block.startswith("flows/annotate.py"))
-    folder, named = "", set[str]()
-    for line in tree.splitlines():
-        if not line.startswith("  "):
-            folder = line.split()[0] if line.split()[0].endswith("/") else ""
-        named.update(folder * line.startswith("  ") + name for name in re.findall(r"[\w/]+\.py\b", line))
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "flows").rglob("*.py") if "__" not in path.name}
-    assert {name for name in named if name.startswith("flows/")} == modules

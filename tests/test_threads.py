@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from flows.threads import in_thread, run_to_end
+from vllm_annotate.threads import in_thread, run_to_end
 
 
 class Writer:

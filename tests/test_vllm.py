@@ -16,15 +16,15 @@ from blocks import VLLMServer
 from demo.processes import TINY_GROUNDER, TINY_GROUNDER_RECIPE, TINY_GROUNDER_SERVER
 from demo.scenes import write_small_folder
 from demo.scoring import Score, score
-from flows.errors import ImageFailure
-from flows.families import FAMILIES
-from flows.images import ImageBudget, smart_resize
-from flows.recipe import Recipe, answer_schema
-from flows.serving.keeper import kept_servers
-from flows.serving.preflight import preflight
-from flows.yaml_fields import read_fields
 from tests.conftest import ROOT, Job, lines_of
-from tests.ports import free_port
+from tests.support.ports import free_port
+from vllm_annotate.errors import ImageFailure
+from vllm_annotate.images.prepare import ImageBudget, smart_resize
+from vllm_annotate.recipe.families import FAMILIES
+from vllm_annotate.recipe.settings import Recipe, answer_schema
+from vllm_annotate.serving.keeper import kept_servers
+from vllm_annotate.serving.preflight import preflight
+from vllm_annotate.storage.yaml_fields import read_fields
 
 VLLM = ROOT / ".venv-vllm" / "bin" / "vllm"
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(600)]

@@ -11,8 +11,8 @@ from pathlib import Path
 import aiohttp
 import orjson
 
-from flows.families import resolve_family
-from flows.recipe import Recipe, answer_schema, system_prompt, user_prompt
+from vllm_annotate.recipe.families import resolve_family
+from vllm_annotate.recipe.settings import Recipe, answer_schema, system_prompt, user_prompt
 
 
 async def main(source: str, images: str, output: str, url: str, in_flight: str) -> None:

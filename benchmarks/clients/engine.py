@@ -10,14 +10,14 @@ from pathlib import Path
 
 from blocks import VLLMServer
 from flows.annotate import annotate_images
-from flows.parts import Part, pending_rows
-from flows.plan import Chunk
-from flows.report.figures import telemetry_charts
-from flows.report.page import write_page
-from flows.report.summary import summarise
-from flows.run import Run, current_plan, open_run
-from flows.store import merge
-from flows.telemetry.recording import recording
+from vllm_annotate.inputs.plan import Chunk
+from vllm_annotate.pipeline.recording import recording
+from vllm_annotate.pipeline.session import Run, current_plan, open_run
+from vllm_annotate.report.figures import telemetry_charts
+from vllm_annotate.report.page import write_page
+from vllm_annotate.report.summary import summarise
+from vllm_annotate.results.merge import merge
+from vllm_annotate.results.parts import Part, pending_rows
 
 CHUNK = annotate_images.parameters.properties["chunk_size"]["default"]
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from flows.prefect_server import TemporaryPrefectServer
+from flows.support.prefect_server import TemporaryPrefectServer
 from tests.conftest import ROOT, ask_prefect
 from tests.deployed.postgresql import postgresql
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 

@@ -19,14 +19,14 @@ import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.prefect_server import answers
-from flows.serving.launch import Launch
-from flows.serving.probe import served_models
-from tests.client import StandIn
+from flows.support.prefect_server import answers
 from tests.conftest import ROOT, Job, ask_prefect, lines_of
 from tests.deployed.conftest import Deployed
-from tests.ports import free_port
 from tests.serving.conftest import launch, make_model, vllm  # noqa: F401 - fixtures
+from tests.support.client import StandIn
+from tests.support.ports import free_port
+from vllm_annotate.serving.launch import Launch
+from vllm_annotate.serving.probe import served_models
 
 MakeJob = Callable[..., Job]
 Parameters = Callable[..., dict[str, Any]]

@@ -17,12 +17,12 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from blocks import VLLMServer
-from flows.prefect_server import answers
-from flows.serving.launch import Launch
-from tests.client import StandIn
+from flows.support.prefect_server import answers
 from tests.conftest import ROOT, Job, lines_of
-from tests.ports import free_port
 from tests.serving.conftest import launch, make_model, vllm  # noqa: F401 - fixtures
+from tests.support.client import StandIn
+from tests.support.ports import free_port
+from vllm_annotate.serving.launch import Launch
 
 MakeJob = Callable[..., Job]
 

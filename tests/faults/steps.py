@@ -18,19 +18,19 @@ from typing import Any
 
 os.environ["POLARS_MAX_THREADS"] = "1"  # a process that has forked has one thread only
 
-from flows.errors import AnnotateError, ImageFailure
-from flows.images import PreparedImage
-from flows.merge_shards import merge_shards
-from flows.parts import Part, answer_line, pending_rows
-from flows.plan import keep_plan, remove_plan
 from flows.retry import chosen_failures
-from flows.run import current_plan
-from flows.shard import Shard
-from flows.source import Source
-from flows.storage.atomic import explained, write_json
-from flows.storage.shards import opened_with_shards
-from flows.store import merge
-from flows.workspace import Workspace
+from vllm_annotate.errors import AnnotateError, ImageFailure
+from vllm_annotate.images.prepare import PreparedImage
+from vllm_annotate.inputs.plan import keep_plan, remove_plan
+from vllm_annotate.inputs.source import Source
+from vllm_annotate.pipeline.session import current_plan
+from vllm_annotate.results.merge import merge
+from vllm_annotate.results.merge_shards import merge_shards
+from vllm_annotate.results.parts import Part, answer_line, pending_rows
+from vllm_annotate.results.shards import opened_with_shards
+from vllm_annotate.storage.atomic import explained, write_json
+from vllm_annotate.storage.shard import Shard
+from vllm_annotate.storage.workspace import Workspace
 
 IMAGE = PreparedImage(b"", 640, 480, 644, 476)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from flows.report import gallery
-from flows.report.gallery import MOST, choose_rows, newest_parts, newest_rows, spread_lines
-from flows.workspace import Workspace
+from vllm_annotate.report import gallery
+from vllm_annotate.report.gallery import MOST, choose_rows, newest_parts, newest_rows, spread_lines
+from vllm_annotate.storage.workspace import Workspace
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -11,11 +11,11 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from flows.report.charts import Line, chart
-from flows.report.gallery import Example, with_images
-from flows.report.markdown import plain, samples
-from flows.report.page import page
-from flows.telemetry.bottleneck import Bottleneck
+from vllm_annotate.report.charts import Line, chart
+from vllm_annotate.report.gallery import Example, with_images
+from vllm_annotate.report.markdown import plain, samples
+from vllm_annotate.report.page import page
+from vllm_annotate.telemetry.bottleneck import Bottleneck
 
 HOSTILE = '<script>document.title="owned"</script>"\'><img src=x onerror=alert(1)>{{ 7*7 }}]]><!-- \x00\x1b[31m\ud800'
 REPORT: dict[str, Any] = {

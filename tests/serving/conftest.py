@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.serving.launch import Launch
-from flows.serving.record import ServerRecord, read_record, record_path
 from tests.conftest import ROOT, Job
-from tests.ports import free_port
+from tests.support.ports import free_port
+from vllm_annotate.serving.launch import Launch
+from vllm_annotate.serving.record import ServerRecord, read_record, record_path
 
 # The sizes in Qwen's own config.json files; the AWQ version of the 72B pads its intermediate size.
 QWEN = {
@@ -65,10 +65,10 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     command = tmp_path / "bin" / "vllm"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.stand_in.vllm "$@"\n')
+    command.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m stand_in.vllm "$@"\n')
     command.chmod(0o755)
     yield command
-    assert not processes_with(str(command), "tests.stand_in.vllm serve", f"{tmp_path}")
+    assert not processes_with(str(command), "stand_in.vllm serve", f"{tmp_path}")
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.errors import UsageError
-from flows.serving.command import Version, find_version, serve_command, server_environment, translated
-from flows.serving.launch import Launch
+from vllm_annotate.errors import UsageError
+from vllm_annotate.serving.command import Version, find_version, serve_command, server_environment, translated
+from vllm_annotate.serving.launch import Launch
 
 CURRENT: Version = (0, 32, 0)
 

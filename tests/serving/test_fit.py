@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.errors import UsageError
-from flows.serving.fit import Split, need, split_problems, suggestion, what_fits
-from flows.serving.gpus import Gpu
-from flows.serving.model_config import GIB, ModelConfig, find_config, read_config
 from tests.serving.conftest import qwen_config
+from vllm_annotate.errors import UsageError
+from vllm_annotate.serving.fit import Split, need, split_problems, suggestion, what_fits
+from vllm_annotate.serving.gpus import Gpu
+from vllm_annotate.serving.model_config import GIB, ModelConfig, find_config, read_config
 
 MakeModel = Callable[..., Path]
 

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from flows.errors import ServerUnavailable, UsageError
-from flows.inference import Inference
-from flows.serving.keeper import Keeper, ServerDied, kept_servers, watching
-from flows.serving.launch import Launch
-from flows.serving.preflight import Replica, preflight
-from flows.serving.probe import served_models
-from flows.serving.record import ServerRecord, read_record, record_path
-from tests.client import StandIn
 from tests.conftest import ROOT
-from tests.test_inference import body
+from tests.inference.test_client import body
+from tests.support.client import StandIn
+from vllm_annotate.errors import ServerUnavailable, UsageError
+from vllm_annotate.inference.client import Inference
+from vllm_annotate.serving.keeper import Keeper, ServerDied, kept_servers, watching
+from vllm_annotate.serving.launch import Launch
+from vllm_annotate.serving.preflight import Replica, preflight
+from vllm_annotate.serving.probe import served_models
+from vllm_annotate.serving.record import ServerRecord, read_record, record_path
 
 MakeModel = Callable[..., Path]
 
@@ -165,9 +165,9 @@ async def test_a_port_with_something_else_on_it_is_refused_with_a_free_one(
 RUN_AND_WAIT = """
 import asyncio, json, sys
 from pathlib import Path
-from flows.serving.keeper import kept_servers
-from flows.serving.launch import Launch
-from flows.serving.preflight import preflight
+from vllm_annotate.serving.keeper import kept_servers
+from vllm_annotate.serving.launch import Launch
+from vllm_annotate.serving.preflight import preflight
 
 async def main():
     found = preflight(Launch(**json.loads(sys.argv[1])), None, "")
@@ -284,7 +284,7 @@ async def test_a_start_that_is_cancelled_at_once_leaves_nothing(launch: Callable
 async def test_a_server_that_hangs_is_ended_and_started_again(
     launch: Callable[..., Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.serving.keeper.UNRESPONSIVE_SECONDS", 3)
+    monkeypatch.setattr("vllm_annotate.serving.keeper.UNRESPONSIVE_SECONDS", 3)
     start = launch()
     async with (
         kept_servers(replicas(start), tmp_path / "logs", print) as keepers,

@@ -5,8 +5,8 @@ import socket
 import subprocess
 import sys
 
-from flows.serving.listeners import processes_behind
-from tests.client import StandIn
+from tests.support.client import StandIn
+from vllm_annotate.serving.listeners import processes_behind
 
 
 def test_the_process_that_listens_and_its_descendants_are_behind_a_port(stand_in: StandIn) -> None:

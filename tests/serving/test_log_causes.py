@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.serving.log_causes import cause_in, cause_of
+from vllm_annotate.serving.log_causes import cause_in, cause_of
 
 TRACE = "(EngineCore pid=71) ERROR 11-22 22:04:11 [core.py:1510] Traceback (most recent call last):\n"
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from flows.serving.__main__ import main
-from flows.serving.gpus import Gpu, find_gpus
-from flows.serving.launch import Launch
-from flows.serving.model_config import GIB
-from flows.serving.preflight import preflight, visible_gpus
 from tests.conftest import ROOT
+from tests.inference.test_client import raw_server
 from tests.serving.conftest import qwen_config
-from tests.test_inference import raw_server
+from vllm_annotate.cli.check_server import main
+from vllm_annotate.serving.gpus import Gpu, find_gpus
+from vllm_annotate.serving.launch import Launch
+from vllm_annotate.serving.model_config import GIB
+from vllm_annotate.serving.preflight import preflight, visible_gpus
 
 MakeModel = Callable[..., Path]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.serving.guardian import boot_id
-from flows.serving.record import ServerRecord, read_record
+from vllm_annotate.serving.guardian import boot_id
+from vllm_annotate.serving.record import ServerRecord, read_record
 
 
 def test_a_stranger_in_a_group_of_the_recorded_number_is_left_alone(vllm: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from flows.storage.atomic import disk_is_full, explained, polars_faults, replacing, unfinished_name
+from vllm_annotate.storage.atomic import disk_is_full, explained, polars_faults, replacing, unfinished_name
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "x" * 240 + ".jsonl", "图" * 80 + ".jsonl", ".hidden", "\udcff.jsonl"])

@@ -6,9 +6,9 @@ import time
 import fsspec
 import pytest
 
-from flows.errors import UsageError
-from flows.storage.lease import RENEW_SECONDS, Lease
-from tests.storage.conftest import Bucket
+from tests.support.s3 import Bucket
+from vllm_annotate.errors import UsageError
+from vllm_annotate.storage.lease import RENEW_SECONDS, Lease
 
 pytestmark = pytest.mark.deployed
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.storage.lock import AlreadyLockedError, locked
+from vllm_annotate.storage.lock import AlreadyLockedError, locked
 
 
 def test_the_lock_of_a_file_that_was_removed_keeps_nobody_out_and_is_not_taken_for_one(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from PIL import Image
 
 from blocks import VLLMServer
 from demo.scenes import draw_scene
-from flows.parts import Part, pending_rows
-from flows.run import current_plan, open_run
-from flows.telemetry.bottleneck import Bottleneck, Kind, Look, Verdict, what_holds_back
-from flows.telemetry.recording import recording
-from tests.client import StandIn
 from tests.conftest import Job
+from tests.support.client import StandIn
+from vllm_annotate.pipeline.recording import recording
+from vllm_annotate.pipeline.session import current_plan, open_run
+from vllm_annotate.results.parts import Part, pending_rows
+from vllm_annotate.telemetry.bottleneck import Bottleneck, Kind, Look, Verdict, what_holds_back
 
 FULL: dict[str, Any] = {
     "endpoints": 1, "up": 1, "in_flight": 64, "limit": 64, "ready": 16, "preparing": 4, "resting": 0, "unasked": 1000,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.telemetry.history import MOST_POINTS, History
+from vllm_annotate.telemetry.history import MOST_POINTS, History
 
 
 def test_a_run_of_any_length_keeps_a_bounded_number_of_points_and_its_exact_totals() -> None:

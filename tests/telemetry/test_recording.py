@@ -2,8 +2,8 @@
 
 import pytest
 
-from flows.endpoint import HEALTH_TIMEOUT_SECONDS
-from flows.telemetry.recording import STALE_SECONDS, pause_after
+from vllm_annotate.inference.endpoint import HEALTH_TIMEOUT_SECONDS
+from vllm_annotate.pipeline.recording import STALE_SECONDS, pause_after
 
 
 @pytest.mark.parametrize(("looking", "pause"), [(0.0, 1.0), (0.01, 1.0), (0.03, 1.5), (5.0, 2.0)])

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.client import StandIn
 from tests.conftest import Job, ask_prefect
-from tests.telemetry.test_gpus import two_cards  # noqa: F401 - a fixture
+from tests.support.client import StandIn
+from tests.telemetry.test_nvml import two_cards  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -1,1 +1,0 @@
-"""A run → report.json, report.html and the artifacts in the Prefect UI."""

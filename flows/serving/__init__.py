@@ -1,1 +1,0 @@
-"""A vLLM server that is looked after: checked before it starts, started, watched, restarted, stopped."""

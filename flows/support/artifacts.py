@@ -1,0 +1,151 @@
+"""The run in the Prefect UI while it lasts: artifacts that are made once, kept up to date, and final at the end.
+
+Keys are the same in every run, so that the UI shows each artifact's history across runs.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import Artifact, MarkdownArtifact, ProgressArtifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.exceptions import ObjectNotFound
+
+from vllm_annotate.inputs.plan import Plan
+from vllm_annotate.pipeline.recording import Telemetry
+from vllm_annotate.pipeline.session import Run
+from vllm_annotate.report import markdown
+from vllm_annotate.report.figures import telemetry_charts, telemetry_figures
+from vllm_annotate.report.gallery import newest_parts, newest_rows, with_images
+from vllm_annotate.report.summary import live_figures
+from vllm_annotate.storage.locations import ImageRoot
+
+FIRST_SECONDS, LIVE_SECONDS, FINAL_SECONDS = 3.0, 10.0, 60.0
+PICTURES_EVERY = 3  # updates: charts and samples are the larger ones
+SAMPLES, SAMPLE_SIDE = 6, 256
+FAILURE_EXAMPLES = 10
+
+
+class Artifacts:
+    """The artifacts of one flow run."""
+
+    def __init__(self, run: Run, plan: Plan, telemetry: Telemetry, warn: Callable[[str], None]) -> None:
+        self.telemetry = telemetry
+        self._run, self._plan = run, plan
+        self._warn = warn
+        self._ids: dict[str, UUID] = {}
+        self._failed = False
+
+    async def keep_up(self) -> None:
+        """Updates until it is cancelled. An API that does not answer costs the pictures, never the run."""
+        updates = 0
+        await asyncio.sleep(FIRST_SECONDS)
+        async with get_client() as self._client:
+            while True:
+                try:
+                    await self._show_live(pictures=updates % PICTURES_EVERY == 0)
+                except Exception as error:  # whatever Prefect raises: the next try may do better
+                    self._tell(error)
+                updates += 1
+                await asyncio.sleep(LIVE_SECONDS)
+
+    async def finish(self, report: dict[str, Any], charts: Sequence[str], sentence: str) -> None:
+        """Says what will stand there from now on; gives up where the API does not take it."""
+        workspace = self._run.workspace
+        try:
+            async with asyncio.timeout(FINAL_SECONDS), get_client() as self._client:
+                await self._show("annotate-summary", markdown.summary(report, str(workspace.output)), sentence)
+                rows = await asyncio.to_thread(newest_rows, [workspace.failures], FAILURE_EXAMPLES)
+                await self._show("annotate-failures", markdown.failures(report["failures"], rows), sentence)
+                await self._show_verdict()
+                await self._show_gpus(charts)
+                await self._show_samples([workspace.output])
+                await self._show_progress(self._percent() if report["failed_chunks"] else 100.0, sentence)
+        except Exception as error:  # the run is at its end, and report.html has it all
+            self._tell(error)
+
+    async def _show_live(self, *, pictures: bool) -> None:
+        run, name = self._run, self._run.workspace.output.name
+        figures = live_figures(run, self._plan, time.monotonic() - self.telemetry.started)
+        await self._show_progress(self._percent(), f"{name}: {figures['Answered']} answered, {figures['Left']} left")
+        summary = markdown.live_summary(figures, str(run.workspace.output))
+        await self._show("annotate-summary", summary, f"{name}, so far")
+        parts = await asyncio.to_thread(newest_parts, run.workspace, "failures.jsonl")
+        rows = await asyncio.to_thread(newest_rows, parts, FAILURE_EXAMPLES)
+        text = markdown.failures(dict(run.annotator.tally.failures.most_common()), rows)
+        await self._show("annotate-failures", text, f"{name}, so far")
+        await self._show_verdict()
+        if pictures:
+            await self._show_gpus(await asyncio.to_thread(telemetry_charts, self.telemetry))
+            await self._show_samples(await asyncio.to_thread(newest_parts, run.workspace, "jsonl"))
+
+    async def _show_verdict(self) -> None:
+        verdict = self.telemetry.bottleneck.verdict()
+        description = f"{self._run.workspace.output.name}: {verdict.title}"
+        await self._show("annotate-bottleneck", markdown.bottleneck(verdict), description)
+
+    async def _show_gpus(self, charts: Sequence[str]) -> None:
+        text = markdown.gpus(telemetry_figures(self.telemetry), charts)
+        await self._show("annotate-gpus", text, f"{self._run.workspace.output.name}: GPUs and servers")
+
+    async def _show_samples(self, files: Sequence[Path]) -> None:
+        text = await asyncio.to_thread(sample_pictures, files, self._run.files.image_root)
+        await self._show("annotate-samples", text, f"The newest answers for {self._run.workspace.output.name}")
+
+    async def _show_progress(self, percent: float, description: str) -> None:
+        await self._keep(ProgressArtifact(key="annotate-progress", description=description, progress=percent))
+
+    async def _show(self, key: str, text: str, description: str) -> None:
+        await self._keep(MarkdownArtifact(key=key, description=description, markdown=text))
+
+    async def _keep(self, artifact: Artifact) -> None:
+        """Makes the artifact, or brings the one that this run has made up to date."""
+        key = str(artifact.key)
+        if key not in self._ids:
+            self._ids[key] = (await artifact.acreate(client=self._client)).id
+            return
+        update = ArtifactUpdate(data=await artifact.aformat(), description=artifact.description)
+        # Not by the client's own method: that sends the whole of it as an event too, which the server keeps for a week.
+        try:
+            await self._client.request(
+                "PATCH",
+                "/artifacts/{id}",
+                path_params={"id": self._ids[key]},
+                json=update.model_dump(mode="json", exclude_unset=True),
+            )
+        except ObjectNotFound:  # somebody has deleted it
+            del self._ids[key]
+
+    def _tell(self, error: Exception) -> None:
+        if not self._failed:
+            self._warn(f"the Prefect UI does not show all of this run ({error!r:.200}); report.html will")
+        self._failed = True
+
+    def _percent(self) -> float:
+        return min(100.0, 100 * self._run.annotator.tally.done / self._plan.rows) if self._plan.rows else 100.0
+
+
+def sample_pictures(files: Sequence[Path], image_root: ImageRoot) -> str:
+    """The newest answers in the files, with their boxes drawn."""
+    return markdown.samples(list(with_images(newest_rows(files, SAMPLES), image_root, SAMPLE_SIDE)))
+
+
+@asynccontextmanager
+async def live_artifacts(
+    run: Run, plan: Plan, telemetry: Telemetry, warn: Callable[[str], None]
+) -> AsyncIterator[Artifacts]:
+    """The artifacts, kept up to date while the context lasts; afterwards is the time to `finish` them."""
+    artifacts = Artifacts(run, plan, telemetry, warn)
+    updates = asyncio.create_task(artifacts.keep_up())
+    try:
+        yield artifacts
+    finally:
+        updates.cancel()
+        for outcome in await asyncio.gather(updates, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                warn(f"the artifacts were not kept up to date, for {outcome!r}")

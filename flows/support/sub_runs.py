@@ -1,0 +1,111 @@
+"""Runs of a deployment that another run starts, waits for and cancels with itself."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.blocks.core import Block
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.deployments import arun_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling, Crashed
+
+from vllm_annotate.errors import UsageError
+
+POLL_SECONDS = 2.0
+PAGE = 200  # what the server gives at once
+LIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
+IDENTITY = ("output", "shard")  # parameters that two runs must not share
+
+
+async def ended_run(deployment: str, parameters: Mapping[str, Any], name: str) -> State[Any]:
+    """Runs a deployment, and returns the final state of the run; one that is under way already is waited for instead.
+
+    A Prefect server that is away for a while is waited for. Cancelled while it waits, it cancels the run.
+    """
+    async with get_client() as client:
+        run = await _started_run(client, deployment, parameters, name)
+        try:
+            return await _final_state(client, run.id)
+        except asyncio.CancelledError:
+            await asyncio.shield(client.set_flow_run_state(run.id, Cancelling()))
+            raise
+
+
+async def _started_run(client: PrefectClient, deployment: str, parameters: Mapping[str, Any], name: str) -> FlowRun:
+    while True:
+        try:
+            # Looked for in every round: the answer to a request that started it may have been lost.
+            run = await _run_under_way(client, deployment, parameters)
+            return run or await arun_deployment(deployment, parameters=dict(parameters), flow_run_name=name, timeout=0)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code < 500:
+                raise UsageError(
+                    f"{deployment} takes no run with these parameters: {error.response.text:.500}"
+                ) from None
+        except httpx.HTTPError:
+            pass
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def _run_under_way(client: PrefectClient, deployment: str, parameters: Mapping[str, Any]) -> FlowRun | None:
+    """The run that a lost parent has left, if there is one: two would only stand in each other's way."""
+    flow, _, name = deployment.partition("/")
+    identity, page = [parameters[of] for of in IDENTITY], 0
+    while True:
+        runs = await client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
+            deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=LIVE))),
+            limit=PAGE,
+            offset=page * PAGE,
+        )
+        for run in runs:
+            if [run.parameters.get(of) for of in IDENTITY] == identity:
+                return run
+        if len(runs) < PAGE:
+            return None
+        page += 1
+
+
+async def _final_state(client: PrefectClient, run: UUID) -> State[Any]:
+    """Polls, for an event can be missed."""
+    while True:
+        try:
+            state = (await client.read_flow_run(run)).state
+        except ObjectNotFound:
+            return Crashed(message="its run was deleted")
+        except httpx.HTTPError:
+            state = None
+        if state is not None and state.is_final():
+            return state
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def run_parameter(block: Block | None) -> Any:
+    """A block as the parameter of another run: by reference where it is saved, else field by field.
+
+    Raises UsageError where a key would stand in the run's record for everybody to read.
+    """
+    if block is None:
+        return None
+    if (saved := getattr(block, "_block_document_id", None)) is not None:
+        return {"$ref": {"block_document_id": str(saved)}}
+    if getattr(block, "api_key", None) is not None:
+        raise UsageError(
+            "the server's API key would be seen in the parameters of every shard's run: save the server as a block and "
+            "choose that, or set VLLM_API_KEY where the workers run"
+        )
+    return block.model_dump(mode="json", exclude_defaults=True, exclude={"block_type_slug"})

@@ -1,0 +1,43 @@
+"""`python -m stand_in --port 8000`: the stand-in as a process."""
+
+import argparse
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import uvicorn
+
+from stand_in.batching import Timing
+from stand_in.server import Settings, create_app
+
+
+def main() -> None:
+    """Serves on loopback until it is stopped."""
+    options = argparse.ArgumentParser(description="A stand-in for vLLM: coloured shapes, no model.")
+    options.add_argument("--port", type=int, default=8000)
+    options.add_argument("--model", default="stand-in-qwen2.5-vl")
+    options.add_argument("--api-key")
+    for setting in fields(Timing):
+        option = f"--{setting.name.replace('_', '-')}"
+        options.add_argument(option, type=type(setting.default), default=setting.default)
+    options.add_argument("--start-seconds", type=float, default=0.0, help="a model that takes its time to load")
+    options.add_argument("--allowed-local-media-path", type=Path)
+    options.add_argument("--canned", action="store_true", help="answer without looking, for measuring clients")
+    options.add_argument("--no-metrics", action="store_true", help="as behind a gateway")
+    given = options.parse_args()
+    print("This is a stand-in for vLLM. It is no model: it finds coloured shapes by their pixels.", flush=True)
+    time.sleep(given.start_seconds)
+    timing = Timing(**{setting.name: getattr(given, setting.name) for setting in fields(Timing)})
+    settings = Settings(
+        model=given.model,
+        api_key=given.api_key,
+        allowed_local_media_path=given.allowed_local_media_path,
+        timing=timing,
+        canned=given.canned,
+        metrics=not given.no_metrics,
+    )
+    uvicorn.run(create_app(settings), host="127.0.0.1", port=given.port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The `vllm` command, as far as starting and looking after a server goes; what serves behind it is the stand-in.
+
+Like vLLM it loads for a while, has an engine in a process of its own, dies when that is killed, and says on standard
+error why it will not start. The environment decides how it behaves:
+
+    STAND_IN_VERSION        what --version says
+    STAND_IN_LOAD_SECONDS   how long it loads
+    STAND_IN_DIES_SAYING    it prints this and ends with code 1 instead of starting
+    STAND_IN_SLOTS, STAND_IN_PREFILL_SECONDS
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import uvicorn
+
+from stand_in.batching import Timing
+from stand_in.server import VERSION, Settings, create_app
+
+
+def main() -> int:
+    """`vllm --version` and `vllm serve MODEL …`."""
+    if sys.argv[1:] == ["--version"]:
+        print("INFO 11-22 22:00:00 [__init__.py:1] a line of its log")
+        print(os.environ.get("STAND_IN_VERSION", VERSION))
+        return 0
+    options = argparse.ArgumentParser()
+    options.add_argument("command", choices=["serve"])
+    options.add_argument("model")
+    options.add_argument("--served-model-name")
+    options.add_argument("--host")
+    options.add_argument("--port", type=int)
+    options.add_argument("--allowed-local-media-path", type=Path)
+    given, _ = options.parse_known_args()
+    print("INFO 11-22 22:00:00 [utils.py:1] non-default args: {'trust_remote_code': False}", flush=True)
+    if (words := os.environ.get("STAND_IN_DIES_SAYING")) is not None:
+        print(words, file=sys.stderr)
+        return 1
+    engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)", "VLLM::EngineCore"])
+    threading.Thread(target=die_with, args=[engine], daemon=True).start()
+    time.sleep(float(os.environ.get("STAND_IN_LOAD_SECONDS", "0")))
+    timing = Timing(
+        slots=int(os.environ.get("STAND_IN_SLOTS", "64")),
+        prefill_seconds=float(os.environ.get("STAND_IN_PREFILL_SECONDS", "0.01")),
+    )
+    settings = Settings(
+        model=given.served_model_name,
+        api_key=os.environ.get("VLLM_API_KEY"),
+        allowed_local_media_path=given.allowed_local_media_path,
+        timing=timing,
+    )
+    uvicorn.run(create_app(settings), host=given.host, port=given.port, log_level="warning")
+    engine.kill()
+    return 0
+
+
+def die_with(engine: "subprocess.Popen[bytes]") -> None:
+    """A server whose engine is gone ends; its exit code says nothing of it."""
+    engine.wait()
+    print("EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.", flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

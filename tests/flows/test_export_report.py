@@ -1,0 +1,48 @@
+"""report.html, made anew from what a run has left."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.export_report import export_report, rebuild_page
+from tests.conftest import Job
+from tests.support.client import StandIn
+from vllm_annotate.errors import UsageError
+from vllm_annotate.storage.workspace import Workspace
+
+MakeJob = Callable[..., Job]
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_the_page_comes_back_with_its_charts_and_gallery(make_job: MakeJob) -> None:
+    job = make_job(24)
+    with StandIn.started("--prefill-seconds", "0.5") as server:
+        assert job.run(server.url, "--max-concurrency", "2").returncode == 0
+    page = job.folder / "labeled.report.html"
+    before = page.read_text()
+    page.unlink()
+    state = await export_report(output=job.output, image_root=job.images, return_state=True)
+    assert state.is_completed(), state.message
+    after = page.read_text()
+    for part in (r"<h2>[^<]*</h2>", r'<article class="card[^>]*>', r"<td>[^<]*</td>"):
+        assert re.findall(part, after) == re.findall(part, before), part
+    assert after.count("<svg") == before.count("<svg") > 24, "the charts too, from the samples on disk"
+
+
+def test_without_a_report_that_can_be_read_it_says_so(tmp_path: Path) -> None:
+    workspace = Workspace.at(tmp_path / "labeled.jsonl")
+    with pytest.raises(UsageError, match=r"is not there: a run of .* writes it at its end"):
+        rebuild_page(workspace, tmp_path)
+    damages: list[dict[str, object]] = [
+        {},
+        {"images": 5},
+        {"images": {}, "telemetry": [], "bottleneck": {}, "quality": {}},
+    ]
+    for damaged in damages:
+        workspace.report.write_text(json.dumps(damaged))
+        with pytest.raises(UsageError, match="is damaged, or of another version"):
+            rebuild_page(workspace, tmp_path)
+    assert not workspace.page.exists()

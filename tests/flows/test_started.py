@@ -1,0 +1,147 @@
+"""Servers that the flow starts itself, through the command: used, stopped, told when they fail, never left behind."""
+
+import json
+import random
+import signal
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from demo.scenes import draw_scene
+from tests.conftest import Job, lines_of
+from tests.serving.conftest import arguments, make_model, port_of, qwen_config, vllm, wait_for_answers
+from tests.support.ports import free_port
+from vllm_annotate.serving.probe import served_models
+from vllm_annotate.serving.record import read_record, record_path
+
+__all__ = ["make_model", "vllm"]  # fixtures
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+
+@pytest.fixture
+def started_job(make_job: Callable[..., Job], vllm: Path, make_model: Callable[..., Path]) -> Callable[..., Job]:
+    """A job whose server.yaml says how to start the stand-in."""
+
+    def make(count: int, **start: Any) -> Job:
+        job = make_job(count)
+        model = make_model(qwen_config("7B"), "qwen2.5-vl-7b")
+        fields = {"model_path": str(model), "executable": str(vllm), "port": free_port()} | start
+        (job.folder / "server.yaml").write_text(yaml.safe_dump({"start": fields}))
+        return job
+
+    return make
+
+
+def run(job: Job, **environment: str) -> tuple[int, str]:
+    process = job.start_with(arguments(job), **environment)
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+def test_the_flow_starts_the_server_uses_it_and_stops_it(started_job: Callable[..., Job]) -> None:
+    job = started_job(12)
+    code, errors = run(job)
+    assert code == 0, errors
+    assert len(lines_of(job.output)) == 12
+    assert served_models(f"http://127.0.0.1:{port_of(job)}/v1") is None
+    report = json.loads((job.folder / "labeled.report.json").read_text())
+    assert report["servers"][f"http://127.0.0.1:{port_of(job)}/v1"]["starts"] == 1
+    assert list((job.work / "logs").glob("vllm-*.log"))
+    assert "is ready after" in errors
+    assert "Traceback" not in errors
+
+
+def test_the_log_that_a_refusal_points_to_is_there(started_job: Callable[..., Job]) -> None:
+    job = started_job(2)
+    code, errors = run(job, STAND_IN_DIES_SAYING="torch.OutOfMemoryError: CUDA out of memory.")
+    assert code == 2, errors
+    assert "torch.OutOfMemoryError" in Path(errors.strip().rpartition("its log is ")[2]).read_text()
+    assert run(job)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ({"tensor_parallel_size": 3}, "TP=3 cannot split 28 heads: TP can be 1, 2, 4"),
+        ({"model_path": "/nowhere/qwen"}, "there is no model folder /nowhere/qwen"),
+        ({"max_model_len": 200_000}, "max_model_len 200000 is more than the model's own 128000"),
+        ({"gpus": [7]}, "GPU 7 is not there"),
+        ({"executable": "no-such-vllm"}, "there is no command 'no-such-vllm'"),
+        ({"quantization": "awq"}, "quantization awq, but qwen2.5-vl-7b is not quantized"),
+        ({"port": 80}, "server field start.port 80: Input should be greater than or equal to 1024"),
+        ({"allowed_media_folder": "/nowhere"}, "allowed_media_folder /nowhere is no folder"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_starts(
+    started_job: Callable[..., Job], start: dict[str, Any], message: str
+) -> None:
+    job = started_job(3, **start)
+    code, errors = run(job)
+    assert code == 2
+    assert f"error: {message}" in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert not job.work.exists()
+
+
+def test_a_start_that_fails_ends_the_command_with_its_cause(started_job: Callable[..., Job]) -> None:
+    job = started_job(3)
+    code, errors = run(job, STAND_IN_DIES_SAYING="torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.")
+    assert code == 2
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("error: the server at http://127.0.0.1:")
+    assert "CUDA out of memory. Tried to allocate 2 GiB.: lower max_model_len" in last
+    assert "Traceback" not in errors
+    assert not job.output.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_takes_its_server_with_it(started_job: Callable[..., Job], number: signal.Signals) -> None:
+    job = started_job(60, environment={"STAND_IN_PREFILL_SECONDS": "1", "STAND_IN_SLOTS": "2"})
+    process = job.start_with(arguments(job))
+    record = wait_for_answers(job)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert not record.group
+
+
+def test_after_a_sigkill_the_next_run_finds_the_server_and_goes_on(started_job: Callable[..., Job]) -> None:
+    job = started_job(40, environment={"STAND_IN_PREFILL_SECONDS": "0.3", "STAND_IN_SLOTS": "4"})
+    process = job.start_with(arguments(job))
+    record = wait_for_answers(job)
+    process.kill()
+    process.communicate()
+    code, errors = run(job)
+    assert code == 0, errors
+    assert "which an earlier run has left" in errors
+    assert sorted(row["image_path"] for row in lines_of(job.output)) == job.names
+    assert not record.group
+
+
+def test_a_server_that_may_read_the_images_is_told_the_names_of_those_that_need_no_change(
+    started_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    job = started_job(6, keep=True, allowed_media_folder=str(tmp_path / "job" / "images"))
+    for number, name in enumerate(job.names[:4]):
+        exif = b"Exif\0\0" if number == 0 else b""
+        draw_scene(random.Random(1), 448, 336, 2).image.save(job.images / name, exif=exif)
+    name = "a name %20 “with” anything.jpg"
+    (job.images / job.names[3]).rename(job.images / name)
+    job.write_input([{"image_path": name, "caption": "x"}, *job.rows()[:3], *job.rows()[4:]])
+    try:
+        code, errors = run(job)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port_of(job)}/stand_in/asked") as response:
+            schemes = json.load(response)["schemes"]
+    finally:
+        record = read_record(record_path(port_of(job)))
+        assert record is not None
+        record.end()
+    assert code == 0, errors
+    assert schemes == {"file": 3, "data": 3}, "the others are too small, or say where they were taken"
+    rows = {row["image_path"]: row for row in lines_of(job.output)}
+    assert len(rows[name]["objects"]) == 2
+    assert rows[name]["sent_size"] == [448, 336]

@@ -1,0 +1,120 @@
+"""Requests ready before a slot frees."""
+
+import asyncio
+import gc
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vllm_annotate.errors import ImageFailure
+from vllm_annotate.inference.endpoint import Endpoint
+from vllm_annotate.inference.pool import Pool
+from vllm_annotate.pipeline.preparation import AHEAD, LARGEST_GROUP, Begun, Preparation
+from vllm_annotate.recipe.families import resolve_family
+from vllm_annotate.recipe.settings import Recipe, RequestTemplate
+from vllm_annotate.results.parts import Row
+
+SLOTS = 4
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    Image.new("RGB", (644, 476), "red").save(tmp_path / "as it is.jpg")
+    Image.effect_noise((3000, 2000), 50).convert("RGB").save(tmp_path / "large.png", compress_level=1)
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    return tmp_path
+
+
+def rows(*names: str) -> deque[Row]:
+    return deque(Row(name, f"caption of {name}", "{}") for name in names)
+
+
+@asynccontextmanager
+async def preparing(images: Path) -> AsyncIterator[Preparation]:
+    recipe, family = Recipe(), resolve_family("auto", "qwen2.5-vl")
+    async with Pool([Endpoint("http://127.0.0.1:9/v1", "none", 1, SLOTS)], SLOTS, 1, print) as pool:
+        template = RequestTemplate(recipe, family, "qwen2.5-vl")
+        preparation = Preparation(pool, images, recipe.image_budget(family), template)
+        try:
+            yield preparation
+        finally:
+            preparation.close()
+
+
+async def group_sizes(preparation: Preparation, waiting: deque[Row]) -> list[int]:
+    """How many rows were taken at a time, each group being done before the next."""
+    sizes = []
+    while waiting:
+        group = await preparation.begin(waiting)
+        await asyncio.gather(*(begun.request() for begun in group))
+        for _ in group:
+            preparation.let_go()
+        sizes.append(len(group))
+    return sizes
+
+
+async def test_images_that_need_no_change_are_prepared_together_and_large_ones_alone(images: Path) -> None:
+    async with preparing(images) as preparation:
+        assert max(await group_sizes(preparation, rows(*["as it is.jpg"] * 100))) == LARGEST_GROUP
+        assert (await group_sizes(preparation, rows(*["large.png"] * 12)))[-1] == 1
+        assert preparation.prepared == 112
+
+
+async def test_a_broken_image_fails_alone(images: Path) -> None:
+    async with preparing(images) as preparation:
+        await group_sizes(preparation, rows(*["as it is.jpg"] * 50))
+        group = await preparation.begin(rows("as it is.jpg", "broken.jpg", "as it is.jpg", "gone.jpg"))
+        results = await asyncio.gather(*(begun.request() for begun in group), return_exceptions=True)
+        assert [type(result) for result in results] == [tuple, ImageFailure, tuple, ImageFailure]
+        assert isinstance(results[0], tuple)
+        assert b"caption of as it is.jpg" in results[0][1]
+
+
+async def test_no_more_images_are_held_than_are_asked_and_some_ahead(images: Path) -> None:
+    async with preparing(images) as preparation:
+        waiting, begun = rows(*["as it is.jpg"] * 100), list[Begun]()
+
+        async def hand_out() -> None:
+            while waiting:
+                begun.extend(await preparation.begin(waiting))
+
+        feeding = asyncio.create_task(hand_out())
+        await asyncio.sleep(0.3)
+        while not feeding.done():
+            assert SLOTS + AHEAD - LARGEST_GROUP < preparation.held == len(begun) <= SLOTS + AHEAD
+            while begun:
+                begun.pop()
+                preparation.let_go()
+            await asyncio.sleep(0.05)
+        await feeding
+
+
+async def test_a_broken_image_is_let_go_of_with_its_error(images: Path) -> None:
+    (images / "torn.jpg").write_bytes((images / "as it is.jpg").read_bytes()[:-500])
+    async with preparing(images) as preparation:
+        gc.collect()
+        gc.disable()  # a run lets it pass rarely
+        try:
+            (begun,) = await preparation.begin(rows("torn.jpg"))
+            try:
+                await begun.request()
+            except ImageFailure as failure:
+                error = weakref.ref(failure)
+            assert error() is None
+        finally:
+            gc.enable()
+
+
+async def test_a_request_that_is_taken_is_not_kept_for_the_others_of_its_group(images: Path) -> None:
+    async with preparing(images) as preparation:
+        await group_sizes(preparation, rows(*["as it is.jpg"] * 50))
+        group = await preparation.begin(rows(*["as it is.jpg"] * 4))
+        image = weakref.ref((await group[0].request())[0])
+        gc.collect()
+        assert image() is None
+        assert (await group[1].request())[0].sent_width == 644

@@ -1,0 +1,118 @@
+"""Answers as they come: torn, mixed with junk, and still read."""
+
+import json
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.stores import IMAGE, PARSED, Store
+from vllm_annotate.errors import ImageFailure
+from vllm_annotate.results.parts import PartFile, Row, answer_line, answers_path, failure_line, whole_lines
+
+
+def test_an_output_line_has_the_promised_fields_in_order() -> None:
+    row = Row("a.jpg", "一只猫", '{"image_path": "a.jpg", "caption": "一只猫", "source": "web", "width": 1}')
+    line = answer_line(row, IMAGE, "text", PARSED | {"flags": ["swapped"]})
+    assert line.endswith(b"\n")
+    assert json.loads(line) == {
+        "image_path": "a.jpg", "caption": "一只猫", "source": "web", "width": 640, "vlm_output": "text",
+        "annotations": {"rationale": "", "objects": []}, "objects": [], "flags": ["swapped"], "height": 480,
+        "sent_size": [644, 476],
+    }  # fmt: skip
+    assert line.startswith('{"image_path":"a.jpg","caption":"一只猫"'.encode())
+
+
+def test_a_part_cut_anywhere_in_its_last_line_loses_at_most_that_line(tmp_path: Path) -> None:
+    store = Store(tmp_path, 3)
+    store.answer(0, 1, 2)
+    path = answers_path(store.workspace, store.plan.chunks[0])
+    whole = path.read_bytes()
+    last = whole[:-1].rfind(b"\n") + 1
+    for cut in range(last, len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        paths = list(whole_lines(path))
+        complete = cut >= len(whole) - 1  # without its newline the line is still whole
+        assert paths == ["0.jpg", "1.jpg"] + (["2.jpg"] if complete else [])
+        assert path.read_bytes() == (whole if complete else whole[:last])
+        part = PartFile(path)
+        part.append("9.jpg", b'{"image_path": "9.jpg"}\n')
+        part.close()
+        assert list(whole_lines(path)) == [*paths, "9.jpg"]
+
+
+def test_blocks_that_a_power_loss_left_empty_cost_only_their_own_lines(tmp_path: Path) -> None:
+    store = Store(tmp_path, 3)
+    store.answer(0, 1, 2)
+    path = answers_path(store.workspace, store.plan.chunks[0])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"\0" * (len(lines[1]) - 1) + b"\n" + lines[2])
+    assert [row.image_path for row in store.pending()] == ["1.jpg"]
+    store.answer(1)
+    store.merge()
+    assert store.output() == ["0", "1", "2"]
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_in_a_part_stop_a_run(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "part.jsonl"
+    path.write_bytes(b'{"image_path": "a"}\n' + junk)
+    assert next(iter(whole_lines(path))) == "a"
+    assert next(iter(whole_lines(path))) == "a"
+
+
+def test_a_failures_file_as_input_leaves_its_old_reasons_behind(tmp_path: Path) -> None:
+    store = Store(tmp_path, 2)
+    store.answer(failing=(0, 1))
+    store.merge()
+    store.input = store.workspace.failures
+    store.plan = store.replan()
+    assert all("failure" not in dict(json.loads(answer_line(row, IMAGE, "", PARSED))) for row in store.pending())
+
+
+def test_a_write_that_fails_half_way_does_not_tear_the_next_line(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    part = PartFile(tmp_path / "part.jsonl")
+    part.append("a", b'{"image_path": "a"}\n')
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30, before[1]))
+        with pytest.raises(OSError, match="File too large"):
+            part.append("b", b'{"image_path": "b"}\n')
+        assert (tmp_path / "part.jsonl").read_bytes() == b'{"image_path": "a"}\n'
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    part.append("c", b'{"image_path": "c"}\n')
+    part.close()
+    assert list(whole_lines(tmp_path / "part.jsonl")) == ["a", "c"]
+
+
+ROWS = [
+    ('{"image_path": "a", "failure": "mine"}', '"failure":"mine"'),
+    ('{"image_path": "a", "failure": {"kind": "x"}}', '"failure":{"kind": "x"}'),
+    ('{"image_path": "a", "failure": [1e400], "n": 1}', '"failure":[1e400]'),
+    ('{"image_path": "a", "n": 1}', ""),
+]
+
+
+@pytest.mark.parametrize(("text", "column"), ROWS)
+def test_a_column_that_is_called_failure_comes_back_when_its_row_is_answered_at_last(text: str, column: str) -> None:
+    for kind in ("timeout", "rejected"):
+        text = failure_line(text, "a", ImageFailure(kind, "why", 2)).decode()
+        assert json.loads(text)["failure"]["kind"] == kind
+    line = answer_line(Row("a", "c", text), IMAGE, "text", PARSED).decode()
+    assert column in line
+    assert ('"failure"' in line) == bool(column)
+    assert "why" not in line
+
+
+def test_where_no_column_is_the_caption_one_of_that_name_passes_through() -> None:
+    text = '{"image_path": "a", "caption": ["x", 1.10], "": 5}'
+    line = answer_line(Row("a", "", text, has_caption=False), IMAGE, "text", PARSED)
+    assert line.startswith(b'{"image_path":"a","caption":["x", 1.10],"":5,"vlm_output":')
+    line = answer_line(Row("a", "", '{"image_path": "a"}', has_caption=False), IMAGE, "text", PARSED)
+    assert line.startswith(b'{"image_path":"a","caption":"","vlm_output":')

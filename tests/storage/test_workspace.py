@@ -1,0 +1,150 @@
+"""Files of a run: names, lock, recipe guard, atomic writes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from vllm_annotate.errors import UsageError
+from vllm_annotate.storage.atomic import read_json, replacing, write_json
+from vllm_annotate.storage.workspace import FORMAT, Workspace
+
+SETTINGS = {"model": "m", "temperature": 0.0}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.at(tmp_path / "labeled.jsonl")
+
+
+def test_the_promised_names(workspace: Workspace, tmp_path: Path) -> None:
+    assert workspace.failures == tmp_path / "labeled.failures.jsonl"
+    assert workspace.report == tmp_path / "labeled.report.json"
+    assert workspace.work == tmp_path / "labeled.work"
+
+
+def test_two_spellings_of_one_output_are_one_workspace(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert Workspace.at(tmp_path / "link" / "a.jsonl") == Workspace.at(tmp_path / "real" / ".." / "real" / "a.jsonl")
+
+
+def test_a_second_process_is_refused_while_the_first_holds_the_lock(workspace: Workspace) -> None:
+    program = "import sys; from vllm_annotate.storage.workspace import Workspace\n"
+    program += "with Workspace.at(sys.argv[1]).locked(): print('in')"
+    command = [sys.executable, "-c", program, str(workspace.output)]
+    with workspace.locked():
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert f"another run (process {os.getpid()} on " in second.stderr
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "in\n"
+
+
+def test_a_workspace_that_was_only_opened_leaves_no_trace(workspace: Workspace, tmp_path: Path) -> None:
+    with workspace.locked():
+        assert workspace.work.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_recipe_may_go_on_and_another_may_not(workspace: Workspace) -> None:
+    with workspace.locked():
+        workspace.record_recipe(SETTINGS, "one")
+        workspace.output.write_text('{"image_path": "a"}\n')
+        workspace.guard_recipe(SETTINGS, "one")
+        with pytest.raises(UsageError, match=r"another recipe \(temperature: 0.0 → 0.5\).*delete .*recipe.json"):
+            workspace.guard_recipe(SETTINGS | {"temperature": 0.5}, "two")
+
+
+def test_a_recipe_that_has_written_nothing_yet_may_change(workspace: Workspace) -> None:
+    with workspace.locked():
+        workspace.record_recipe(SETTINGS, "one")
+        workspace.output.touch()
+        workspace.guard_recipe(SETTINGS, "two")
+
+
+def test_the_name_of_a_failures_file_is_no_output(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"without \.failures"):
+        Workspace.at(tmp_path / "labeled.failures.jsonl")
+
+
+def test_an_output_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "secret.jsonl"
+    path.write_text("old")
+    path.chmod(0o600)
+    with replacing(path) as file:
+        file.write(b"new")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o600)
+
+
+def test_an_output_of_an_older_script_is_taken_as_it_is(workspace: Workspace) -> None:
+    workspace.output.write_text('{"image_path": "a"}\n')
+    with workspace.locked():
+        workspace.guard_recipe(SETTINGS, "one")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])
+def test_a_torn_json_file_is_not_taken_for_one_that_is_not_there(tmp_path: Path, content: bytes) -> None:
+    assert read_json(tmp_path / "a.json") is None
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError):  # noqa: PT011 - each says it otherwise
+        read_json(tmp_path / "a.json")
+
+
+def test_json_is_written_whole_and_readable(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"名": "猫"})
+    assert read_json(tmp_path / "a.json") == {"名": "猫"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_refused_run_keeps_the_log_of_a_server_that_did_not_start(workspace: Workspace) -> None:
+    with workspace.locked():
+        workspace.logs.mkdir()
+        (workspace.logs / "vllm.log").write_text("why")
+    assert (workspace.logs / "vllm.log").read_text() == "why"
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"fingerprint": "o', b"[]", b'{"settings": {}}', b'{"fingerprint": "one"}'])
+def test_a_damaged_recipe_is_no_permission_to_mix_recipes(workspace: Workspace, torn: bytes) -> None:
+    with workspace.locked():
+        workspace.record_recipe(SETTINGS, "one")
+        workspace.recipe.write_bytes(torn)
+        workspace.guard_recipe(SETTINGS, "two")  # nothing is written yet
+        workspace.output.write_text('{"image_path": "a"}\n')
+        for recipe in ("one", "two"):
+            with pytest.raises(UsageError, match=r"recipe.json is damaged .*restore it, choose another --output, or"):
+                workspace.guard_recipe(SETTINGS, recipe)
+
+
+@pytest.mark.parametrize("written", ["2\n", "999999999999999999999\n", "", "one", "1.5", "-1", "²"])
+def test_a_work_folder_of_a_later_version_is_refused(workspace: Workspace, written: str) -> None:
+    with workspace.locked():
+        workspace.record_recipe(SETTINGS, "one")
+        assert workspace.format.read_text() == f"{FORMAT}\n"
+    workspace.format.write_text(written)
+    with pytest.raises(UsageError, match=f"has format .* and this version knows {FORMAT}"), workspace.locked():
+        pass
+    workspace.format.unlink()  # as an earlier version wrote it
+    with workspace.locked():
+        pass
+
+
+@pytest.mark.parametrize("stem", ["x" * 241, "图" * 80 + "x", "é" * 121])
+def test_a_name_that_leaves_no_room_for_those_beside_it_is_refused_at_once(tmp_path: Path, stem: str) -> None:
+    too_long = len(stem.encode()) + len(".failures.jsonl") - 255
+    with pytest.raises(UsageError, match=rf"too long: .* takes 255; make it {too_long} bytes shorter"):
+        Workspace.at(tmp_path / f"{stem}.jsonl")
+
+
+def test_the_longest_name_that_is_taken_serves_to_the_end(tmp_path: Path) -> None:
+    workspace = Workspace.at(tmp_path / f"{'图' * 80}.jsonl")
+    with workspace.locked():
+        workspace.record_recipe(SETTINGS, "one")
+        for path in (workspace.output, workspace.failures, workspace.report, workspace.page):
+            with replacing(path) as file:
+                file.write(b"x")
+    with pytest.raises(UsageError, match="too long"):
+        Workspace.at(tmp_path / (("f" * 200 + "/") * 20) / "a.jsonl")
+    with pytest.raises(UsageError, match="too long"):
+        Workspace.at(Path("x" * 5000 + ".jsonl"))

@@ -1,0 +1,103 @@
+"""A stand-in vLLM as a process, driven over HTTP."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from tests.support.ports import free_port
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class StandIn:
+    """Start, stop, kill, faults, and what it was asked."""
+
+    def __init__(self, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.options = options
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    @contextmanager
+    def started(cls, *options: str) -> Iterator[Self]:
+        """A stand-in for as long as the context lasts."""
+        server = cls(*options)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+    @property
+    def url(self) -> str:
+        """Base URL, without /v1."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Its process, while it runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, *, wait: bool = True) -> None:
+        """Starts the process, also after it has crashed."""
+        self.kill()
+        command = [sys.executable, "-m", "stand_in", "--port", str(self.port), *self.options]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while wait and not self.answers():
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                raise RuntimeError("the stand-in did not start")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """Ends the process without a word."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def answers(self) -> bool:
+        """Whether /health answers."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=1):
+                return True
+        except OSError:
+            return False
+
+    def set_faults(self, *faults: dict[str, Any]) -> None:
+        """What the next requests get instead of an answer."""
+        self._call("POST", "/stand_in/faults", list(faults))
+
+    def asked(self) -> dict[str, int]:
+        """How often each caption was asked."""
+        texts: dict[str, int] = self._call("GET", "/stand_in/asked")["texts"]
+        return {text.removeprefix("Caption: "): count for text, count in texts.items()}
+
+    def temperatures(self, caption: str) -> list[float]:
+        """The sampling temperatures with which a caption was asked, in turn."""
+        temperatures: dict[str, list[float]] = self._call("GET", "/stand_in/asked")["temperatures"]
+        return temperatures[f"Caption: {caption}"]
+
+    def most_at_once(self) -> int:
+        """Most requests that ran or waited at once."""
+        return int(self._call("GET", "/stand_in/asked")["most_at_once"])
+
+    def forget(self) -> None:
+        """Starts counting anew."""
+        self._call("DELETE", "/stand_in/asked")
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.url + path, data=data, method=method, headers={"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return json.load(response)

@@ -1,0 +1,1 @@
+"""A model's text → rationale and boxes, checked and counted."""

@@ -1,0 +1,1 @@
+"""Image files → upright JPEGs of the size that the model sees."""

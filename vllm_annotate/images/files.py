@@ -1,0 +1,158 @@
+"""An image's file: found inside the image root whatever its path and the links on it say, and read."""
+
+import errno
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from vllm_annotate.errors import ImageFailure
+from vllm_annotate.storage.locations import ImageRoot
+
+MAX_FILE_BYTES = 256 * 1024 * 1024
+FOLDERS, FOLDER_SECONDS = 64, 2  # as many folders are known, and that long: they may be renamed or replaced meanwhile
+
+# The file is at fault; any other error of the system (too many open files, a failing disk) is not the image's.
+FILE_ERRORS = {
+    errno.ENOENT: "missing", errno.ENOTDIR: "missing", errno.ENAMETOOLONG: "missing", errno.ELOOP: "unreadable",
+    errno.EACCES: "unreadable", errno.EPERM: "unreadable", errno.ENXIO: "unreadable", errno.EISDIR: "unreadable",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A regular file inside the image root, open for reading."""
+
+    descriptor: int
+    real: str  # its path without links
+    size: int  # bytes
+
+
+def read_image(image_root: ImageRoot, image_path: str) -> bytes:
+    """The bytes of an image: neither none nor over MAX_FILE_BYTES, and from inside the root. Raises ImageFailure."""
+    if isinstance(image_root, Path):
+        with opened_inside(image_root, image_path) as file:
+            data = _read(file)
+    else:
+        data = image_root.read(image_path, MAX_FILE_BYTES + 1)
+    if not data:
+        raise ImageFailure("unreadable", "the file is empty")
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageFailure("too_large", f"the file is over {MAX_FILE_BYTES >> 20} MiB")
+    return data
+
+
+def _read(file: OpenFile) -> bytes:
+    """The content of a file, and of one that is too large a byte too many.
+
+    Not by a file object: each of its system calls hands the interpreter to another thread, and has to wait for it.
+    """
+    size = min(file.size, MAX_FILE_BYTES + 1)
+    data = os.read(file.descriptor, size)
+    while len(data) < size and (more := os.read(file.descriptor, size - len(data))):  # some give it in pieces
+        data += more
+    return data
+
+
+@contextmanager
+def opened_inside(image_root: Path, image_path: str) -> Iterator[OpenFile]:
+    """The file of an image.
+
+    Raises ImageFailure unless it is a regular file inside `image_root` after all links are followed.
+    """
+    root = _real(image_root)
+    try:
+        file = _open_in_folder(root, image_path) or _open_inside(root, image_path)
+    except OSError as error:
+        if error.errno not in FILE_ERRORS:
+            raise
+        _check_inside(root, os.path.realpath(image_root / image_path))
+        message = f"{error.strerror}: {image_path!r:.300} under {image_root}"
+        raise ImageFailure(FILE_ERRORS[error.errno], message) from None
+    except ValueError as error:  # an embedded null byte, or a surrogate that no file name can hold
+        raise ImageFailure("missing", f"{image_path!r:.300} is no file name: {error}") from None
+    try:
+        yield file
+    finally:
+        os.close(file.descriptor)
+
+
+@lru_cache(maxsize=8)
+def _real(image_root: Path) -> str:
+    return os.path.realpath(image_root)
+
+
+def _open_inside(root: str, image_path: str) -> OpenFile:
+    path = os.path.join(root, image_path)  # noqa: PTH118 - "/…" replaces the root
+    if sys.platform != "linux":
+        real = os.path.realpath(path)
+        _check_inside(root, real)
+        _check_regular(os.lstat(real), image_path)
+        return _opened(os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), real)
+    # O_PATH opens nothing yet: where it leads to is looked at before a FIFO or a device could notice.
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        real = os.readlink(f"/proc/self/fd/{found}")  # noqa: PTH115 - a Path costs as much as the call
+        _check_inside(root, real)
+        _check_regular(os.fstat(found), image_path)
+        return _opened(os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC), real)
+    finally:
+        os.close(found)
+
+
+def _check_inside(root: str, real: str) -> None:
+    if real != root and not real.startswith(root.rstrip(os.sep) + os.sep):
+        raise ImageFailure("outside_root", f"{real} lies outside the image root {root}")
+
+
+def _check_regular(found: os.stat_result, image_path: str) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise ImageFailure("unreadable", f"{image_path!r:.300} is not a regular file")
+
+
+def _opened(descriptor: int, real: str) -> OpenFile:
+    return OpenFile(descriptor, real, os.fstat(descriptor).st_size)  # of what is open: it may have been replaced
+
+
+class Folder:
+    """A folder, held open: of a plain file in it only the name need be looked up, in five system calls, not eight."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.real = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+def _open_in_folder(root: str, image_path: str) -> OpenFile | None:
+    """The file, if it is a plain one; None for whatever else, which `_open_inside` looks at closely."""
+    if sys.platform != "linux":
+        return None
+    path, name = os.path.split(os.path.join(root, image_path))  # noqa: PTH118
+    try:
+        folder = _folder(root, path, int(time.monotonic()) // FOLDER_SECONDS)
+        found = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        return _opened(os.open(name, flags, dir_fd=folder.descriptor), f"{folder.real}/{name}")
+    except (OSError, ImageFailure):
+        return None
+
+
+@lru_cache(maxsize=FOLDERS)
+def _folder(root: str, path: str, _period: int) -> Folder:
+    folder = Folder(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    _check_inside(root, folder.real)
+    return folder
+
+
+def let_go_of_folders() -> None:
+    """Closes the folders, which could not be unmounted otherwise."""
+    _folder.cache_clear()

@@ -1,0 +1,200 @@
+"""An image file → a checked, upright JPEG of exactly the size the model will see."""
+
+import io
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pybase64
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from vllm_annotate.errors import ImageFailure
+from vllm_annotate.images.files import MAX_FILE_BYTES, opened_inside, read_image
+from vllm_annotate.images.upright import Upright, upright
+from vllm_annotate.storage.locations import ImageRoot
+
+# What Pillow warns about decodes all the same, raises later, or is checked here: no news in a run of a million files.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it warns; twice that it raises
+
+# What photographs and drawings come in. Named, because Pillow's list includes EPS, for which it runs Ghostscript on
+# whatever the file says.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO", "TGA")
+Image.init()  # registers them all; `open` alone registers some, and fails on a name it has not met
+
+MOST_ASPECT = 200  # that Qwen's image processor takes
+
+JPEG_END = b"\xff\xd9"
+END_BYTES = 64  # in which it stands, padding after it included
+
+
+@dataclass(frozen=True)
+class ImageBudget:
+    """How large an image the model is to see."""
+
+    min_pixels: int
+    max_pixels: int
+    factor: int = 28  # patch × merge: 28 for Qwen2-VL and Qwen2.5-VL
+    jpeg_quality: int = 90
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """What is sent, and the two sizes that tie its boxes to the file."""
+
+    jpeg: bytes  # empty where the server reads the file itself
+    width: int  # of the upright image, pixels
+    height: int
+    sent_width: int  # of the JPEG, pixels: the space the model answers in
+    sent_height: int
+    file: str = ""  # the real path, where the server reads it
+
+    def url(self) -> bytes:
+        """What stands for the image in a request: file:///… or data:…, ASCII without quotes."""
+        if self.file:
+            return Path(self.file).as_uri().encode()
+        return b"data:image/jpeg;base64," + pybase64.b64encode(self.jpeg)
+
+
+def smart_resize(width: int, height: int, budget: ImageBudget) -> tuple[int, int]:
+    """(width, height) as Qwen's image processor would resize to: multiples of `factor` within the pixel budget.
+
+    Follows `smart_resize` of transformers' `image_processing_qwen2_vl.py`, banker's rounding included, so that a
+    second pass on the server changes nothing. Raises ImageFailure above an aspect ratio of 200, as it does; rounding
+    to the factor can take a long image there, which the server would refuse.
+    """
+    factor = budget.factor
+    size = f"{width}×{height} pixels"
+    if max(width, height) > MOST_ASPECT * min(width, height):
+        raise ImageFailure("unreadable", f"{size}: the aspect ratio is over {MOST_ASPECT}, crop the image")
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    if new_height * new_width > budget.max_pixels:
+        scale = math.sqrt(width * height / budget.max_pixels)
+        new_height = max(factor, math.floor(height / scale / factor) * factor)
+        new_width = max(factor, math.floor(width / scale / factor) * factor)
+    elif new_height * new_width < budget.min_pixels:
+        scale = math.sqrt(budget.min_pixels / (width * height))
+        new_height = math.ceil(height * scale / factor) * factor
+        new_width = math.ceil(width * scale / factor) * factor
+    if max(new_width, new_height) > MOST_ASPECT * min(new_width, new_height):
+        resized = f"{size}, resized to {new_width}×{new_height}"
+        raise ImageFailure("unreadable", f"{resized}: the aspect ratio is over {MOST_ASPECT}, crop the image")
+    return new_width, new_height
+
+
+def prepare(
+    image_root: ImageRoot, image_path: str, budget: ImageBudget, *, server_reads: bool = False
+) -> PreparedImage:
+    """Reads, checks, turns and resizes one image; CPU-bound, so call it off the event loop.
+
+    Where the server reads files of the image root itself, those that need no change are not read here. Raises
+    ImageFailure of kind missing, outside_root, unreadable or too_large.
+    """
+    if server_reads and isinstance(image_root, Path):
+        with suppress(Exception):  # whatever is wrong with it is found out, and told, below
+            if (named := _prepare_by_name(image_root, image_path, budget)) is not None:
+                return named
+    with _opened(image_root, image_path) as (image, data):
+        return _prepare(image, data, budget)
+
+
+def thumbnail(
+    image_root: ImageRoot, image_path: str, side: int, max_bytes: int = 20_000
+) -> tuple[bytes, tuple[int, int]]:
+    """A JPEG of the upright image and its size, no side over `side` pixels; coarser where it is over `max_bytes`.
+
+    Raises ImageFailure as `prepare` does.
+    """
+    with _opened(image_root, image_path) as (image, _):
+        _check_pixels(image)
+        shown = upright(image)
+        scale = min(1, side / max(shown.width, shown.height))
+        small = shown.resized((max(1, round(shown.width * scale)), max(1, round(shown.height * scale))))
+    for quality in (75, 50, 25, 5):
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=quality)
+        if buffer.tell() <= max_bytes:
+            break
+    return buffer.getvalue(), small.size
+
+
+@contextmanager
+def _opened(image_root: ImageRoot, image_path: str) -> Iterator[tuple[ImageFile.ImageFile, bytes]]:
+    """An image and its file's bytes. What goes wrong with it while the context lasts is an ImageFailure."""
+    data = read_image(image_root, image_path)
+    try:
+        with _open(data) as image:
+            yield image, data
+    except Image.DecompressionBombError as error:
+        raise ImageFailure("too_large", f"{error}: shrink the image") from None
+    except UnidentifiedImageError:
+        raise ImageFailure("unreadable", f"{len(data)} bytes that are no image Pillow knows") from None
+    except ImageFailure:
+        raise
+    except Exception as error:  # decoders raise whatever hostile bytes lead them to; no image may stop a run
+        raise ImageFailure("unreadable", f"cannot be decoded: {str(error) or repr(error):.300}") from None
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (UnidentifiedImageError, ValueError):
+        if b"Exif" not in data:
+            raise
+    # Some broken EXIF is enough for Pillow to refuse a JPEG, and for libavif an AVIF: read as if it were none.
+    image = Image.open(io.BytesIO(data.replace(b"Exif", b"none")), formats=FORMATS)
+    image.info["exif"] = b""  # the file has it, and is not sent with it
+    return image
+
+
+def _prepare_by_name(image_root: Path, image_path: str, budget: ImageBudget) -> PreparedImage | None:
+    """The image by its header and its end, if it can be sent as it is."""
+    with (
+        opened_inside(image_root, image_path) as opened,
+        os.fdopen(opened.descriptor, "rb", closefd=False) as file,
+        Image.open(file, formats=FORMATS) as image,
+    ):
+        _check_pixels(image)
+        if image.format != "JPEG":
+            return None
+        shown = upright(image)
+        sent = smart_resize(shown.width, shown.height, budget)
+        file.seek(max(0, opened.size - END_BYTES))
+        if opened.size > MAX_FILE_BYTES or not _can_be_sent(shown, sent) or not _is_whole(file.read()):
+            return None
+        return PreparedImage(b"", shown.width, shown.height, *sent, file=opened.real)
+
+
+def _check_pixels(image: ImageFile.ImageFile) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width}×{image.height} is over {MAX_PIXELS} pixels")
+
+
+def _prepare(image: ImageFile.ImageFile, data: bytes, budget: ImageBudget) -> PreparedImage:
+    _check_pixels(image)
+    shown = upright(image)
+    sent = smart_resize(shown.width, shown.height, budget)
+    if _can_be_sent(shown, sent):
+        if not _is_whole(data):
+            image.load()
+        return PreparedImage(data, shown.width, shown.height, *sent)
+    buffer = io.BytesIO()
+    shown.resized(sent).save(buffer, "JPEG", quality=budget.jpeg_quality, exif=b"")
+    return PreparedImage(buffer.getvalue(), shown.width, shown.height, *sent)
+
+
+def _can_be_sent(shown: Upright, size: tuple[int, int]) -> bool:
+    """Whether nothing need be changed, by the header. EXIF must: where a picture was taken is nobody's business."""
+    image = shown.image
+    as_asked = image.size == size and image.format == "JPEG" and image.mode == "RGB" and shown.turn is None
+    return as_asked and "exif" not in image.info
+
+
+def _is_whole(jpeg: bytes) -> bool:
+    """Whether a JPEG ends as one does, which costs nothing to see; what decodes all the same may end otherwise."""
+    return jpeg[-END_BYTES:].rstrip(b"\0\r\n ").endswith(JPEG_END)

@@ -1,0 +1,1 @@
+"""Input files → rows, planned and cut into chunks."""

@@ -1,0 +1,304 @@
+"""Input → pending rows → chunks, with polars: memory stays flat in the number of rows already done."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import polars as pl
+from pydantic import Field, TypeAdapter
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.source import (
+    PATH_MISSING,
+    FileState,
+    Source,
+    distinct_paths,
+    done_paths,
+    file_state,
+    file_version,
+    input_lines,
+    output_lines,
+)
+from vllm_annotate.storage.atomic import polars_faults, replacing_path, sync_file, sync_folder, write_json
+from vllm_annotate.storage.workspace import Workspace
+
+ROW_GROUP = 8192  # of plan.parquet: reading a chunk decodes one or two of these
+READ_AT_ONCE = 4 * ROW_GROUP  # where all chunks are read
+PLAN_TRIES = 3  # while input or output change
+POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+
+
+Count = Annotated[int, Field(ge=0, lt=2**40)]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`length` consecutive rows of the plan; `digest` names its image paths."""
+
+    number: Count  # from 1
+    offset: Count
+    length: Count
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """Names its part files and its task run."""
+        return f"{self.number:06d}"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the input held. `already_done` counts distinct images that the output has had before the plan."""
+
+    input: int = 0  # lines that are not blank
+    distinct: int = 0
+    already_done: int = 0
+    malformed: int = 0
+    without_path: int = 0
+    duplicates: int = 0
+    broken_in_output: int = 0  # lines of the output that are torn, malformed or without a path; their images are asked
+    first_broken: int = 0  # number of the first of them, from 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows without an answer, cut into chunks in input order; stays the same until all its chunks are complete."""
+
+    counts: Counts
+    chunks: list[Chunk]
+    resumed: bool = False
+    # file_version of each output of which the rows are marked as merged, as it was then
+    outputs: list[list[int] | None] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all chunks."""
+        return sum(chunk.length for chunk in self.chunks)
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """The content of plan.json."""
+
+    source: dict[str, Any]
+    counts: Counts
+    chunks: list[Chunk]
+    outputs: list[list[int] | None] = field(default_factory=list)
+
+
+PLAN_FILE = TypeAdapter(PlanFile)
+
+
+def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
+    """Plans every distinct image that the output does not hold, and writes plan.parquet and plan.json.
+
+    Input and output are read more than once. Raises UsageError where either changes meanwhile again and again: rows
+    would get captions of others, or be asked though they are done.
+    """
+    for _ in range(PLAN_TRIES):
+        before, identity, outputs = _states(source, workspace), source.identity(), output_versions(workspace)
+        try:
+            counts, chunks = _plan_rows(source, workspace, chunk_size)
+        except POLARS_ERRORS:
+            if _states(source, workspace) == before:
+                raise
+            continue
+        if _states(source, workspace) == before:
+            break
+    else:
+        files = " or ".join(map(str, (source.path, *workspace.outputs)))
+        raise UsageError(f"{files} changed while it was read, {PLAN_TRIES} times: run again once it is written")
+    _write_plan(workspace, PlanFile(identity, counts, chunks, outputs))
+    return Plan(counts, chunks, outputs=outputs)
+
+
+def _states(source: Source, workspace: Workspace) -> list[FileState | None]:
+    return [file_state(path) for path in (source.path, *workspace.outputs)]
+
+
+def _plan_rows(source: Source, workspace: Workspace, chunk_size: int) -> tuple[Counts, list[Chunk]]:
+    """Writes plan.parquet; the rows are read twice, for their keys and then those of the pending ones."""
+    lines, written = input_lines(source), output_lines(*workspace.outputs)
+    keys_file = workspace.plan_rows.with_suffix(".keys")
+    _write_keys(lines, keys_file)
+    keys = pl.scan_parquet(keys_file, glob=False)
+    named = keys.filter(pl.col("image_path") != "")
+    first = named.unique("image_path", keep="first", maintain_order=True)
+    pending = first.join(distinct_paths(written), on="image_path", how="anti", maintain_order="left")
+    broken = written.filter(pl.col("image_path").is_null()).select(pl.len(), first=pl.col("line").min())
+    total, with_path, distinct, broken_lines, pending_keys = pl.collect_all(
+        [keys.select(pl.len()), named.select(pl.len()), first.select(pl.len()), broken, pending], engine="streaming"
+    )
+    counts = Counts(
+        input=total.item(),
+        distinct=distinct.item(),
+        already_done=distinct.item() - len(pending_keys),
+        duplicates=with_path.item() - distinct.item(),
+        broken_in_output=broken_lines["len"].item(),
+        first_broken=broken_lines["first"].item() or 0,
+        **_write_skipped(keys, workspace.skipped),
+    )
+    keys_file.unlink()
+    if not counts.distinct and source.shard is None:
+        raise UsageError(f"no row of {source.path} has an image path in column {source.image_column!r}")
+    _write_rows(lines, pending_keys, workspace.plan_rows)
+    return counts, list(_cut(workspace.plan_rows, chunk_size))
+
+
+def _write_plan(workspace: Workspace, plan: PlanFile) -> None:
+    """Writes plan.json, which vouches for plan.parquet: that is on disk by now."""
+    write_json(workspace.plan_file, asdict(plan))
+
+
+def keep_plan(workspace: Workspace, source: Source, plan: Plan) -> None:
+    """Lets the plan go on after a merge of ours, which has changed the output that it was made for."""
+    outputs = output_versions(workspace)
+    _write_plan(workspace, PlanFile(source.identity(), plan.counts, plan.chunks, outputs))
+
+
+def output_versions(workspace: Workspace) -> list[list[int] | None]:
+    """What changes when anybody writes to an output."""
+    return [file_version(output) for output in workspace.outputs]
+
+
+def open_plan(workspace: Workspace) -> Plan | None:
+    """The plan in progress, its `merged` column brought up to date with the output.
+
+    None when there is none, or none that can be read: what its parts hold is settled all the same.
+    """
+    written = read_plan_file(workspace)
+    if written is None or not _rows_are_readable(workspace, written):
+        return None
+    outputs = output_versions(workspace)
+    rows = pl.scan_parquet(workspace.plan_rows, glob=False).drop("merged")
+    done = done_paths(*workspace.outputs).with_columns(merged=pl.lit(value=True))
+    marked = rows.join(done, on="image_path", how="left", maintain_order="left").with_columns(
+        pl.col("merged").fill_null(value=False)
+    )
+    with replacing_path(workspace.plan_rows) as path:
+        _sink(marked, path)
+    return Plan(written.counts, written.chunks, resumed=True, outputs=outputs)
+
+
+def read_plan_file(workspace: Workspace) -> PlanFile | None:
+    """The content of plan.json; None when it is not there or damaged."""
+    try:
+        return PLAN_FILE.validate_json(workspace.plan_file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _rows_are_readable(workspace: Workspace, written: PlanFile) -> bool:
+    """Whether plan.parquet is the one that plan.json speaks of, from its first row to its last."""
+    try:
+        rows = pl.scan_parquet(workspace.plan_rows, glob=False)
+        paths, _ = pl.collect_all(
+            [
+                rows.select("image_path"),
+                rows.select(pl.col("row").str.len_bytes().sum(), pl.col("line", "merged").sum()),
+            ],
+            engine="streaming",
+        )
+    except (*POLARS_ERRORS, OSError):
+        return False
+    return list(_chunks(paths["image_path"], [chunk.length for chunk in written.chunks])) == written.chunks
+
+
+def plan_is_for(workspace: Workspace, source: Source) -> bool:
+    """Whether the plan in progress was made from this very input and output: both may have been edited since."""
+    written = read_plan_file(workspace)
+    return written is not None and written.source == source.identity() and written.outputs == output_versions(workspace)
+
+
+def input_has_changed(workspace: Workspace, source: Source) -> bool:
+    """Whether the input is not any more what the plan in progress was made from."""
+    written = read_plan_file(workspace)
+    return written is not None and written.source != source.identity()
+
+
+def remove_plan(workspace: Workspace) -> None:
+    """Forgets the plan; plan.json goes first, for good: it must not come back beside the rows of another plan."""
+    workspace.plan_file.unlink(missing_ok=True)
+    sync_folder(workspace.work)
+    workspace.plan_rows.unlink(missing_ok=True)
+
+
+def read_chunk(workspace: Workspace, chunk: Chunk) -> pl.DataFrame:
+    """The chunk's rows in input order.
+
+    Columns: line (UInt32, from 1), image_path (String), row (String, the input's JSON object), merged (Boolean,
+    the output had it when the plan was opened).
+    """
+    return next(read_chunks(workspace, [chunk]))[1]
+
+
+def read_chunks(workspace: Workspace, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, pl.DataFrame]]:
+    """Each of these consecutive chunks with its rows; some row groups' worth of them is in memory at a time."""
+    rows = pl.scan_parquet(workspace.plan_rows, glob=False)
+    at_once = max(1, READ_AT_ONCE // max((chunk.length for chunk in chunks), default=1))
+    for first in range(0, len(chunks), at_once):
+        some = chunks[first : first + at_once]
+        start = some[0].offset
+        frame = rows.slice(start, some[-1].offset + some[-1].length - start).collect()
+        for chunk in some:
+            yield chunk, frame.slice(chunk.offset - start, chunk.length)
+
+
+def _write_keys(lines: pl.LazyFrame, path: Path) -> None:
+    """Writes line, image_path, and of lines without one the row."""
+    row = pl.when(PATH_MISSING).then("row")
+    _sink(lines.select("line", "image_path", row=row), path)
+
+
+def _write_skipped(keys: pl.LazyFrame, path: Path) -> dict[str, int]:
+    """Writes line number and reason of every line that is no new image; counts malformed and without_path."""
+    without_path = keys.filter(PATH_MISSING).select(
+        "line",
+        reason=pl.when(pl.col("row").str.json_path_match("$").is_null())
+        .then(pl.lit("malformed"))
+        .otherwise(pl.lit("without_path")),
+    )
+    named = keys.filter(~PATH_MISSING)
+    first_line = named.group_by("image_path").agg(first=pl.col("line").min(), copies=pl.len())
+    repeated = first_line.filter(pl.col("copies") > 1).select("image_path", "first")
+    duplicates = (
+        named.join(repeated, on="image_path")
+        .filter(pl.col("line") != pl.col("first"))
+        .select("line", reason=pl.format("duplicate of line {}", "first"))
+    )
+    skipped = pl.concat([without_path, duplicates]).collect(engine="streaming").sort("line")
+    if skipped.is_empty():
+        path.unlink(missing_ok=True)
+    else:
+        with polars_faults(path):
+            skipped.write_ndjson(path)
+    return {reason: len(skipped.filter(pl.col("reason") == reason)) for reason in ("malformed", "without_path")}
+
+
+def _write_rows(lines: pl.LazyFrame, pending_keys: pl.DataFrame, path: Path) -> None:
+    rows = lines.select("line", "row").join(pending_keys.lazy(), on="line", maintain_order="left")
+    _sink(rows.select("line", "image_path", "row", merged=pl.lit(value=False)), path)
+    sync_file(path)
+
+
+def _sink(rows: pl.LazyFrame, path: Path) -> None:
+    with polars_faults(path):
+        rows.sink_parquet(path, row_group_size=ROW_GROUP, engine="streaming")
+
+
+def _cut(rows: Path, chunk_size: int) -> Iterator[Chunk]:
+    paths = pl.scan_parquet(rows, glob=False).select("image_path").collect()["image_path"]
+    lengths = [min(chunk_size, len(paths) - offset) for offset in range(0, len(paths), chunk_size)]
+    return _chunks(paths, lengths)
+
+
+def _chunks(paths: pl.Series, lengths: Sequence[int]) -> Iterator[Chunk]:
+    """Consecutive chunks of so many rows each; `paths` are the image paths of all."""
+    offset = 0
+    for number, length in enumerate(lengths, start=1):
+        chunk = paths.slice(offset, length).to_list()
+        digest = hashlib.blake2b("\0".join(chunk).encode(), digest_size=16).hexdigest()
+        yield Chunk(number, offset, len(chunk), digest)
+        offset += length

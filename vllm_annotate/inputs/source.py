@@ -1,0 +1,194 @@
+"""The input, and outputs as far as they tell what is done: rows as lines, with the image path that each names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+import polars as pl
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.storage.json_text import json_object, text_member
+from vllm_annotate.storage.shard import Shard
+
+PROBED_ROWS = 1000  # enough to tell a mistyped column name from a column that is often empty
+PATH_MISSING = pl.col("image_path").fill_null("") == ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The input, what its columns are called ("" where there are no captions), and which share of it is asked for."""
+
+    path: Path
+    image_column: str = "image_path"
+    caption_column: str = "caption"
+    shard: Shard | None = None
+
+    @property
+    def is_parquet(self) -> bool:
+        """Parquet by its name; anything else is JSON lines, plain or compressed."""
+        return self.path.suffix.lower() == ".parquet"
+
+    def identity(self) -> dict[str, Any]:
+        """Changes when the file or the meaning of its columns does."""
+        return {
+            "path": str(self.path.resolve()),
+            "version": file_version(self.path),
+            "image_column": self.image_column,
+            "shard": str(self.shard or ""),
+        }
+
+
+def check_source(source: Source) -> list[str]:
+    """The columns of the first rows. Raises UsageError unless those that were named are among them."""
+    path = source.path
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise UsageError(f"input {str(path)!r} {what}: give a .jsonl (also .gz, .zst) or .parquet file")
+    try:
+        head = _scan(source).head(PROBED_ROWS).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        kind = "Parquet" if source.is_parquet else "JSON lines"
+        raise UsageError(f"input {str(path)!r} cannot be read as {kind}: {error!s:.300}") from None
+    rows = [row for row in map(json_object, head["row"]) if row]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if not rows:
+        raise UsageError(f"input {str(path)!r} has no JSON object in its first {PROBED_ROWS} lines: one a line, please")
+    for option, column in (("image", source.image_column), ("caption", source.caption_column)):
+        if column and column not in columns:
+            none = ', or "" for none' if option == "caption" else ""
+            raise UsageError(
+                f"input {str(path)!r} has no column {column!r}; it has {', '.join(map(repr, columns[:20]))}: "
+                f"name the right one with --{option}-column{none}"
+            )
+    if head["image_path"].drop_nulls().replace("", None).is_null().all():
+        raise UsageError(f"no row among the first {len(head)} of {path} has an image path in {source.image_column!r}")
+    return columns
+
+
+def file_version(path: Path) -> list[int] | None:
+    """Size in bytes and time of change in ns, to be written down; None for a file that is not there."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+class FileState(NamedTuple):
+    """Tells, within a run, whether a file was written to or replaced."""
+
+    device: int
+    inode: int
+    size: int  # bytes
+    modified: int  # ns, like the next
+    changed: int
+
+
+def file_state(path: Path) -> FileState | None:
+    """The state of a file; None for one that is not there."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return FileState(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def input_lines(source: Source) -> pl.LazyFrame:
+    """Columns line (from 1), row and image_path of the lines that are not blank, of the shard that is asked for."""
+    lines = _scan(source).filter(pl.col("row").str.strip_chars() != "")
+    return lines if source.shard is None else lines.filter(source.shard.holds(pl.col("image_path")))
+
+
+def output_lines(*outputs: Path) -> pl.LazyFrame:
+    """Columns line and image_path of the lines of outputs that are not blank; a torn or malformed one has no path."""
+    written = [_scan_lines(output) for output in outputs if output.exists() and output.stat().st_size]
+    if not written:
+        return pl.LazyFrame(schema={"line": pl.UInt32, "image_path": pl.String})
+    lines = pl.concat(written).filter(pl.col("row").str.strip_chars() != "")
+    return lines.select("line", image_path=_image_path("image_path"))
+
+
+def done_paths(*outputs: Path) -> pl.LazyFrame:
+    """The distinct image paths of outputs, column image_path."""
+    return distinct_paths(output_lines(*outputs))
+
+
+def distinct_paths(lines: pl.LazyFrame) -> pl.LazyFrame:
+    """The distinct image paths of lines, column image_path."""
+    return lines.select("image_path").filter(pl.col("image_path").is_not_null()).unique()
+
+
+def _scan(source: Source) -> pl.LazyFrame:
+    """Columns line, row (the JSON text) and image_path (null where there is none)."""
+    if not source.is_parquet:
+        return _scan_lines(source.path).with_columns(image_path=_image_path(source.image_column))
+    columns = pl.scan_parquet(source.path, glob=False)
+    schema = columns.collect_schema()
+    writable = [name for name, dtype in schema.items() if not _holds_bytes(dtype)]
+    if source.image_column not in writable:
+        what = "holds bytes, not paths" if source.image_column in schema else "is not there"
+        raise UsageError(
+            f"column {source.image_column!r} of {str(source.path)!r} {what}; columns that can be used are "
+            f"{', '.join(map(repr, writable))}: name the one with the image paths with --image-column"
+        )
+    path = pl.col(source.image_column).cast(pl.String)
+    return columns.select(row=pl.struct(writable).struct.json_encode(), image_path=path).with_row_index(
+        "line", offset=1
+    )
+
+
+def _holds_bytes(dtype: pl.DataType) -> bool:
+    """Whether a column cannot be written as JSON: images in Parquet files often come as {bytes, path}."""
+    if isinstance(dtype, pl.Struct):
+        return any(_holds_bytes(field.dtype) for field in dtype.fields)  # type: ignore[arg-type]
+    if isinstance(dtype, pl.List | pl.Array):
+        return _holds_bytes(dtype.inner)  # type: ignore[arg-type]
+    return dtype == pl.Binary or dtype == pl.Object
+
+
+def _scan_lines(path: Path) -> pl.LazyFrame:
+    """Columns line and row: a text file, plain, .gz or .zst, read as CSV of one column.
+
+    Not scan_ndjson, which infers a schema and fails on the first line that breaks it; not scan_lines, which fails
+    on the first byte that is not UTF-8. The separator is U+0001, which no JSON may hold: a line with one is malformed,
+    and is put together again with it so that it stays so. No globs: a file may be called `labeled[1].jsonl`.
+    """
+    columns = pl.scan_csv(
+        path,
+        has_header=False,
+        separator="\x01",
+        quote_char=None,
+        encoding="utf8-lossy",
+        schema={"row": pl.String, "rest": pl.String},
+        missing_columns="insert",
+        extra_columns="ignore",
+        truncate_ragged_lines=True,
+        raise_if_empty=False,
+        row_index_name="line",
+        row_index_offset=1,
+        glob=False,
+    )
+    whole = pl.concat_str(pl.col("row").fill_null(""), "rest", separator="\x01")
+    return columns.select(
+        "line", row=pl.when(pl.col("rest").is_null()).then(pl.col("row").fill_null("")).otherwise(whole)
+    )
+
+
+def _image_path(column: str) -> pl.Expr:
+    """The image path in a JSON object as text; null where the text is no JSON object or has none."""
+    json_path = f"$[{orjson.dumps(column).decode()}]"
+
+    def paths(rows: pl.Series) -> pl.Series:
+        found = rows.str.json_path_match(json_path)
+        return found if found.null_count() == 0 else _with_lenient(found, rows, column)
+
+    return pl.col("row").map_batches(paths, return_dtype=pl.String, is_elementwise=True)
+
+
+def _with_lenient(found: pl.Series, rows: pl.Series, column: str) -> pl.Series:
+    """Fills in what only Python's JSON reads: rows with NaN, infinities, lone surrogates or much nesting."""
+    values = found.to_list()
+    for index in found.is_null().arg_true():
+        values[index] = text_member(rows[index], column)
+    return pl.Series(found.name, values, dtype=pl.String)

@@ -1,0 +1,216 @@
+"""One image from its row to its line: prepared, asked, grounded, kept."""
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+from vllm_annotate.errors import ErrorBudgetExceeded, ImageFailure
+from vllm_annotate.grounding.answers import Answer, answer_fields, read_answer
+from vllm_annotate.grounding.parse import is_clean
+from vllm_annotate.images.prepare import PreparedImage
+from vllm_annotate.inference.client import Inference
+from vllm_annotate.inputs.plan import Chunk
+from vllm_annotate.pipeline.preparation import Begun, Preparation
+from vllm_annotate.recipe.families import Family
+from vllm_annotate.recipe.settings import Recipe, RequestTemplate
+from vllm_annotate.results.parts import Part, Row, answer_line
+from vllm_annotate.storage.atomic import disk_is_full
+from vllm_annotate.storage.locations import ImageRoot
+
+CHUNKS_AHEAD = 2  # chunks that have begun and not handed out all their rows: requests never run dry at a chunk's end
+BUDGET_FREE_FAILURES = 10  # a chunk of five images with three broken files is no sign of a broken server
+RATE_WINDOW_SECONDS = 30
+
+
+@dataclass
+class Tally:
+    """What a run has done so far, over all its chunks."""
+
+    settled_before: int = 0  # images of the plan that an interrupted run had brought to an answer or a failure
+    answered: int = 0
+    without_caption: int = 0  # asked without one
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque([(time.monotonic(), 0)]))
+
+    @property
+    def failed(self) -> int:
+        """Images without an answer."""
+        return self.failures.total()
+
+    @property
+    def done(self) -> int:
+        """Images with an answer or a failure, of this run or an interrupted one."""
+        return self.settled_before + self.answered + self.failed
+
+    def images_per_second(self) -> float:
+        """The rate of the last half minute, by the calls of this method."""
+        now, done = time.monotonic(), self.answered + self.failed
+        self._recent.append((now, done))
+        while now - self._recent[0][0] > RATE_WINDOW_SECONDS:
+            self._recent.popleft()
+        since, done_then = self._recent[0]
+        return (done - done_then) / (now - since) if now > since else 0.0
+
+
+class Annotator:
+    """What all chunks of a run share: client, recipe, prepared images, tally. An async context manager."""
+
+    def __init__(
+        self,
+        inference: Inference,
+        recipe: Recipe,
+        family: Family,
+        model: str,
+        image_root: ImageRoot,
+        error_budget: float,
+        *,
+        servers_read: bool = False,
+    ) -> None:
+        """`servers_read` says that every server can read the files of the image root itself."""
+        self.tally = Tally()
+        self.pool = inference.pool
+        self._inference = inference
+        self._recipe = recipe
+        self._family = family
+        self._requests = [RequestTemplate(recipe, family, model, attempt) for attempt in range(1, recipe.reasks + 2)]
+        self._error_budget = error_budget
+        self.preparation = Preparation(
+            self.pool, image_root, recipe.image_budget(family), self._requests[0], servers_read=servers_read
+        )
+        self._of_all: BaseException | None = None  # what ends every chunk
+        self._stopped = asyncio.Event()
+        self._feeding = asyncio.Lock()  # chunks hand out their rows one after the other, in input order
+        self._turns = asyncio.Semaphore(CHUNKS_AHEAD)
+        self._having_turn: set[int] = set()  # numbers of the chunks
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.preparation.close()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests sent and not answered."""
+        return self.pool.in_flight
+
+    def endpoint_counts(self) -> dict[str, dict[str, Any]]:
+        """What each endpoint was given and gave."""
+        return self._inference.counts()
+
+    async def turn(self, chunk: Chunk) -> None:
+        """Waits until the rows of this chunk are about to be needed: all but one chunk before it are handed out."""
+        await self._turns.acquire()
+        self._having_turn.add(chunk.number)
+
+    def end_turn(self, chunk: Chunk) -> None:
+        """Lets the next chunk begin: this one's rows are handed out, or will not be."""
+        if chunk.number in self._having_turn:
+            self._having_turn.remove(chunk.number)
+            self._turns.release()
+
+    def stop(self, error: BaseException) -> None:
+        """Ends all chunks, at once, with an error that none of them would escape."""
+        self._of_all = error
+        self._stopped.set()
+
+    @asynccontextmanager
+    async def _unless_stopped(self) -> AsyncIterator[None]:
+        """Raises, in the midst of the body, what `stop` is called with."""
+
+        async def watch() -> None:
+            await self._stopped.wait()
+            assert self._of_all is not None  # noqa: S101 - for the type checker
+            raise self._of_all
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(watch())
+                yield
+                watching.cancel()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def annotate(self, rows: Sequence[Row], part: Part) -> None:
+        """Brings every row into the part, as an answer or as a failure.
+
+        Raises ServerFault when the server is gone or refuses, ErrorBudgetExceeded when too many of the rows fail, and
+        OSError, here and in all other chunks, when the disk is full; what was answered until then is in the part.
+        """
+        # A budget of nothing is meant so.
+        failures_allowed = self._error_budget and max(BUDGET_FREE_FAILURES, self._error_budget * len(rows))
+        failed: Counter[str] = Counter()
+
+        async def settle(begun: Begun) -> None:
+            try:
+                failure = await self._settle(begun, part)
+            except OSError as error:
+                if disk_is_full(error):
+                    self.stop(error)
+                raise
+            if failure is None:
+                return
+            failed[failure.kind] += 1
+            if failed.total() > failures_allowed:
+                kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
+                raise ErrorBudgetExceeded(
+                    f"{failed.total()} of {len(rows)} images failed ({kinds}), more than the error budget "
+                    f"{self._error_budget:g} allows; the last one: {failure.message}"
+                )
+
+        waiting = deque(rows)
+        async with self._unless_stopped():
+            try:
+                async with asyncio.TaskGroup() as group:
+                    async with self._feeding:
+                        while waiting:
+                            for begun in await self.preparation.begin(waiting):
+                                # A callback, not a finally in the task: one cancelled before its first step runs none.
+                                group.create_task(settle(begun)).add_done_callback(self.preparation.let_go)
+                    self.end_turn(part.chunk)
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+
+    async def _settle(self, begun: Begun, part: Part) -> ImageFailure | None:
+        """Brings a row into the part; returns why, where it is a failure."""
+        try:
+            await self._answer(begun, part)
+        except ImageFailure as failure:
+            part.fail(begun.row, failure)
+            self.tally.failures[failure.kind] += 1
+            return failure
+        return None
+
+    async def _answer(self, begun: Begun, part: Part) -> None:
+        row = begun.row
+        image, body = await begun.request()
+        best, attempt = await self._try(body, image), 1
+        while not best.is_good and attempt <= self._recipe.reasks:
+            attempt += 1
+            body = await self.preparation.in_thread(self._requests[attempt - 1].body, row.caption, image)
+            best = max(best, await self._try(body, image), key=Answer.rank)
+        if best.annotation is None and not best.whole:
+            message = f"{attempt} answers reached max_tokens or ran in a loop; one begins {best.text[:80]!r}"
+            raise ImageFailure("truncated", message, attempt)
+        part.answer(row, answer_line(row, image, best.text, answer_fields(best, attempt)))
+        self.tally.answered += 1
+        self.tally.without_caption += not row.caption
+
+    async def _try(self, body: bytes, image: PreparedImage) -> Answer:
+        completion = await self._inference.ask(body)
+        self.tally.prompt_tokens += completion.prompt_tokens
+        self.tally.completion_tokens += completion.completion_tokens
+        size, whole = (image.sent_width, image.sent_height), completion.finish_reason == "stop"
+        read = partial(read_answer, completion.text, self._family, size, whole=whole)
+        # Mending can take seconds, which no other request should wait for; clean answers take microseconds.
+        return read() if is_clean(completion.text) else await self.preparation.in_thread(read)

@@ -1,0 +1,126 @@
+"""Rows → requests, ready before a slot frees: read, checked and resized in threads, so many ahead and no more."""
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vllm_annotate.images.files import let_go_of_folders
+from vllm_annotate.images.prepare import ImageBudget, PreparedImage, prepare
+from vllm_annotate.inference.pool import Pool
+from vllm_annotate.recipe.settings import RequestTemplate
+from vllm_annotate.results.parts import Row
+from vllm_annotate.storage.locations import READERS, ImageRoot
+
+Result = TypeVar("Result")
+Request = tuple[PreparedImage, bytes]  # the image and the body that carries it
+
+AHEAD = 16  # requests ready before a slot frees; at least a group, or none would ever fit
+# A thread and the event loop take the interpreter from each other at every system call, which costs more than to
+# prepare an image that needs no change. Several such are prepared in one go; what takes this long goes alone.
+LARGEST_GROUP = 8
+GROUP_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A row whose request is being prepared."""
+
+    row: Row
+    _group: asyncio.Future[list[Request | Exception | None]]
+    _place: int
+
+    async def request(self) -> Request:
+        """The request, once; raises what went wrong with it."""
+        requests = await self._group
+        request, requests[self._place] = requests[self._place], None  # the others' wait is no reason to keep its bytes
+        try:
+            if isinstance(request, Exception):
+                raise request
+            assert request is not None  # noqa: S101 - for the type checker: nobody takes it twice
+            return request
+        finally:
+            del request  # an error that its own frame names would keep the image until a pass of the garbage collector
+
+
+class Preparation:
+    """The image threads of a run, and the bound of the images in memory. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        image_root: ImageRoot,
+        budget: ImageBudget,
+        template: RequestTemplate,
+        *,
+        servers_read: bool = False,
+    ) -> None:
+        """`servers_read` says that every server can read the files of the image root itself."""
+        self.held = 0  # rows that have begun and not been let go of, each with its image in memory
+        self.preparing = 0  # of them: being prepared, or waiting for a thread
+        self.prepared = 0  # images so far
+        self.seconds = 0.0  # that these took in all, each in its thread
+        self._pool = pool
+        self._image_root = image_root
+        self._budget = budget
+        self._template = template
+        self._servers_read = servers_read
+        self._room = asyncio.Event()  # set when there may be room for more
+        pool.on_room = self._room.set
+        self._seconds_each = GROUP_SECONDS  # lately
+        threads = os.cpu_count() if isinstance(image_root, Path) else READERS
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
+
+    def close(self) -> None:
+        """Ends the threads; what waits for one is not begun."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        let_go_of_folders()
+
+    async def begin(self, rows: deque[Row]) -> list[Begun]:
+        """Takes rows from the left, once there is room for them. `let_go` is to follow for each."""
+        count = min(len(rows), max(1, min(LARGEST_GROUP, int(GROUP_SECONDS / self._seconds_each))))
+        # Without this bound every row of a live chunk would hold its JPEG while it waits for a slot.
+        while self.held + count > self._pool.limit + AHEAD:
+            self._room.clear()
+            await self._room.wait()
+        group = [rows.popleft() for _ in range(count)]
+        self.held += count
+        self.preparing += count
+        requests = asyncio.ensure_future(self._prepare(group))
+        return [Begun(row, requests, place) for place, row in enumerate(group)]
+
+    def let_go(self, *_: Any) -> None:
+        """Makes room: the image of one row is no longer needed."""
+        self.held -= 1
+        self._room.set()
+
+    async def in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """The result of a function that would hold up the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def _prepare(self, group: Sequence[Row]) -> list[Request | Exception | None]:
+        try:
+            requests, seconds = await self.in_thread(self._requests, group)
+        finally:
+            self.preparing -= len(group)
+        self.prepared += len(group)
+        self.seconds += seconds
+        self._seconds_each = 0.8 * self._seconds_each + 0.2 * seconds / len(group)
+        return requests
+
+    def _requests(self, group: Sequence[Row]) -> tuple[list[Request | Exception | None], float]:
+        begun = time.perf_counter()
+        requests: list[Request | Exception | None] = [self._request(row) for row in group]
+        return requests, time.perf_counter() - begun
+
+    def _request(self, row: Row) -> Request | Exception:
+        try:
+            image = prepare(self._image_root, row.image_path, self._budget, server_reads=self._servers_read)
+        except Exception as error:  # raised by `Begun.request`: it is this row's alone
+            return error
+        return image, self._template.body(row.caption, image)

@@ -1,0 +1,1 @@
+"""What decides an answer: model family, prompts, schema, sampling and image budget."""

@@ -1,0 +1,1 @@
+"""Figures of a run → report.json, tables, charts and the HTML page."""

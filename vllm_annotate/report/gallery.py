@@ -1,0 +1,173 @@
+"""Rows worth looking at, from files of any size: a sample of all answers, some of each flag, some of each failure."""
+
+import os
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from heapq import nlargest
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from vllm_annotate.errors import ImageFailure
+from vllm_annotate.images.prepare import thumbnail
+from vllm_annotate.report.text import text_of
+from vllm_annotate.storage.json_text import json_object
+from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.workspace import Workspace
+
+READ_BYTES, WINDOW_BYTES = 256 * 1024 * 1024, 4 * 1024 * 1024  # of a larger file evenly spaced windows are read
+TAIL_BYTES = 256 * 1024
+NEWEST_PARTS = 8
+LONGEST_LINE_BYTES = 1024 * 1024
+SAMPLED, FLAGGED_EACH, FAILED_EACH, MOST = 100, 12, 8, 200
+MOST_MARKS, MOST_KINDS = 8, 40  # of a row, and in all; our own are a dozen
+NO_ANNOTATION, OTHERS = "no annotation", "others"
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row of the output or of the failures file, and its image: a small JPEG, or why there is none."""
+
+    row: dict[str, Any]
+    jpeg: bytes | None
+    size: tuple[int, int] = (0, 0)  # of the JPEG, pixels
+    why_not: str = ""
+
+
+@dataclass
+class Reservoir(Generic[Item]):
+    """`size` items, each of those offered with the same chance."""
+
+    size: int
+    rng: random.Random
+    items: list[Item] = field(default_factory=list)
+    offered: int = 0
+
+    def offer(self, item: Item) -> None:
+        """Keeps it, perhaps in place of another."""
+        self.offered += 1
+        if len(self.items) < self.size:
+            self.items.append(item)
+        elif (at := self.rng.randrange(self.offered)) < self.size:
+            self.items[at] = item
+
+
+def choose_rows(workspace: Workspace) -> list[dict[str, Any]]:
+    """At most MOST rows: failures of every kind, answers with every flag, and a sample of all answers."""
+    rng = random.Random(0)
+    sampled = Reservoir[bytes](SAMPLED, rng)
+    marked: defaultdict[str, Reservoir[bytes]] = defaultdict(lambda: Reservoir(FLAGGED_EACH, rng))
+    for line in spread_lines(workspace.output):
+        sampled.offer(line)
+        for mark in _marks(line):
+            marked[mark if mark in marked or len(marked) < MOST_KINDS else OTHERS].offer(line)
+    failed: defaultdict[str, Reservoir[bytes]] = defaultdict(lambda: Reservoir(FAILED_EACH, rng))
+    for line in spread_lines(workspace.failures):
+        if (row := json_object(line)) is not None:
+            kind = failure_of(row)["kind"]
+            failed[kind if kind in failed or len(failed) < MOST_KINDS else OTHERS].offer(line)
+    in_turn = [*_round_robin(failed), *_round_robin(marked)][: MOST - len(sampled.items)]
+    rows = (json_object(line) for line in dict.fromkeys([*in_turn, *sampled.items]))
+    return [row for row in rows if row is not None]
+
+
+def failure_of(row: dict[str, Any]) -> dict[str, Any]:
+    """Kind and message of a failed row, whatever stands there."""
+    failure = row.get("failure")
+    found = failure if isinstance(failure, dict) else {}
+    return {"kind": text_of(found.get("kind", "unknown"), 60), "message": text_of(found.get("message"))}
+
+
+def marks_of(row: dict[str, Any]) -> list[str]:
+    """What is to be said of an answer: its flags, and that it holds no annotation."""
+    flags = row.get("flags")
+    marks = (
+        [text_of(flag, 60) for flag in flags[:MOST_MARKS] if isinstance(flag, str)] if isinstance(flags, list) else []
+    )
+    return [*marks, *([NO_ANNOTATION] if row.get("annotations_error") is True else [])]
+
+
+def newest_parts(workspace: Workspace, suffix: str) -> list[Path]:
+    """Parts of the chunks that began last; a run may have tens of thousands."""
+    names = os.listdir(workspace.parts) if workspace.parts.is_dir() else []  # noqa: PTH208
+    of_kind = (name for name in names if name.partition(".")[2] == suffix)
+    return [workspace.parts / name for name in nlargest(NEWEST_PARTS, of_kind)]
+
+
+def newest_rows(paths: Sequence[Path], count: int) -> list[dict[str, Any]]:
+    """The last rows of the files, `count` at most."""
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        lines = tail_lines(path)
+        found = [row for line in reversed(lines) if (row := json_object(line)) is not None]
+        rows += found[: count - len(rows)]
+        if len(rows) >= count:
+            break
+    return rows
+
+
+def with_images(rows: Sequence[dict[str, Any]], image_root: ImageRoot, side: int) -> Iterator[Example]:
+    """Each row with a JPEG of its image, at most `side` pixels long; decodes, so keep it off the event loop."""
+    for row in rows:
+        try:
+            yield Example(row, *thumbnail(image_root, text_of(row.get("image_path")), side))
+        except (ImageFailure, OSError) as error:
+            yield Example(row, None, why_not=str(error))
+
+
+def spread_lines(path: Path) -> Iterator[bytes]:
+    """All lines of a file; of one over READ_BYTES the whole lines of windows that are spread over it."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            windows = [(0, size)]
+            if size > READ_BYTES:
+                count = READ_BYTES // WINDOW_BYTES
+                windows = [(number * (size - WINDOW_BYTES) // (count - 1), WINDOW_BYTES) for number in range(count)]
+            for start, length in windows:
+                yield from _whole_lines(file, start, length)
+    except FileNotFoundError:
+        return
+
+
+def _whole_lines(file: Any, start: int, length: int) -> Iterator[bytes]:
+    file.seek(max(0, start - 1))
+    if start:
+        file.readline(LONGEST_LINE_BYTES)  # the rest of a line that begins before
+    inside = False  # a line of which the beginning was left out
+    while file.tell() < start + length:
+        line = file.readline(LONGEST_LINE_BYTES)
+        if not line:
+            return
+        ends = line.endswith(b"\n")
+        if ends and not inside:
+            yield line
+        inside = not ends  # a line that is too long to look at, or that the end has torn off
+
+
+def tail_lines(path: Path) -> list[bytes]:
+    """Whole lines at the end of a file that may be written to."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            start = max(0, size - TAIL_BYTES)
+            return list(_whole_lines(file, start, size - start))
+    except OSError:
+        return []
+
+
+def _marks(line: bytes) -> list[str]:
+    # The bytes first: reading every line as JSON would take minutes.
+    if b'"flags":' not in line and b'"annotations_error":true' not in line and b'"annotations_error": true' not in line:
+        return []
+    return marks_of(json_object(line) or {})
+
+
+def _round_robin(reservoirs: dict[str, Reservoir[bytes]]) -> Iterator[bytes]:
+    """One of each kind, another of each kind, and so on: no kind crowds out another."""
+    for turn in range(max((reservoir.size for reservoir in reservoirs.values()), default=0)):
+        for name in sorted(reservoirs):
+            if turn < len(reservoirs[name].items):
+                yield reservoirs[name].items[turn]

@@ -1,0 +1,1 @@
+"""Answers and failures → the output, here or in an object store."""

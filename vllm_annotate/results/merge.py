@@ -1,0 +1,291 @@
+"""Parts → the output and the failures file, so that no kill in between loses an answer or doubles it."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import polars as pl
+
+from vllm_annotate.errors import ImageFailure, UsageError
+from vllm_annotate.grounding.quality import Quality
+from vllm_annotate.inputs.plan import Chunk, Plan, open_plan, output_versions, read_chunks, read_plan_file
+from vllm_annotate.inputs.source import FileState, done_paths, file_state
+from vllm_annotate.results.parts import answers_path, failure_line, failures_path, path_of, whole_lines
+from vllm_annotate.storage.atomic import replacing, sync_folder
+from vllm_annotate.storage.json_text import json_object
+from vllm_annotate.storage.workspace import Workspace
+
+COPY_BUFFER_BYTES = 8 * 1024 * 1024
+MERGE_TRIES = 3
+Result = TypeVar("Result")
+
+
+@dataclass
+class Merged:
+    """What a merge moved: rows that went into the output, and rows without an answer by failure kind."""
+
+    answered: int = 0
+    annotations_error: int = 0
+    left_alone: int = 0  # failures of other kinds than were asked again
+    failures: Counter[str] = field(default_factory=Counter)
+    quality: Quality = field(default_factory=Quality)
+
+    def add_answer(self, line: bytes) -> None:
+        """Counts a row that went into the output."""
+        self.answered += 1
+        if not self.quality.is_full:
+            self.quality.add(json_object(line) or {})
+        # The bytes first: reading every line again would be most of a merge.
+        if b'"annotations_error":true' in line and (json_object(line) or {}).get("annotations_error") is True:
+            self.annotations_error += 1
+
+    def add_failure(self, line: bytes) -> None:
+        """Counts a row that went into the failures file."""
+        failure = (json_object(line) or {}).get("failure")
+        self.failures[str(failure.get("kind")) if isinstance(failure, dict) else "unknown"] += 1
+
+
+class OutputChangedError(UsageError):
+    """Another program has written to the output while its lines were copied."""
+
+
+def undisturbed(attempt: Callable[[], Result]) -> Result:
+    """What `attempt` returns, which is made again where somebody else writes to the output meanwhile.
+
+    Raises UsageError where that goes on.
+    """
+    for _ in range(MERGE_TRIES - 1):
+        with suppress(OutputChangedError):
+            return attempt()
+    return attempt()
+
+
+def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure]) -> Merged:
+    """Moves the parts' answers behind the output's rows, in input order, and rewrites the failures file.
+
+    `stopped` has a failure for each chunk (by number) that did not come to its end: its open rows get that one.
+    Both files are replaced atomically, failures first: between the two an image can be in neither file (its answer is
+    still in its part), but never in both. Parts go last; a merge cut short is done again by the next run. What others
+    have written to the output meanwhile stays, and is not answered a second time.
+    """
+    merged = undisturbed(lambda: _merge(workspace, plan, stopped))
+    if not merged.failures and not merged.left_alone:
+        workspace.failures.unlink()
+    workspace.set_aside.unlink(missing_ok=True)
+    _remove_parts(workspace)
+    return merged
+
+
+def _merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure]) -> Merged:
+    before = file_state(workspace.output)
+    _mark_merged(workspace, plan)
+    merged = Merged()
+    set_aside = _set_aside(workspace)
+    with (
+        extending(workspace, before, has_more=_has_answers(workspace)) as output,
+        replacing(workspace.failures) as failures,
+    ):
+        for chunk, rows in read_chunks(workspace, plan.chunks):
+            open_rows = _merge_chunk(workspace, chunk, rows, stopped.get(chunk.number), output, failures, merged)
+            if set_aside:
+                for image_path in open_rows["image_path"]:
+                    set_aside.pop(image_path, None)  # it was asked after all
+        failures.writelines(set_aside.values())
+        merged.left_alone = len(set_aside)
+    return merged
+
+
+def _mark_merged(workspace: Workspace, plan: Plan) -> None:
+    """Brings the plan up to date with an output that somebody has written to since it was opened."""
+    if plan.outputs != output_versions(workspace) and open_plan(workspace) is None:
+        raise UsageError(f"{workspace.plan_file} is gone or damaged: run again, all answers are kept")
+
+
+def _set_aside(workspace: Workspace) -> dict[str, bytes]:
+    """Failures that a retry leaves alone, by image path; without those that have been answered since.
+
+    Of all that the failures file holds at this moment: another run may have ended since the retry chose its rows.
+    """
+    lines = whole_lines(workspace.set_aside)
+    written = read_plan_file(workspace)
+    if written is not None and written.source.get("path") == str(workspace.retried) and workspace.failures.exists():
+        with workspace.failures.open("rb") as failures:
+            lines |= {image_path: line for line in failures if (image_path := path_of(line)) is not None}
+    if lines:
+        answered = done_paths(*workspace.outputs).filter(pl.col("image_path").is_in(list(lines))).collect()
+        for image_path in answered["image_path"]:
+            del lines[image_path]
+    return lines
+
+
+def settle(workspace: Workspace, plan: Plan | None) -> int:
+    """Moves what an abandoned plan left in its parts into the output; returns how many rows.
+
+    In the input order of that plan, or, where the plan itself is gone, in the order of the parts.
+    """
+    if not any(workspace.parts.iterdir()):
+        return 0
+    answered = undisturbed(lambda: _settle(workspace, plan))
+    _remove_parts(workspace)
+    return answered
+
+
+def _settle(workspace: Workspace, plan: Plan | None) -> int:
+    before = file_state(workspace.output)
+    if plan is not None:
+        _mark_merged(workspace, plan)
+    merged = Merged()
+    with (
+        extending(workspace, before, has_more=_has_answers(workspace)) as output,
+        Path(os.devnull).open("wb") as nowhere,
+    ):
+        if plan is None:
+            return append_unplanned(workspace, sorted(workspace.parts.glob("*.jsonl")), output)
+        for chunk, rows in read_chunks(workspace, plan.chunks):
+            _merge_chunk(workspace, chunk, rows, None, output, nowhere, merged)
+    return merged.answered
+
+
+def _merge_chunk(
+    workspace: Workspace,
+    chunk: Chunk,
+    rows: pl.DataFrame,
+    stopped: ImageFailure | None,
+    output: BinaryIO,
+    failures: BinaryIO,
+    merged: Merged,
+) -> pl.DataFrame:
+    """Writes the chunk's open rows where they belong; returns them."""
+    answers = whole_lines(answers_path(workspace, chunk))
+    failed = whole_lines(failures_path(workspace, chunk))
+    open_rows = rows.filter(~pl.col("merged")).select("image_path", "row")
+    for image_path, row in open_rows.iter_rows():
+        if image_path in answers:
+            output.write(answers[image_path])
+            merged.add_answer(answers[image_path])
+            continue
+        if image_path not in failed:
+            why = stopped or ImageFailure("unasked", "its chunk did not come to its turn")
+            failed[image_path] = failure_line(row, image_path, why)
+        failures.write(failed[image_path])
+        merged.add_failure(failed[image_path])
+    return open_rows
+
+
+def append_unplanned(workspace: Workspace, parts: Sequence[Path], output: BinaryIO) -> int:
+    """Writes the answers of parts whose plan is not at hand, but for images that have one; returns how many."""
+    done = set(done_paths(*workspace.outputs).collect()["image_path"])
+    answered = 0
+    for path in parts:
+        if path.name.endswith(".failures.jsonl"):
+            continue
+        for image_path, line in whole_lines(path).items():
+            if image_path not in done:
+                output.write(line)
+                done.add(image_path)
+                answered += 1
+    return answered
+
+
+def _has_answers(workspace: Workspace) -> bool:
+    answers = (path for path in workspace.parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl"))
+    return any(path.stat().st_size for path in answers)
+
+
+@contextmanager
+def extending(workspace: Workspace, before: FileState | None, *, has_more: bool) -> Iterator[BinaryIO]:
+    """A file that takes the output's place and holds its lines; where there are no more, the output stays untouched.
+
+    `before` is the state of the output when it was last looked at for what is done. Raises OutputChangedError where
+    somebody has written to it since.
+    """
+    output = workspace.output
+    if output.exists() and not has_more:
+        with Path(os.devnull).open("wb") as nowhere:
+            yield nowhere
+        return
+    with ExitStack() as stack:
+        existing = stack.enter_context(output.open("rb")) if output.exists() else None
+        with replacing(output) as file:
+            if existing is not None:
+                _copy_whole_lines(existing, file, workspace.torn)
+            yield file
+            if file_state(output) != before:
+                raise OutputChangedError(
+                    f"{output} is written to by another program: wait for it or stop it, then run again; all answers "
+                    "are kept"
+                )
+        if existing is not None and before is not None:
+            _take_over(existing, before.size, output)
+
+
+def _take_over(replaced: BinaryIO, copied: int, output: Path) -> None:
+    """Appends what another program wrote to the file in the very moment in which it was replaced."""
+    replaced.seek(copied)
+    lines = [(path_of(line), line) for line in replaced.read().split(b"\n") if line.strip()]
+    if not lines:
+        return
+    done = set(
+        done_paths(output).filter(pl.col("image_path").is_in([path for path, _ in lines])).collect()["image_path"]
+    )
+    with output.open("ab") as file:
+        file.writelines(line + b"\n" for path, line in lines if path not in done)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _copy_whole_lines(existing: BinaryIO, output: BinaryIO, torn: Path) -> None:
+    """Copies the output byte for byte; a last line without its end is completed.
+
+    One that another program has left half-written goes to the file `torn` instead.
+    """
+    shutil.copyfileobj(existing, output, COPY_BUFFER_BYTES)
+    tail = _unfinished_line(existing)
+    if not tail:
+        return
+    if not _is_torn(tail):
+        output.write(b"\n")
+        return
+    with torn.open("ab") as file:
+        file.write(tail + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    output.seek(-len(tail), os.SEEK_END)
+    output.truncate()
+
+
+def _is_torn(tail: bytes) -> bool:
+    """Whether a line is the beginning of a JSON object, and nothing else that somebody may want to keep."""
+    text = tail.decode(errors="replace").strip()
+    if json_object(text) is not None or not text.startswith("{"):
+        return False
+    try:
+        json.JSONDecoder().raw_decode(text)
+    except RecursionError:
+        return False
+    except ValueError:
+        return True
+    return False  # a whole object with something behind it
+
+
+def _unfinished_line(file: BinaryIO) -> bytes:
+    """What follows the last newline of a file."""
+    size = file.seek(0, os.SEEK_END)
+    tail = b""
+    while len(tail) < size and b"\n" not in tail:
+        start = max(0, size - len(tail) - COPY_BUFFER_BYTES)
+        file.seek(start)
+        tail = file.read(size - len(tail) - start) + tail
+    return tail[tail.rfind(b"\n") + 1 :]
+
+
+def _remove_parts(workspace: Workspace) -> None:
+    for path in workspace.parts.iterdir():
+        path.unlink()
+    sync_folder(workspace.parts)

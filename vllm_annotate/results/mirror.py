@@ -1,0 +1,331 @@
+"""The files of an output while a run works on them: where they lie, or on this machine for one in an object store."""
+
+import os
+import secrets
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.plan import Chunk, read_plan_file
+from vllm_annotate.inputs.source import file_state, file_version
+from vllm_annotate.results.merge import append_unplanned, extending
+from vllm_annotate.results.parts import answers_path
+from vllm_annotate.storage.atomic import disk_is_full, explained, read_json, replacing, write_json
+from vllm_annotate.storage.json_text import json_object
+from vllm_annotate.storage.lease import Lease
+from vllm_annotate.storage.locations import download, file_system, identity_of, reaching, unreachable
+from vllm_annotate.storage.lock import AlreadyLockedError, locked
+from vllm_annotate.storage.state_folder import state_folder
+from vllm_annotate.storage.uploads import ObjectChangedError, remove, upload, version_there
+from vllm_annotate.storage.workspace import Workspace
+
+
+def _ignore(_: str) -> None:
+    pass
+
+
+class Files:
+    """The files of an output that lies on this machine. A context manager."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+
+    def __enter__(self) -> Self:
+        """Makes the workspace what the output is now. Raises UsageError where it cannot be had."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Lets others in."""
+
+    def keep(self, chunk: Chunk) -> None:
+        """Makes the answers of a chunk outlive this machine. Raises OSError."""
+
+    def publish(self) -> None:
+        """Makes output, failures and reports what the workspace holds. Raises OSError."""
+
+
+class Mirror(Files):
+    """A copy on this machine of an output in an object store: what has changed there comes, what has changed here goes.
+
+    Answers go there chunk by chunk, as parts; a run on another machine takes them from there. What the last chunks had
+    waits here, for the next run on this machine.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        shard: str = "",
+        say: Callable[[str], None] = _ignore,
+        stopped: threading.Event | None = None,
+        *,
+        with_whole: bool = True,
+    ) -> None:
+        """The mirror of an output, or of a shard of it; the rows of the whole are done for a shard, if it has them.
+
+        `stopped` is set to end what takes long while the mirror is entered.
+        """
+        remote_folder, _, name = url.rpartition("/")
+        self._url = url
+        self._fs, self._remote = file_system(remote_folder)
+        # A shard has a folder of its own: its copy of the whole is not the one that a run of the whole works in.
+        identity = identity_of(self._fs, remote_folder, shard)
+        self._folder = Path(os.path.realpath(state_folder() / "mirrors" / identity))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(Workspace.at(self._folder / name, shard))
+        self._own = self.workspace.work / "mirror"
+        self._own.mkdir(parents=True, exist_ok=True)
+        self._token = self._own_token()
+        lease = self._remote_path(self.workspace.work / "lease")
+        self._say = say
+        self._stopped = stopped or threading.Event()
+        self._lease = Lease(self._fs, lease, self._url_of(self.workspace.output), self._token, say, self._stopped)
+        self._uploading = threading.Lock()  # chunks end in threads of their own
+        self._seen: dict[str, Any] = {}  # name → [version in the store, version here] when they were last the same
+        self._taken_in: list[str] = []  # parts whose answers the output here has by now
+        self._fetched = self.workspace.outputs if with_whole else [self.workspace.output]
+
+    def __enter__(self) -> Self:
+        """Takes the lease and brings what has changed. Raises UsageError where another run has it."""
+        try:
+            with ExitStack() as held:
+                held.enter_context(self._locked())
+                held.callback(self._release)
+                self._lease.take()
+                with reaching(self._url):
+                    self._pull()
+                self._held = held.pop_all()
+        except OSError as error:
+            if disk_is_full(error):
+                raise UsageError(explained(error, self._folder)) from None
+            raise unreachable(self._url, error) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Saves what can be saved, and lets others in."""
+        with self._held:
+            plan = read_plan_file(self.workspace) if self._lease.held else None
+            if plan is not None:
+                with suppress(OSError, UsageError):
+                    for chunk in plan.chunks:
+                        self.keep(chunk)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keeps out other runs on this machine."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self._own / "lock"))
+            except AlreadyLockedError as holder:
+                raise UsageError(
+                    f"output {self._url} is being written by another run on this machine ({holder}): wait for it, stop "
+                    "it, or choose another --output"
+                ) from None
+            yield
+
+    def _release(self) -> None:
+        with suppress(OSError):
+            self._lease.release()
+
+    def keep(self, chunk: Chunk) -> None:
+        """Uploads the chunk's answers, as far as it has come."""
+        part = answers_path(self.workspace, chunk)
+        if not part.exists() or not part.stat().st_size:
+            return
+        # Named by what it holds: the next plan's chunk of the same number is another part.
+        remote = f"{self._remote_path(self.workspace.parts)}/{chunk.digest}-{self._token}.jsonl"
+        name = remote.removeprefix(self._remote + "/")
+        with reaching(self._url), self._uploading:
+            if self._seen.get(name, [None, None])[1] == file_version(part):
+                return
+            self._lease.check()
+            # Ahead of the answers: no other recipe may follow them.
+            self._push(self.workspace.format)
+            self._push(self.workspace.recipe)
+            self._push(part, name)
+
+    def publish(self) -> None:
+        """Uploads what has changed, failures first, and then gives up the parts, whose answers the output has.
+
+        Raises OSError, also where somebody has changed failures or output there meanwhile.
+        """
+        workspace = self.workspace
+        with reaching(self._url):
+            for path in (workspace.failures, workspace.output):
+                self._lease.check()
+                self._push(path)
+            for path in self._minor_files():
+                try:
+                    self._push(path)
+                except ObjectChangedError as error:
+                    self._say(f"{error.filename} {error.strerror}, and is left as it is there")
+            for part in self._parts():
+                if self._is_own(part) or part in self._taken_in:
+                    self._fs.rm_file(part)
+                    self._seen.pop(part.removeprefix(self._remote + "/"), None)
+
+    def _pull(self) -> None:
+        self._seen = self._read_seen()
+        workspace = self.workspace
+        self._guard_recipe()
+        self._fetch(workspace.format)
+        workspace.check_format()
+        for path in (*self._fetched, workspace.failures, *self._minor_files()):
+            self._fetch(path)
+        for remote in self._found(workspace.telemetry):
+            self._fetch(workspace.telemetry / remote.rpartition("/")[2])
+        if self._unpublished.exists():
+            self._append([self._unpublished])
+            self._unpublished.unlink()
+        parts = self._parts()
+        for part in filter(self._is_own, parts):  # a kill can come between an upload and its entry
+            name, version = part.removeprefix(self._remote + "/"), version_there(self._fs, part)
+            if self._seen.get(name, [None])[0] != version:
+                self._seen[name] = [version, None]
+        self._take_in([part for part in parts if not self._is_own(part)])
+
+    def _read_seen(self) -> dict[str, Any]:
+        """What was the same here and there; where that is damaged, all is fetched, and nothing taken for published."""
+        try:
+            seen = read_json(self._own / "seen.json") or {}
+        except ValueError:
+            return {}
+        return {name: pair for name, pair in seen.items() if isinstance(pair, list) and len(pair) == 2}
+
+    def _minor_files(self) -> list[Path]:
+        workspace = self.workspace
+        of_work = [
+            workspace.format,
+            workspace.recipe,
+            workspace.skipped,
+            *sorted(workspace.telemetry.glob("*.parquet")),
+        ]
+        return [workspace.report, workspace.page, *of_work]
+
+    def _fetch(self, path: Path) -> None:
+        """Brings a file that has changed in the store since it was last the same; one that is gone there goes here."""
+        remote, name = self._remote_path(path), self._name(path)
+        version = version_there(self._fs, remote)
+        before = self._seen.get(name, [None, None])
+        if version == before[0] and (path.exists() or version is None):
+            return
+        if path == self.workspace.output and self._is_ahead and not self._unpublished.exists():
+            path.replace(self._unpublished)
+        if version is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            download(self._fs, remote, path, self._stopped)
+        self._remember(self._name(path), version, file_version(path))
+
+    @property
+    def _unpublished(self) -> Path:
+        """What was merged here and had not come there before the output changed there, until both are one."""
+        return self._own / "unpublished.jsonl"
+
+    @property
+    def _is_ahead(self) -> bool:
+        """Whether the output here has what was never published."""
+        _, published = self._seen.get(self._name(self.workspace.output), [None, None])
+        return file_version(self.workspace.output) not in (None, published)
+
+    def _guard_recipe(self) -> None:
+        """Raises UsageError where answers wait here that were made with another recipe than those that are there."""
+        workspace = self.workspace
+        here, path = workspace.read_recipe(), self._remote_path(workspace.recipe)
+        parts = any(part.stat().st_size for part in workspace.parts.glob("*.jsonl"))
+        waiting = parts or self._is_ahead or self._unpublished.exists()
+        if not (here and waiting and self._fs.exists(path)):
+            return
+        there = json_object(self._fs.cat_file(path)) or {}
+        if there.get("fingerprint") != here["fingerprint"]:
+            raise UsageError(
+                f"answers wait in {workspace.work} that were made with another recipe than {self._url} has by now: "
+                f"delete that folder to have them asked again, or choose another --output"
+            )
+
+    def _push(self, path: Path, name: str = "") -> None:
+        """Uploads a file that has changed here since it was last the same; one that is gone here goes there.
+
+        Raises ObjectChangedError where it is not there what it was then.
+        """
+        name = name or self._name(path)
+        remote, (there, published), here = (
+            f"{self._remote}/{name}",
+            self._seen.get(name, [None, None]),
+            file_version(path),
+        )
+        if here == published:
+            return
+        if here is None:
+            remove(self._fs, remote, there)
+            self._remember(name, None, None)
+        else:
+            self._remember(name, upload(self._fs, path, remote, there), here)
+
+    def _remember(self, name: str, there: str | None, here: list[int] | None) -> None:
+        self._seen[name] = [there, here]
+        write_json(self._own / "seen.json", self._seen)
+
+    def _take_in(self, parts: list[str]) -> None:
+        """Appends answers that other machines have left, and did not live to merge, to the output.
+
+        Again and again until it is published: what the output has is not appended twice.
+        """
+        if not parts:
+            return
+        with tempfile.TemporaryDirectory(dir=self._own) as folder:
+            copies = [Path(folder) / part.rpartition("/")[2] for part in parts]
+            for part, copy in zip(parts, copies, strict=True):
+                download(self._fs, part, copy, self._stopped)
+            self._append(copies)
+        self._taken_in = parts
+
+    def _append(self, answers: list[Path]) -> None:
+        with extending(self.workspace, file_state(self.workspace.output), has_more=True) as output:
+            append_unplanned(self.workspace, answers, output)
+
+    def _is_own(self, part: str) -> bool:
+        return part.endswith(f"-{self._token}.jsonl")
+
+    def _parts(self) -> list[str]:
+        return self._found(self.workspace.parts)
+
+    def _found(self, folder: Path) -> list[str]:
+        """The objects below a folder, by name."""
+        return sorted(self._fs.find(self._remote_path(folder)))
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self._folder))
+
+    def _remote_path(self, path: Path) -> str:
+        return f"{self._remote}/{self._name(path)}"
+
+    def _url_of(self, path: Path) -> str:
+        return f"{self._url.rpartition('/')[0]}/{self._name(path)}"
+
+    def _own_token(self) -> str:
+        """Names this copy of the output among those of other machines."""
+        path = self._own / "token"
+        if not path.exists() or not path.read_text():
+            with replacing(path) as file:
+                file.write(secrets.token_hex(8).encode())
+        return path.read_text()
+
+
+def opened(
+    output: Path | str,
+    shard: str = "",
+    say: Callable[[str], None] = _ignore,
+    stopped: threading.Event | None = None,
+) -> Files:
+    """The files of an output, or of a shard of it, at a path or a URL: a context manager."""
+    return Files(Workspace.at(output, shard)) if isinstance(output, Path) else Mirror(output, shard, say, stopped)

@@ -1,0 +1,70 @@
+"""Which recipes, models and servers made an output: told in report.json too, for people delete work folders."""
+
+import re
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vllm_annotate.storage.atomic import read_json
+
+MOST_MAKERS = 100  # of one output
+PERIOD = ("first", "last")  # all else tells one maker from another
+SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(?:/|$)")  # of a model in a Hugging Face cache
+Makers = list[dict[str, Any]]
+
+
+def maker(
+    recipe: str, settings: dict[str, Any], model: str, servers: Mapping[str, Mapping[str, Any]], started: str
+) -> dict[str, Any]:
+    """What a run used for its answers; `servers` is what each endpoint says of itself.
+
+    The model's revision is known where the server names a snapshot of a Hugging Face cache as its model; else it is
+    None.
+    """
+    roots = [str(server["model_root"]) for server in servers.values() if server.get("model_root")]
+    snapshot = SNAPSHOT.search(roots[0]) if roots else None
+    return {
+        "recipe": recipe,
+        "settings": settings,
+        "model": model,
+        "model_root": roots[0] if roots else None,
+        "model_revision": snapshot[1] if snapshot else None,
+        "vllm": sorted({str(server["version"]) for server in servers.values() if server.get("version")}),
+        "vllm_annotate": _own_version(),
+        "first": started,
+        "last": started,
+    }
+
+
+def made_by(*lists: Any) -> Makers:
+    """All makers of an output, each once, in the order in which they began; what is no maker is left out."""
+    makers: Makers = []
+    for entry in (entry for entries in lists if isinstance(entries, list) for entry in entries):
+        if not (isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in ("recipe", *PERIOD))):
+            continue
+        same = next((other for other in makers if _identity(other) == _identity(entry)), None)
+        if same is None:
+            makers.append(dict(entry))
+        else:
+            same["first"], same["last"] = min(same["first"], entry["first"]), max(same["last"], entry["last"])
+    return sorted(makers, key=lambda entry: str(entry["first"]))[-MOST_MAKERS:]
+
+
+def makers_in(report: Path) -> Makers:
+    """The makers that a report.json names; none where it is not there or damaged."""
+    try:
+        return made_by((read_json(report) or {}).get("made_by"))
+    except ValueError:
+        return []
+
+
+def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name not in PERIOD}
+
+
+def _own_version() -> str:
+    try:
+        return version("vllm-annotate")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

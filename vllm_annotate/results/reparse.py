@@ -1,0 +1,120 @@
+"""`python -m flows.reparse`: reads the stored texts of an output once more, without the model, into a new file.
+
+After a fix of the grounding, or where the answers turn out to be of another family. Exit codes: 0 every answer holds an
+annotation, 1 some do not, 2 bad usage or input, nothing written.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from vllm_annotate.cli.interrupts import INTERRUPTED
+from vllm_annotate.errors import UsageError
+from vllm_annotate.grounding.answers import answer_fields, read_answer
+from vllm_annotate.grounding.quality import Quality
+from vllm_annotate.recipe.families import FAMILIES, Family, resolve_family
+from vllm_annotate.results.parts import OUR_FIELDS, other_members
+from vllm_annotate.storage.atomic import replacing, unfinished_name
+from vllm_annotate.storage.json_text import dumped, json_object, object_line, raw_members
+from vllm_annotate.storage.lock import AlreadyLockedError, locked
+from vllm_annotate.storage.workspace import Workspace
+
+KEPT = ("vlm_output", "width", "height", "sent_size")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    options = argparse.ArgumentParser(
+        prog="python -m flows.reparse", description="Read the answers of an output again, without the model."
+    )
+    options.add_argument("--input", required=True, type=Path, help="an output of flows.annotate")
+    options.add_argument("--output", required=True, type=Path, help="the new file; must not exist")
+    options.add_argument("--family", choices=sorted(FAMILIES), help="of the model (default: what the recipe says)")
+    given = options.parse_args(arguments)
+    try:
+        family = FAMILIES[given.family] if given.family else family_of(given.input)
+        quality = reparse(given.input, given.output, family)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or given.output}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted: {given.output} was not written", file=sys.stderr)
+        return INTERRUPTED
+    failed = quality.summary()["parse_stages"].get("failed", 0)
+    print(f"{quality.answers} answers read as {family.name}, {failed} hold no annotation: {given.output}")
+    return 1 if failed else 0
+
+
+def family_of(output: Path) -> Family:
+    """The family that the recipe of an output names. Raises UsageError where no recipe is recorded."""
+    recipe = Workspace.at(output).read_recipe()
+    if recipe is None:
+        raise UsageError(f"no recipe is recorded beside {output}: name the model's family with --family")
+    family, model = (str(recipe["settings"].get(name, "")) for name in ("family", "model"))
+    if family not in FAMILIES:
+        raise UsageError(f"the recipe beside {output} names family {family!r:.60}, which is not known: set --family")
+    return resolve_family(family, model)  # type: ignore[arg-type]
+
+
+def reparse(source: Path, target: Path, family: Family) -> Quality:
+    """Writes every row of `source` to `target`, with what its `vlm_output` says now.
+
+    Lines without an answer of ours go over as they are. Raises UsageError where a row lacks the sizes that it takes.
+    """
+    if not source.is_file():
+        raise UsageError(f"input {str(source)!r} is not a file")
+    if target.exists():
+        raise UsageError(f"output {str(target)!r} exists: choose another, nothing is overwritten")
+    quality = Quality()
+    with _alone(target), source.open("rb") as lines, replacing(target) as file:
+        for number, line in enumerate(lines, start=1):
+            row = json_object(line)
+            if row is None or not isinstance(row.get("vlm_output"), str):
+                file.write(line)
+                continue
+            fields = reparsed(row, family, f"line {number} of {source}")
+            quality.add(fields)
+            text = line.decode(errors="replace")
+            kept = {name: f"{written}:{value}" for name, (written, value) in raw_members(text).items() if name in KEPT}
+            answer = kept.pop("vlm_output")
+            file.write(object_line(*other_members(text, *OUR_FIELDS), answer, dumped(fields), *kept.values()))
+    return quality
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Keeps out others that write the same file."""
+    lock = target.with_name(f".{unfinished_name(target.name)}.lock")
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(lock))
+        except AlreadyLockedError as holder:
+            raise UsageError(f"output {str(target)!r} is being written by {holder}: choose another") from None
+        held.callback(lock.unlink)
+        yield
+
+
+def reparsed(row: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
+    """The fields that the text of a row gives when it is read as of `family`."""
+    sent_size = row.get("sent_size")
+    if family.space == "pixels" and not _is_size(sent_size):
+        raise UsageError(
+            f"{where} has no sent_size, the size of the image that the model saw, without which {family.name}'s pixels "
+            "mean nothing: give another --family, or annotate again"
+        )
+    size = (sent_size[0], sent_size[1]) if _is_size(sent_size) and sent_size else (1, 1)
+    flags = row.get("flags")
+    whole = not (isinstance(flags, list) and "truncated" in flags)
+    attempts = row.get("attempts", 1)
+    answer = read_answer(row["vlm_output"], family, size, whole=whole)
+    return answer_fields(answer, attempts if type(attempts) is int else 1)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(side, int) and side > 0 for side in value)

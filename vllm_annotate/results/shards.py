@@ -1,0 +1,69 @@
+"""The shards of an output, wherever it lies: which there are, and the files of all of them."""
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from vllm_annotate.results.mirror import Files, Mirror
+from vllm_annotate.storage.locations import file_system, name_of, reaching
+from vllm_annotate.storage.shard import Shard, shards_folder
+from vllm_annotate.storage.workspace import Workspace
+
+OPENED_AT_ONCE = 16
+
+
+@contextmanager
+def opened_with_shards(output: Path | str, say: Callable[[str], None]) -> Iterator[list[Files]]:
+    """The files of an output, and those of all its shards: first the whole."""
+    if isinstance(output, Path):
+        whole = Workspace.at(output)
+        yield [Files(whole), *(Files(whole.of_shard(Shard(*shard))) for shard in sorted(shards_begun(output)))]
+        return
+    stopped = threading.Event()
+    files = [Mirror(output, "", say, stopped)]
+    files += [Mirror(output, f"{n}/{of}", say, stopped, with_whole=False) for n, of in sorted(shards_begun(output))]
+    with ExitStack() as mirrors:
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as threads:  # a dead run's lease takes a minute
+            opening = [threads.submit(mirrors.enter_context, mirror) for mirror in files]
+            try:
+                for each in opening:
+                    each.result()
+            except BaseException:
+                stopped.set()
+                threads.shutdown(cancel_futures=True)  # waits for those that have begun: they are left, below
+                raise
+        yield list(files)
+
+
+def shards_begun(output: Path | str) -> set[tuple[int, int]]:
+    """(number, count) of the shards of an output that any run has written to."""
+    folder = str(output).removesuffix(".jsonl") + ".shards"
+    try:
+        if isinstance(output, Path):
+            names = os.listdir(shards_folder(Workspace.at(output).output))  # noqa: PTH208 - names are all it takes
+        else:
+            fs, path = file_system(folder)
+            with reaching(folder):
+                names = [name_of(name) for name in fs.ls(path, detail=False)]
+    except FileNotFoundError:
+        return set()
+    found = (re.match(r"(\d+)-of-(\d+)\.", name) for name in names)
+    return {(int(match[1]), int(match[2])) for match in found if match}
+
+
+def shards_left(output: Path | str) -> set[tuple[int, int]]:
+    """(number, count) of the shards of an output that hold answers or failures, also in parts that were not merged."""
+    folder = str(output).removesuffix(".jsonl") + ".shards"
+    if isinstance(output, Path):
+        folder = str(shards_folder(Workspace.at(output).output))
+        names = [path.as_posix() for path in Path(folder).glob("**/*.jsonl") if path.stat().st_size]
+    else:
+        fs, path = file_system(folder)
+        with reaching(folder):
+            names = [name for name, info in fs.find(path, detail=True).items() if info["size"]]
+    found = (re.search(r"/(\d+)-of-(\d+)(?:\.failures)?(?:\.jsonl|\.work/parts/.*\.jsonl)$", name) for name in names)
+    return {(int(match[1]), int(match[2])) for match in found if match}

@@ -1,0 +1,277 @@
+"""One server of ours: found or started, watched, started again when it dies, stopped by the last run that uses it."""
+
+import asyncio
+import atexit
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+from vllm_annotate.errors import ServerUnavailable, UsageError
+from vllm_annotate.inference.endpoint import Endpoint
+from vllm_annotate.inference.pool import Pool
+from vllm_annotate.serving import guardian
+from vllm_annotate.serving.log_causes import Cause, cause_of
+from vllm_annotate.serving.preflight import Replica
+from vllm_annotate.serving.probe import port_is_taken, port_is_taken_by, served_models
+from vllm_annotate.serving.record import ServerRecord, Users, read_record, record_path
+from vllm_annotate.storage.lock import AlreadyLockedError, locked
+from vllm_annotate.threads import run_to_end
+
+POLL_SECONDS = 0.5
+RECORD_SECONDS = 10  # a guardian takes to write its record
+# Not forgotten while they live: a Popen that is warns, and a server that is kept lives longer than this process.
+_STARTED: "list[subprocess.Popen[bytes]]" = []
+NEWS_SECONDS = 30  # between two lines about a server that is still loading
+UNRESPONSIVE_SECONDS = 120  # a server that lives and does not answer for so long is ended
+RECOVERED_SECONDS = 600  # a server that has been well for so long may die as often again
+LONGEST_BACKOFF_SECONDS = 60
+
+
+class ServerDied(ServerUnavailable):
+    """The server ended, or did not come up; the message says why."""
+
+
+class Keeper:
+    """Looks after one replica, for as long as a run uses it."""
+
+    def __init__(self, replica: Replica, log_folder: Path, say: Callable[[str], None]) -> None:
+        self.replica = replica
+        self.starts = 0  # by this run
+        self._log_folder = log_folder
+        self._say = say
+        self._record_path = record_path(replica.port)
+        self._users = Users(self._record_path)
+        self._guardian: subprocess.Popen[bytes] | None = None
+        self._log: Path | None = None  # of the server that was started or found last
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the server was started by a run of this user, with these settings."""
+        record = read_record(self._record_path)
+        return record is not None and record.is_alive
+
+    async def open(self) -> None:
+        """Returns once the server answers. Raises ServerDied or UsageError with the cause and what to do."""
+        while not self._users.try_share():  # noqa: ASYNC110 - it is being ended, for the last run has left it
+            await asyncio.sleep(POLL_SECONDS)
+        async with self._alone_in_starting():
+            await self._find_or_start()
+
+    async def close(self) -> None:
+        """Stops the server, unless another run uses it, somebody else has started it, or it is to be kept."""
+        with self._users:
+            record = await self._record()
+            if record is None:
+                return
+            if record.keep:
+                self._say(f"{self.replica.url} stays up, as it was asked to; kill {record.pid} stops it")
+            elif self._users.try_alone():
+                await run_to_end(record.end)
+                _reap()
+                self._say(f"stopped the server at {self.replica.url}")
+            else:
+                self._say(f"{self.replica.url} stays up for another run that uses it")
+
+    async def watch(self, endpoint: Endpoint, pool: Pool) -> None:
+        """Starts the server again whenever it dies, while requests wait; gives up after too many times."""
+        deaths, started, was_well = 0, time.monotonic(), True
+        try:
+            while True:
+                await asyncio.sleep(POLL_SECONDS)
+                if endpoint.up.is_set() or not await self._is_dead(endpoint.down_since):
+                    was_well = was_well or endpoint.up.is_set()
+                    continue
+                deaths = 1 if time.monotonic() - started > RECOVERED_SECONDS else deaths + 1
+                cause = self._cause()
+                if cause.is_memory and was_well:  # not when it is out of memory while it loads: that asks for none
+                    pool.reduce(endpoint, f"its server ran out of memory ({cause.summary})")
+                if deaths > self.replica.launch.max_restarts:
+                    pool.lose(endpoint, f"its server died {deaths} times, the last time of this: {cause}")
+                    return
+                await self._restart(cause, deaths)
+                started, was_well = time.monotonic(), False
+        except Exception as error:
+            pool.lose(endpoint, f"nobody looks after its server any more, for {error!r}")
+            raise
+
+    async def _is_dead(self, down_since: float) -> bool:
+        """Whether the server is gone, or has lived without a word for too long."""
+        if await self._served_models():
+            return False
+        record = read_record(self._record_path)
+        lives = (record is not None and record.is_alive) or self._port_is_taken()
+        return not lives or time.monotonic() - down_since > UNRESPONSIVE_SECONDS
+
+    async def _restart(self, cause: Cause, number: int) -> None:
+        dead = read_record(self._record_path)
+        self._say(f"{self.replica.url} has died and is started again, time {number}; {cause}")
+        await asyncio.sleep(min(LONGEST_BACKOFF_SECONDS, 2 ** (number - 1)))
+        try:
+            async with self._alone_in_starting():
+                # What hangs or has left processes behind goes; what another run has started meanwhile stays.
+                if dead is not None and read_record(self._record_path) == dead and not await self._served_models():
+                    await run_to_end(dead.end)
+                await self._find_or_start()
+        except (ServerUnavailable, UsageError, OSError) as error:
+            self._say(f"{self.replica.url} did not come up again: {error}")
+
+    async def _find_or_start(self) -> None:
+        replica, record, models = self.replica, read_record(self._record_path), await self._served_models()
+        same = record is None or record.command == replica.command
+        if models and replica.model in models and same:
+            whose = "an earlier run has left" if record is not None else "somebody else has started"
+            self._log = record.log if record is not None else None
+            self._say(f"uses the server at {replica.url}, which {whose}")
+        elif record is not None and record.is_alive and same and models is None:
+            self._log = record.log
+            self._say(f"waits for the server at {replica.url}, which an earlier run has started")
+            await self._wait_until_healthy(record.log, lambda: record.is_alive)
+        else:
+            if record is not None:
+                await self._make_room(record)
+            if self._port_is_taken():
+                raise UsageError(port_is_taken_by(replica.launch.host, replica.port, models))
+            await self._start()
+
+    async def _make_room(self, record: ServerRecord) -> None:
+        """Ends a server of other settings that an earlier run has left. Raises UsageError where it is still wanted."""
+        port = self.replica.port
+        if record.keep and record.is_alive:
+            raise UsageError(
+                f"port {port} has a server of other settings that was to be kept (process {record.pid}): set another "
+                f"port, or stop it with kill {record.pid}"
+            )
+        if not self._users.try_alone():
+            raise UsageError(f"port {port} has a server of other settings that another run uses: set another port")
+        self._say(f"ends the server of other settings that an earlier run has left on port {port}")
+        await run_to_end(record.end)
+        self._users.try_share()
+
+    async def _start(self) -> None:
+        replica = self.replica
+        self._log_folder.mkdir(parents=True, exist_ok=True)
+        log = self._log = self._log_folder / f"vllm-{replica.port}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+        self._say(f"starts {shlex.join(replica.command)}; its log is {log}")
+        linger = "keep" if replica.launch.keep else str(replica.launch.linger_seconds)
+        with log.open("ab") as output:
+            # Waited for by polling, as servers of other runs are, and it outlives this event loop.
+            process = subprocess.Popen(  # noqa: ASYNC220
+                [sys.executable, guardian.__file__, str(self._record_path), str(self._users.path), str(log), linger,
+                 *replica.command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | replica.environment,
+                start_new_session=True,  # its group is the server's, apart from the run's, whatever becomes of that
+            )  # fmt: skip
+        self.starts += 1
+        _reap()
+        _STARTED.append(process)
+        self._guardian = process
+        await self._wait_until_healthy(log, lambda: process.poll() is None)
+
+    async def _wait_until_healthy(self, log: Path, is_alive: Callable[[], bool]) -> None:
+        started = news = time.monotonic()
+        patience = self.replica.launch.start_timeout_seconds
+        while not await self._served_models():
+            now = time.monotonic()
+            if not is_alive() or now - started > patience:
+                if (record := await self._record()) is not None and record.log == log:
+                    await run_to_end(record.end)
+                what = "ended while it started" if now - started <= patience else f"was not ready after {patience:g} s"
+                raise ServerDied(f"the server at {self.replica.url} {what}: {cause_of(log)}; its log is {log}")
+            if now - news > NEWS_SECONDS:
+                self._say(f"{self.replica.url} is loading, {now - started:.0f} s: {last_line(log)}")
+                news = now
+            await asyncio.sleep(POLL_SECONDS)
+        self._say(f"{self.replica.url} is ready after {time.monotonic() - started:.0f} s")
+
+    async def _record(self) -> ServerRecord | None:
+        """The record of the server; that of one just started is a moment late."""
+        deadline = time.monotonic() + RECORD_SECONDS
+        while (record := read_record(self._record_path)) is None and time.monotonic() < deadline:
+            if self._guardian is None or self._guardian.poll() is not None:
+                break
+            await asyncio.sleep(0.05)
+        return record
+
+    async def _served_models(self) -> list[str] | None:
+        return await asyncio.to_thread(served_models, self.replica.url, self.replica.api_key)
+
+    def _port_is_taken(self) -> bool:
+        return port_is_taken(self.replica.launch.host, self.replica.port)
+
+    def _cause(self) -> Cause:
+        """What the newest log says, of this run's server or of the one that an earlier run has left."""
+        record = read_record(self._record_path)
+        log = record.log if record is not None else self._log
+        return cause_of(log) if log is not None else Cause("", "somebody else had started it, so its log is not known")
+
+    @asynccontextmanager
+    async def _alone_in_starting(self) -> AsyncIterator[None]:
+        """Keeps other runs that want a server on this port from starting one at the same time."""
+        with ExitStack() as held:
+            said = False
+            while True:
+                try:
+                    held.enter_context(locked(self._record_path.with_suffix(".starting")))
+                    break
+                except AlreadyLockedError as holder:
+                    if not said:
+                        self._say(f"waits for another run ({holder}) that is starting {self.replica.url}")
+                    said = True
+                    await asyncio.sleep(POLL_SECONDS)
+            yield
+
+
+@asynccontextmanager
+async def kept_servers(
+    replicas: Sequence[Replica], log_folder: Path, say: Callable[[str], None]
+) -> AsyncIterator[list[Keeper]]:
+    """The servers, all answering, for as long as the context lasts."""
+    keepers = [Keeper(replica, log_folder, say) for replica in replicas]
+    try:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for keeper in keepers:
+                    group.create_task(keeper.open())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        yield keepers
+    finally:
+        await asyncio.gather(*(keeper.close() for keeper in keepers))
+
+
+@asynccontextmanager
+async def watching(keepers: Sequence[Keeper], pool: Pool) -> AsyncIterator[None]:
+    """Looks after the servers of a pool while the context lasts."""
+    endpoints = {endpoint.url: endpoint for endpoint in pool.endpoints}
+    for keeper in keepers:
+        endpoints[keeper.replica.url].kept = True
+    watches = [asyncio.create_task(keeper.watch(endpoints[keeper.replica.url], pool)) for keeper in keepers]
+    try:
+        yield
+    finally:
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)  # what went wrong in one was told to the pool
+
+
+@atexit.register  # or Python would complain of those that were ended from elsewhere, such as by stop-server
+def _reap() -> None:
+    """Forgets the guardians that have ended."""
+    _STARTED[:] = [process for process in _STARTED if process.poll() is None]
+
+
+def last_line(log: Path) -> str:
+    """What the server said last."""
+    try:
+        lines = [line for line in log.read_text(errors="replace")[-4000:].splitlines() if line.strip()]
+    except OSError as error:
+        return f"its log cannot be read ({error.strerror})"
+    return lines[-1].strip()[-200:] if lines else "it has not said anything yet"

@@ -1,0 +1,221 @@
+"""What can be known before the minutes-long start: whether it will fail, why, and what would work here instead."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.serving.command import find_version, serve_command, server_environment
+from vllm_annotate.serving.fit import DEFAULT_UTILIZATION, Split, need, split_problems, suggestion
+from vllm_annotate.serving.gpus import Gpu, find_gpus
+from vllm_annotate.serving.launch import MAX_MODEL_LEN, Launch
+from vllm_annotate.serving.model_config import GIB, ModelConfig, find_config, read_config
+from vllm_annotate.serving.probe import port_is_taken, port_is_taken_by, served_models
+from vllm_annotate.serving.record import read_record, record_path
+
+FROM_CHECKPOINT = ("awq", "gptq", "compressed-tensors")  # what only the files of a model can bring
+HIDDEN_VARIABLES = ("PATH", "VLLM_API_KEY")
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One server to be started."""
+
+    launch: Launch
+    url: str  # base URL, with /v1
+    port: int
+    model: str  # its name in requests
+    api_key: str
+    command: list[str]
+    environment: dict[str, str]  # beside that of this process
+
+
+@dataclass
+class Preflight:
+    """What was found; the servers may start if there are no problems."""
+
+    launch: Launch
+    model_name: str
+    api_key: str
+    allowed_gpus: Sequence[Gpu] = ()
+    gpus: Sequence[Gpu] = ()  # those of them that will be used
+    model: ModelConfig | None = None
+    max_model_len: int = MAX_MODEL_LEN
+    replicas: list[Replica] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def split(self) -> Split:
+        """How the model is to be spread."""
+        launch = self.launch
+        return Split(launch.tensor_parallel_size, launch.pipeline_parallel_size, launch.data_parallel_size)
+
+    def check(self) -> None:
+        """Raises UsageError with every problem and its remedy."""
+        if self.problems:
+            raise UsageError("; ".join(self.problems))
+
+    def text(self) -> str:
+        """For people: what was found, and the command lines."""
+        lines = [*self.notes, *(f"PROBLEM: {problem}" for problem in self.problems)]
+        for replica in [] if self.problems else self.replicas:
+            own = self.launch.environment  # may hold a token
+            shown = {name: value for name, value in replica.environment.items() if name not in HIDDEN_VARIABLES}
+            settings = [f"{name}={'…' if name in own else shlex.quote(value)}" for name, value in shown.items()]
+            lines += ["", f"# {replica.model} at {replica.url}", " ".join([*settings, shlex.join(replica.command)])]
+        return "\n".join(lines)
+
+
+def preflight(
+    launch: Launch, model_name: str | None, api_key: str, assumed_gpus: Sequence[Gpu] | None = None
+) -> Preflight:
+    """Looks at everything that decides whether the servers will start; with `assumed_gpus` for another machine."""
+    found = Preflight(launch, launch.served_name(model_name), api_key)
+    if sys.platform != "linux":
+        found.problems.append("vLLM is started on Linux only: start it elsewhere and name it under endpoints")
+    _find_model(found)
+    _find_gpus(found, assumed_gpus)
+    _plan_replicas(found)
+    running = 0 if assumed_gpus is not None else _check_ports(found)
+    if running < launch.data_parallel_size:
+        _check_fit(found)
+        if assumed_gpus is None and not running:  # what runs holds memory that is not for us to ask for
+            _check_free_memory(found)
+    folder = launch.allowed_media_folder
+    if folder is not None and not Path(folder).is_dir():
+        found.problems.append(f"allowed_media_folder {folder} is no folder: name the one with the images")
+    return found
+
+
+def _find_model(found: Preflight) -> None:
+    launch = found.launch
+    try:
+        path = find_config(launch.model_path)
+        found.model = read_config(path) if path is not None else None
+        if path is None:
+            found.notes.append(f"{launch.model_path} is not on this machine: vLLM will download it, nothing is checked")
+    except (UsageError, OSError) as error:
+        found.problems.append(str(error))
+    except ValueError as error:
+        found.notes.append(f"the model's config.json leaves out what the checks need ({error}): nothing is checked")
+    if found.model is None:
+        found.max_model_len = launch.max_model_len or MAX_MODEL_LEN
+        return
+    _check_quantization(found, found.model)
+    limit = found.model.max_model_len
+    if limit is not None and launch.max_model_len is not None and launch.max_model_len > limit:
+        found.problems.append(
+            f"max_model_len {launch.max_model_len} is more than the model's own {limit}: set at most that"
+        )
+    found.max_model_len = launch.max_model_len or min(MAX_MODEL_LEN, limit or MAX_MODEL_LEN)
+
+
+def _check_quantization(found: Preflight, model: ModelConfig) -> None:
+    wanted, there = found.launch.quantization, model.quantization
+    if wanted is None:
+        return
+    if there is None and wanted.startswith(FROM_CHECKPOINT):
+        found.problems.append(
+            f"quantization {wanted}, but {model.name} is not quantized: leave it empty, or take its {wanted} version"
+        )
+    elif there is not None and not (wanted.startswith(there) or there in wanted):
+        found.problems.append(f"quantization {wanted}, but {model.name} is quantized as {there}: leave it empty")
+
+
+def _find_gpus(found: Preflight, assumed: Sequence[Gpu] | None) -> None:
+    """Finds the cards that may be used, and chooses those that will be: with more than needed, the freest."""
+    gpus, why_none = find_gpus() if assumed is None else (list(assumed), "")
+    wanted = found.launch.gpus if found.launch.gpus is not None or assumed is not None else visible_gpus()
+    if wanted is not None and (missing := sorted(set(wanted) - {gpu.index for gpu in gpus})):
+        there = ", ".join(str(gpu.index) for gpu in gpus) or f"none ({why_none})"
+        found.problems.append(
+            f"GPU {', '.join(map(str, missing))} is not there, this machine has {there}: set gpus to these"
+        )
+    if not gpus:
+        found.notes.append(
+            f"no NVIDIA GPU is visible ({why_none}): only a vLLM built for something else can start here"
+        )
+    found.allowed_gpus = [gpu for gpu in gpus if wanted is None or gpu.index in wanted]
+    freest = sorted(found.allowed_gpus, key=lambda gpu: -gpu.free)[: found.split.gpus]
+    found.gpus = sorted(freest, key=lambda gpu: gpu.index)
+    found.notes += [f"GPU {gpu.index}: {gpu.name}, {gpu.memory / GIB:.1f} GiB" for gpu in found.gpus]
+
+
+def visible_gpus() -> list[int] | None:
+    """What CUDA_VISIBLE_DEVICES leaves to this process, as a scheduler sets it; None for all."""
+    indices = [index.strip() for index in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return [int(index) for index in indices] if all(index.isdecimal() for index in indices) else None
+
+
+def _check_ports(found: Preflight) -> int:
+    """How many replicas run already, of ours or of somebody else. What else sits on a port is a problem."""
+    running = 0
+    for replica in found.replicas:
+        models, record = served_models(replica.url, found.api_key), read_record(record_path(replica.port))
+        if models is not None and found.model_name in models and (record is None or record.command == replica.command):
+            found.notes.append(f"{replica.url} already serves {found.model_name}: it will be used")
+            running += 1
+        elif record is not None:
+            found.notes.append(f"port {replica.port} has a server that an earlier run has left (process {record.pid})")
+            running += 1
+        elif models is not None or port_is_taken(found.launch.host, replica.port):
+            found.problems.append(port_is_taken_by(found.launch.host, replica.port, models))
+    return running
+
+
+def _check_fit(found: Preflight) -> None:
+    launch, model, split, allowed = found.launch, found.model, found.split, found.allowed_gpus
+    utilization = launch.gpu_memory_utilization
+    problems = split_problems(model, split) if model is not None else []
+    if allowed and not problems and split.gpus > len(allowed):
+        problems = [f"{split} takes {split.gpus} GPUs of {len(allowed)}"]
+    if allowed and not problems and model is not None:
+        needed = need(model, split, found.max_model_len, found.gpus, utilization)
+        found.notes.append(f"each GPU needs about {needed}")
+        if not needed.fits:
+            problems = [f"{model.name} does not fit as {split}: {needed}"]
+        elif needed.is_tight:
+            found.notes.append("that is tight: should it fail, lower max_model_len or split over more GPUs")
+    if not problems:
+        return
+    if model is None:
+        remedy = "lower tensor_parallel_size, pipeline_parallel_size or data_parallel_size"
+    else:
+        remedy = suggestion(model, found.max_model_len, allowed, utilization) if allowed else _any_split(model)
+    found.problems.append(f"{problems[0]}: {remedy}")
+
+
+def _any_split(model: ModelConfig) -> str:
+    sizes = [size for size in range(1, model.heads + 1) if not split_problems(model, Split(size))]
+    return f"TP can be {', '.join(map(str, sizes[:8]))}; or use replicas, or PP"
+
+
+def _check_free_memory(found: Preflight) -> None:
+    share = found.launch.gpu_memory_utilization or DEFAULT_UTILIZATION
+    for gpu in found.gpus:
+        if gpu.free < share * gpu.memory:
+            found.problems.append(
+                f"GPU {gpu.index} has only {gpu.free / GIB:.1f} of {gpu.memory / GIB:.1f} GiB free and vLLM would take "
+                f"{share:.0%}: end what uses it (see nvidia-smi), choose other gpus, or lower gpu_memory_utilization"
+            )
+
+
+def _plan_replicas(found: Preflight) -> None:
+    launch = found.launch
+    try:
+        version, text = find_version(launch.executable)
+    except UsageError as error:
+        found.problems.append(str(error))
+        return
+    found.notes.insert(0, f"vLLM {text}")
+    each = launch.tensor_parallel_size * launch.pipeline_parallel_size
+    for number, url in enumerate(launch.urls()):
+        port, gpus = launch.port + number, [gpu.index for gpu in found.gpus[number * each : (number + 1) * each]]
+        command, notes = serve_command(launch, version, found.model_name, port, found.max_model_len)
+        found.notes += [note for note in notes if note not in found.notes]
+        environment = server_environment(launch, gpus, found.api_key)
+        found.replicas.append(Replica(launch, url, port, found.model_name, found.api_key, command, environment))

@@ -1,0 +1,1 @@
+"""Files: paths and URLs, atomic replacement, locks and leases, lenient JSON."""

@@ -1,0 +1,256 @@
+"""A path on this machine, or a URL of an object store, which fsspec reads and writes."""
+
+import errno
+import hashlib
+import os
+import posixpath
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from fsspec import AbstractFileSystem
+from fsspec.callbacks import Callback
+from fsspec.config import conf as fsspec_settings
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import BeforeValidator, WithJsonSchema
+
+from vllm_annotate.errors import ImageFailure, UsageError
+from vllm_annotate.storage.atomic import disk_is_full, explained, replacing, replacing_path
+from vllm_annotate.storage.lock import AlreadyLockedError, locked
+
+# Refusals that may be of this object alone; all others are of the key, or of the clock.
+OF_THE_OBJECT = ("AccessDenied", "Forbidden", "403", "InvalidObjectState", None)
+POLL_SECONDS = 0.2
+READERS = 32  # images that are read at once: each waits for the network most of the time
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def location(value: Any) -> Any:
+    """A URL of an object store stays text; everything else that names a file, `file:///…` too, becomes a path.
+
+    Raises ValueError for a name that cannot be one.
+    """
+    if not isinstance(value, str | Path):
+        return value
+    try:
+        str(value).encode()
+        Path(value).expanduser()
+    except UnicodeEncodeError:
+        raise ValueError(f"{str(value)!r} is a name that is not UTF-8: rename the file or folder") from None
+    except RuntimeError:
+        raise ValueError(f"{str(value)!r} names a home folder that is not there: write the path out") from None
+    if isinstance(value, Path):
+        return value
+    if value.startswith("file://"):
+        return Path(url2pathname(urlsplit(value).path))
+    return value if URL.match(value) else Path(value)
+
+
+# The form of the Prefect UI shows one text field for it.
+Location = Annotated[Path | str, BeforeValidator(location), WithJsonSchema({"type": "string", "format": "path"})]
+
+
+def name_of(where: Path | str) -> str:
+    """The last part of a path or URL."""
+    return str(where).rstrip("/").rpartition("/")[2]
+
+
+def file_system(url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a URL, and the path in it. Raises UsageError where no driver for it is installed."""
+    try:
+        # What others write must be seen: listings that are kept would hide it.
+        fs, path = url_to_fs(url, use_listings_cache=False, **_connections(url))
+    except ImportError as error:
+        raise UsageError(
+            f"{url!r} needs a driver ({error}): pip install 'vllm-annotate[s3]' for s3://, or its fsspec driver"
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"{url!r} is no URL that fsspec knows: {error}") from None
+    if isinstance(fs, LocalFileSystem) or not path.strip("/"):
+        raise UsageError(f"{url!r} names no bucket: write it as in s3://bucket/folder/labeled.jsonl")
+    return fs, str(path)
+
+
+def _connections(url: str) -> dict[str, Any]:
+    """Options for as many connections as there are readers; botocore's own limit is ten. The user's settings win."""
+    if not url.startswith(("s3://", "s3a://")) or "config_kwargs" in fsspec_settings.get("s3", {}):
+        return {}
+    return {"config_kwargs": {"max_pool_connections": READERS}}
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Turns what drivers raise beside OSError (no credentials, no connection) into an OSError that names the URL."""
+    try:
+        yield
+    except (OSError, UsageError, ImageFailure):
+        raise
+    except Exception as error:  # each driver has errors of its own
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error!s:.300}", url) from None
+
+
+def unreachable(url: str, error: OSError) -> UsageError:
+    """What to say where a run cannot begin."""
+    return UsageError(
+        f"{url} cannot be reached: {error.strerror or error}; credentials and endpoint come from the environment, for "
+        "s3:// from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or from AWS's own configuration"
+    )
+
+
+def local_copy(where: Path | str, folder: Path, stopped: threading.Event) -> Path:
+    """The file itself; of a URL a copy in `folder`, as new as the original. Raises UsageError where there is none."""
+    if isinstance(where, Path):
+        return where.expanduser()
+    fs, path = file_system(where)
+    copy = folder / f"{identity_of(fs, where)}-{name_of(where)[-60:]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with reaching(where), _alone(copy, stopped):
+            seen = copy.with_name(copy.name + ".version")
+            version = version_of(fs.info(path))
+            if not (copy.exists() and seen.exists() and seen.read_text() == version):
+                download(fs, path, copy, stopped)
+                with replacing(seen) as file:
+                    file.write(version.encode())
+    except FileNotFoundError:
+        raise UsageError(f"input {where!r} does not exist: give a .jsonl (also .gz, .zst) or .parquet file") from None
+    except OSError as error:
+        if disk_is_full(error):
+            raise UsageError(explained(error, copy)) from None
+        raise unreachable(where, error) from None
+    return copy
+
+
+@contextmanager
+def _alone(copy: Path, stopped: threading.Event) -> Iterator[None]:
+    """Waits for other runs on this machine that fetch the same file."""
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(locked(copy.with_name(copy.name + ".lock")))
+                break
+            except AlreadyLockedError:
+                if stopped.wait(POLL_SECONDS):
+                    raise _stopped() from None
+        yield
+
+
+def _stopped() -> OSError:
+    return OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+
+
+def identity_of(fs: AbstractFileSystem, *names: str) -> str:
+    """Names what lies at a URL: two stores, each at an endpoint of its own, can have buckets of one name."""
+    return hashlib.blake2b(" ".join([*filter(None, names), *_endpoint(fs)]).encode(), digest_size=8).hexdigest()
+
+
+def _endpoint(fs: AbstractFileSystem) -> list[str]:
+    """Where a store answers, unless it is where all stores of its kind do; found without asking it."""
+    options = fs.storage_options
+    if "s3" not in fs.protocol:
+        return [str(options[name]) for name in ("endpoint_url", "account_name") if options.get(name)]
+    from botocore.session import Session  # of the extra s3
+
+    given = options.get("endpoint_url") or options.get("client_kwargs", {}).get("endpoint_url")
+    # Keys and region do not matter, but would be looked for in the network.
+    session = Session(profile=options.get("profile"))
+    no_keys = {"aws_access_key_id": "-", "aws_secret_access_key": "-"}
+    client = session.create_client("s3", "us-east-1", endpoint_url=given, **no_keys)
+    url = str(client.meta.endpoint_url)
+    return [] if (urlsplit(url).hostname or "").endswith(".amazonaws.com") else [url]
+
+
+def download(fs: AbstractFileSystem, path: str, target: Path, stopped: threading.Event) -> None:
+    """Replaces `target` by an object once it is here as a whole and on disk. Raises OSError when `stopped` is set."""
+    with replacing_path(target) as unfinished:
+        fs.get_file(path, str(unfinished), callback=_UnlessStopped(stopped))
+
+
+class _UnlessStopped(Callback):  # type: ignore[misc]
+    """Ends a transfer between two of its pieces."""
+
+    def __init__(self, stopped: threading.Event) -> None:
+        super().__init__()
+        self._stopped = stopped
+
+    def relative_update(self, inc: int = 1) -> None:
+        if self._stopped.is_set():
+            raise _stopped()
+        super().relative_update(inc)
+
+
+def version_of(info: dict[str, Any]) -> str:
+    """What changes when an object does: its ETag, or where a store has none, size and times."""
+    if "ETag" in info:
+        return str(info["ETag"])
+    return "-".join(str(info.get(name)) for name in ("size", "mtime", "created", "LastModified", "updated"))
+
+
+def _code(error: OSError) -> str | None:
+    """What S3 calls an error."""
+    response = getattr(error.__cause__, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+
+
+class RemoteFolder:
+    """An image root in an object store. Objects outside it are not read: there are no links, so the path tells."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._fs, path = file_system(self.url)
+        self._path = path.rstrip("/")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def read(self, image_path: str, most: int) -> bytes:
+        """The first `most` bytes of an image.
+
+        Raises ImageFailure of kind missing, outside_root or unreadable; OSError where the store is at fault.
+        """
+        path = self._inside(image_path)
+        with reaching(self.url):
+            try:
+                data: bytes = self._fs.cat_file(path, start=0, end=most)
+            except (FileNotFoundError, UnicodeError):  # no name in a store holds a surrogate
+                raise ImageFailure("missing", f"no object {image_path!r:.300} under {self.url}") from None
+            except PermissionError as error:
+                if _code(error) not in OF_THE_OBJECT:  # a key that has expired, a clock that is wrong
+                    raise OSError(errno.EIO, str(error), self.url) from None
+                message = f"{error}: {image_path!r:.300} (also said of what is not there, where the key may not list)"
+                raise ImageFailure("unreadable", message) from None
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise ImageFailure("missing", f"{image_path!r:.300} is too long for a name") from None
+                if error.errno == errno.EINVAL and not self._fs.info(path)["size"]:  # no range is in an empty object
+                    return b""
+                raise
+        return data
+
+    def has(self, image_path: str) -> bool:
+        """Whether there is such an object. Raises OSError where the store is at fault."""
+        with reaching(self.url):
+            try:
+                return bool(self._fs.exists(self._inside(image_path)))
+            except ImageFailure:
+                return False
+
+    def _inside(self, image_path: str) -> str:
+        inside = posixpath.normpath(image_path)
+        if inside.startswith("/") or inside.split("/")[0] in ("..", "."):
+            raise ImageFailure("outside_root", f"{image_path!r:.300} lies outside the image root {self.url}")
+        return f"{self._path}/{inside}"
+
+
+ImageRoot = Path | RemoteFolder
+
+
+def image_root_at(where: Path | str) -> ImageRoot:
+    """What image paths are relative to."""
+    return where.expanduser() if isinstance(where, Path) else RemoteFolder(where)

@@ -1,0 +1,1 @@
+"""Samples of GPUs, servers and the client, and what limits a run."""
