@@ -23,7 +23,8 @@ from demo.scenes import write_small_folder
 from vllm_annotate.images.prepare import prepare
 from vllm_annotate.inference.metrics import read_metrics
 from vllm_annotate.recipe.families import FAMILIES
-from vllm_annotate.recipe.settings import Recipe, RequestTemplate
+from vllm_annotate.recipe.request import RequestTemplate
+from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.keeper import kept_servers
 from vllm_annotate.serving.preflight import preflight
 from vllm_annotate.storage.yaml_fields import read_fields
@@ -77,7 +78,7 @@ def draw(folder: Path, count: int, model: str) -> list[bytes]:
         rows.append(row)
         picture = {"type": "image_url", "image_url": {"url": image.url().decode()}}
         requests.append({"content": [picture, {"type": "text", "text": PROMPT + row["caption"]}]})
-        bodies.append(template.body(row["caption"], image))
+        bodies.append(template.body(row["caption"], image.url()))
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "bench.jsonl").write_text("".join(json.dumps(request) + "\n" for request in requests))
     (folder / "recipe.yaml").write_text(json.dumps(RECIPE))  # which is YAML too

@@ -24,11 +24,12 @@ from PIL import Image
 from blocks import VLLMServer
 from demo.processes import TINY_GROUNDER_RECIPE, TINY_GROUNDER_SERVER
 from demo.scenes import draw_scene
-from tests.support.client import StandIn
+from stand_in.process import StandIn
 from vllm_annotate.images.prepare import PreparedImage
 from vllm_annotate.inference.client import Inference
 from vllm_annotate.recipe.families import FAMILIES
-from vllm_annotate.recipe.settings import Recipe, RequestTemplate
+from vllm_annotate.recipe.request import RequestTemplate
+from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.keeper import kept_servers
 from vllm_annotate.serving.preflight import preflight
 from vllm_annotate.storage.yaml_fields import read_fields
@@ -63,7 +64,7 @@ async def answers_in(url: str, model: str, concurrency: int | Literal["auto"], s
     images = [white_image()] if "stand-in" in model else scenes()
     family = FAMILIES["qwen2.5-vl"]
     request = RequestTemplate(recipe, family, model)
-    bodies = [request.body("a caption", image) for image in images]
+    bodies = [request.body("a caption", image.url()) for image in images]
     answered = sent = 0
 
     async with Inference([url], "none", max_concurrency=concurrency) as inference:

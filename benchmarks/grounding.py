@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from tests.support.ugly_answers import HEIGHT, WIDTH, corpus
+from stand_in.ugly_answers import HEIGHT, WIDTH, corpus
 from vllm_annotate.errors import UnparsableAnswer
 from vllm_annotate.grounding.parse import parse_answer
 from vllm_annotate.recipe.families import FAMILIES

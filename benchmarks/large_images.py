@@ -18,7 +18,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vllm_annotate.images.prepare import ImageBudget, prepare, smart_resize
+from vllm_annotate.images.prepare import prepare, smart_resize
+from vllm_annotate.recipe.image_budget import ImageBudget
 
 BUDGET = ImageBudget(min_pixels=128 * 784, max_pixels=1_003_520)
 SIZE = (4000, 3000)

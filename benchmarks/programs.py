@@ -18,7 +18,8 @@ from benchmarks.canned_server import MODEL
 from flows.support.prefect_server import TemporaryPrefectServer
 from vllm_annotate.images.prepare import PreparedImage
 from vllm_annotate.recipe.families import resolve_family
-from vllm_annotate.recipe.settings import Recipe, RequestTemplate
+from vllm_annotate.recipe.request import RequestTemplate
+from vllm_annotate.recipe.settings import Recipe
 
 IN_FLIGHT, DISTINCT, SIZE, KILOBYTES = 64, 50, (924, 700), 92
 PEERS = Path(".venv-peers")  # a virtual environment each: `make bench-peers`
@@ -54,7 +55,7 @@ def commands(source: Path, url: str) -> dict[str, list[str]]:
     outputs.mkdir(exist_ok=True)
     request = source.with_name("request.json")
     template = RequestTemplate(Recipe(), resolve_family("auto", MODEL), MODEL)
-    request.write_bytes(template.body("{caption}", PreparedImage(b"", *SIZE, *SIZE)))
+    request.write_bytes(template.body("{caption}", PreparedImage(b"", *SIZE, *SIZE).url()))
     flow: tuple[object, ...] = (
         "--input", source, "--image-root", images, "--output", outputs / "flow.jsonl",
         "--api-base", f"{url}/v1", "--max-concurrency", IN_FLIGHT,

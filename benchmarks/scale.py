@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from vllm_annotate.inputs.plan import Plan, make_plan, open_plan
+from vllm_annotate.inputs.plan import make_plan, open_plan
+from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.inputs.source import Source
 from vllm_annotate.results.merge import merge
 from vllm_annotate.results.parts import answers_path

@@ -5,6 +5,7 @@ the same images are annotated in turn with and without telemetry.
 """
 
 import asyncio
+import json
 import os
 import random
 import shutil
@@ -16,31 +17,37 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from blocks import VLLMServer
 from demo.scenes import draw_scene
 from stand_in.nvml import compile_nvml
-from tests.conftest import Job
-from tests.support.client import StandIn
+from stand_in.process import StandIn
+from vllm_annotate.job import Job
 from vllm_annotate.pipeline.recording import recording
-from vllm_annotate.pipeline.session import current_plan, open_run
+from vllm_annotate.pipeline.session import open_run, plan_or_resume
 from vllm_annotate.results.parts import Part, pending_rows
+from vllm_annotate.serving.settings import Server
 
 IMAGES, PAIRS, IDLE_SECONDS, IN_FLIGHT = 1500, 10, 40, 32
 
 
-def opened(job: Job, servers: list[StandIn]) -> Any:
-    """The run of the job."""
-    endpoints = [f"{server.url}/v1" for server in servers]
+def opened(folder: Path, servers: list[StandIn]) -> Any:
+    """The run of the images in a folder."""
+    server = Server(endpoints=[f"{server.url}/v1" for server in servers])
     return open_run(
-        input=job.input, image_root=job.images, output=job.output, server=VLLMServer(endpoints=endpoints), recipe=None,
-        max_concurrency=IN_FLIGHT, image_column="image_path", caption_column="caption", error_budget=0,
-        server_wait_seconds=60, request_timeout_seconds=60,
-    )  # fmt: skip
+        Job(
+            input=folder / "input.jsonl",
+            image_root=folder / "images",
+            output=folder / "labeled.jsonl",
+            server=server,
+            max_concurrency=IN_FLIGHT,
+            error_budget=0,
+            chunk_size=IMAGES,
+        )
+    )
 
 
-async def idle_share(job: Job, servers: list[StandIn]) -> float:
+async def idle_share(folder: Path, servers: list[StandIn]) -> float:
     """Share of one core that samples of a run take in which nothing else happens."""
-    async with opened(job, servers) as run:
+    async with opened(folder, servers) as run:
         shares = []
         for telemetry in (nullcontext(), recording(run, IMAGES, lambda _: None)):
             async with telemetry:
@@ -50,11 +57,11 @@ async def idle_share(job: Job, servers: list[StandIn]) -> float:
     return shares[1] - shares[0]
 
 
-async def annotate(job: Job, servers: list[StandIn], *, observed: bool) -> tuple[float, float]:
+async def annotate(folder: Path, servers: list[StandIn], *, observed: bool) -> tuple[float, float]:
     """Annotates the job's images; returns images a second, and processor seconds an image."""
-    shutil.rmtree(job.work, ignore_errors=True)
-    async with opened(job, servers) as run:
-        plan = current_plan(run, IMAGES)
+    shutil.rmtree(folder / "labeled.work", ignore_errors=True)
+    async with opened(folder, servers) as run:
+        plan = plan_or_resume(run)
         rows, part = pending_rows(run.workspace, plan.chunks[0], run.source), Part(run.workspace, plan.chunks[0])
         await run.annotator.turn(plan.chunks[0])
         async with recording(run, plan.rows, lambda _: None) if observed else nullcontext():
@@ -67,21 +74,21 @@ async def annotate(job: Job, servers: list[StandIn], *, observed: bool) -> tuple
 
 async def measure(folder: Path) -> None:
     """Prints the figures."""
-    job = Job(folder, [f"{number:05d}.jpg" for number in range(IMAGES)])
-    job.images.mkdir()
+    (folder / "images").mkdir()
     draw_scene(random.Random(1), 196, 168, 1).image.save(folder / "one.jpg", quality=90)
-    for name in job.names:
-        os.link(folder / "one.jpg", job.images / name)
-    job.write_input(job.rows())
+    with (folder / "input.jsonl").open("w") as rows:
+        for name in (f"{number:05d}.jpg" for number in range(IMAGES)):
+            os.link(folder / "one.jpg", folder / "images" / name)
+            rows.write(json.dumps({"image_path": name, "caption": f"caption of {name}"}) + "\n")
     options = ("--canned", "--slots", "8", "--prefill-seconds", "0.1")  # 80 images a second each
     with StandIn.started(*options) as one, StandIn.started(*options) as other:
-        share = await idle_share(job, [one, other])
+        share = await idle_share(folder, [one, other])
         print(f"samples of 2 GPUs, 2 servers and the client: {share:.2%} of one core")
         rates, costs = [], []
         for pair in range(PAIRS):
             found = {}
             for observed in (True, False) if pair % 2 else (False, True):
-                found[observed] = await annotate(job, [one, other], observed=observed)
+                found[observed] = await annotate(folder, [one, other], observed=observed)
             rates.append(found[True][0] / found[False][0])
             costs.append(found[True][1] / found[False][1])
             print(f"  {found[True][0]:.1f} and {found[False][0]:.1f} images/s with and without", flush=True)

@@ -14,7 +14,7 @@ from rich.table import Table
 from demo.processes import stand_in
 from demo.scenes import write_folder
 from demo.scoring import score
-from vllm_annotate.cli.annotate import main as annotate
+from vllm_annotate.cli.main import main as vllm_annotate
 
 IMAGES = 60
 
@@ -31,8 +31,8 @@ def main() -> int:
     input_path, truth_path = write_folder(folder, IMAGES)
     output = folder / "labeled.jsonl"
     with stand_in("--prefill-seconds", "0.3") as base_url:  # long enough for a chart
-        code = annotate(
-            ["--input", str(input_path), "--image-root", str(folder / "images"), "--output", str(output),
+        code = vllm_annotate(
+            ["annotate", "--input", str(input_path), "--image-root", str(folder / "images"), "--output", str(output),
              "--api-base", f"{base_url}/v1", "--chunk-size", "20"]
         )  # fmt: skip
         asked = read(f"{base_url}/stand_in/asked")

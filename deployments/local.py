@@ -17,6 +17,7 @@ from prefect.settings import get_current_settings
 from flows.support.prefect_server import TemporaryPrefectServer, answers
 
 PROJECT = Path(__file__).parent.parent
+PREFECT_FILE = Path(__file__).with_name("prefect.yaml")  # also where the repository is not: in the wheel
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 
 
@@ -51,7 +52,7 @@ def serve_deployments(api: str) -> int:
     environment = os.environ | {"PREFECT_API_URL": api}
     for command in (
         [sys.executable, "-m", "deployments.setup"],
-        [PREFECT, "--no-prompt", "deploy", "--prefect-file", "deployments/prefect.yaml", "--all"],
+        [PREFECT, "--no-prompt", "deploy", "--prefect-file", str(PREFECT_FILE), "--all"],
     ):
         done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -18,24 +18,27 @@ from flows.support.sub_runs import ended_run, run_parameter
 from flows.support.termination import ended_by_sigterm
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.source import Source
+from vllm_annotate.job import Job
 from vllm_annotate.pipeline.files import check_distinct, found_image_root, found_source
+from vllm_annotate.pipeline.sharded import merge_and_publish
+from vllm_annotate.report.report import Report
 from vllm_annotate.report.summary import sentence
-from vllm_annotate.results.merge_shards import merge_and_publish
 from vllm_annotate.results.shards import shards_begun, shards_left
 from vllm_annotate.storage.atomic import explained
-from vllm_annotate.storage.locations import ImageRoot, Location, name_of
+from vllm_annotate.storage.locations import ImageRoot, Location, name_of, run_name
 from vllm_annotate.storage.shard import MOST_SHARDS, Shard
 from vllm_annotate.threads import run_to_end
+from vllm_annotate.version import VERSION
 
 RETRY_SECONDS = 15.0  # a run that was given up may need a while to let go of its shard
 
 
 def flow_run_name() -> str:
-    """Tells in a list of runs what each writes."""
-    return f"annotate {name_of(runtime.flow_run.parameters['output'])} in shards"
+    """Names output and machine in a list of runs."""
+    return f"annotate {run_name(runtime.flow_run.parameters)}, in shards"
 
 
-@flow(name="annotate-sharded", flow_run_name=flow_run_name, persist_result=False)
+@flow(name="annotate-sharded", flow_run_name=flow_run_name, version=VERSION, persist_result=False)
 async def annotate_sharded(
     input: Location,  # noqa: A002 - as annotate_images calls it
     image_root: Location,
@@ -58,42 +61,38 @@ async def annotate_sharded(
     """Annotates the images in shards, each a run of its own on some worker, and merges their answers.
 
     The workers share input, images and output, in a folder or an object store. A shard whose run is lost or fails is
-    started anew, on whichever worker is free, and goes on where it stopped.
+    restarted on whichever worker is free, and resumes where it stopped.
 
     Args:
-        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption a row. Like
-            the next two a path, or a URL such as s3://bucket/captions.jsonl.
-        image_root: The folder that image paths are relative to; nothing outside it is read.
-        output: The result, a .jsonl file; images it already holds are not asked again.
-        shards: Into how many shares the input is split.
+        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row. A path,
+            or a URL such as s3://bucket/captions.jsonl.
+        image_root: Folder or URL that image paths are relative to; nothing outside it is read.
+        output: The result, a .jsonl file or URL; images it already holds are not asked again.
+        shards: Into how many shards the input is split.
         at_once: How many of them run at the same time; 0 leaves it to the workers.
-        shard_retries: How often a shard whose run was lost or failed is started anew.
+        shard_retries: How often a shard whose run was lost or failed is restarted.
         deployment: What runs a shard, as flow/deployment.
-        server: Where vLLM answers, or how each worker's machine starts it; empty takes http://localhost:8000/v1.
-        recipe: Prompts, sampling, schema and image budget; empty takes the built-in one.
-        max_concurrency: Most requests in flight of one shard; "auto" finds what each server can use, and follows it.
-        chunk_size: Images a chunk; a chunk is one task run.
-        image_column: The input column that holds the image path.
-        caption_column: The input column that holds the caption; empty when there are none.
-        error_budget: Share of a chunk's images that may fail before the chunk is stopped.
-        server_wait_seconds: How long requests wait for a server that went away and that nobody here starts again.
+        server: Where vLLM answers, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
+        recipe: Prompts, sampling, schema and image budget; empty uses the built-in recipe.
+        max_concurrency: Most requests in flight; auto finds what each server can use, and follows it.
+        chunk_size: Images per chunk; each chunk is one task run.
+        image_column: Input column with the image path.
+        caption_column: Input column with the caption; empty if there are no captions.
+        error_budget: Share of a chunk's images that may fail before the chunk is stopped. Ten failures are always
+            allowed, unless it is 0.
+        server_wait_seconds: How long requests wait for a server that went away.
         request_timeout_seconds: How long one request may take.
-        chunk_retries: How often a chunk that lost its server is tried again.
+        chunk_retries: How often a chunk that lost its server is retried.
 
     """
-    logger = get_run_logger()
-    parameters = {
-        "input": str(input), "image_root": str(image_root), "output": str(output),
-        "max_concurrency": max_concurrency, "chunk_size": chunk_size, "image_column": image_column,
-        "caption_column": caption_column, "error_budget": error_budget, "server_wait_seconds": server_wait_seconds,
-        "request_timeout_seconds": request_timeout_seconds, "chunk_retries": chunk_retries,
-    }  # fmt: skip
+    job, logger = Job.among(locals()), get_run_logger()
     try:
         check_distinct(input, output)
         root = found_image_root(image_root)
         source, _ = await run_to_end(found_source, input, image_column, caption_column)
         await asyncio.to_thread(check_count, output, shards)
-        parameters |= {"server": run_parameter(server), "recipe": run_parameter(recipe)}
+        blocks = {"server": run_parameter(server), "recipe": run_parameter(recipe)}
+        parameters = job.model_dump(mode="json", exclude={"server", "recipe", "shard"}) | blocks
         await check_deployment(deployment)
         async with ended_by_sigterm():
             lost = await run_shards(shards, at_once, shard_retries, deployment, parameters)
@@ -110,7 +109,7 @@ async def annotate_sharded(
         return Failed(message=message)
     if lost:
         return Failed(message=f"{sentence(report)}. Shards that have not come to their end: {reasons}")
-    return Completed(message=sentence(report), data=report)
+    return Completed(message=sentence(report), data=report.model_dump(mode="json"))
 
 
 async def run_shards(
@@ -149,7 +148,7 @@ async def run_shards(
 @task(cache_policy=NO_CACHE, task_run_name="merge")
 async def merge_and_report(
     source: Source, output: Path | str, image_root: ImageRoot, lost: Mapping[Shard, str]
-) -> dict[str, Any]:
+) -> Report:
     """Moves the answers of all shards into the output, and reports on all of them."""
     failed = [f"shard {shard}" for shard in lost]
     say = get_run_logger().warning
@@ -163,7 +162,7 @@ def check_count(output: Path | str, count: int) -> None:
     if others := {of for _, of in shards_left(output)} - {count}:
         raise UsageError(
             f"the shards of {output} hold answers of {min(others)} shards: go on with shards={min(others)}, or merge "
-            "them first (python -m flows.merge_shards)"
+            "them first (vllm-annotate merge-shards)"
         )
 
 
@@ -173,7 +172,4 @@ async def check_deployment(name: str) -> None:
         try:
             await client.read_deployment_by_name(name)
         except (ObjectNotFound, ValueError):
-            raise UsageError(
-                f"there is no deployment {name!r} that could run a shard: prefect deploy --prefect-file "
-                "deployments/prefect.yaml --all"
-            ) from None
+            raise UsageError(f"there is no deployment {name!r} that could run a shard: prefect deploy --all") from None

@@ -1,24 +1,40 @@
 """Flows for a resident vLLM: started once, used by many runs, stopped when asked."""
 
 import asyncio
+import platform
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from blocks import VLLMServer
 from vllm_annotate.errors import ServerFault, UsageError
-from vllm_annotate.pipeline.session import own_key
 from vllm_annotate.serving.keeper import kept_servers
 from vllm_annotate.serving.launch import Launch
 from vllm_annotate.serving.preflight import preflight
 from vllm_annotate.serving.record import Users, read_record, record_path
 from vllm_annotate.storage.state_folder import state_folder
+from vllm_annotate.version import VERSION
 
 
-@flow(name="serve", persist_result=False)
+def serve_run_name() -> str:
+    """Names the model in a list of runs."""
+    return f"serve {_model_of(runtime.flow_run.parameters)} on {platform.node()}"
+
+
+def stop_run_name() -> str:
+    """Names the model in a list of runs."""
+    return f"stop {_model_of(runtime.flow_run.parameters)} on {platform.node()}"
+
+
+def _model_of(parameters: dict[str, Any]) -> str:
+    server = parameters["server"]
+    return server.expected_model() or "vLLM" if isinstance(server, VLLMServer) else "vLLM"
+
+
+@flow(name="serve", flow_run_name=serve_run_name, version=VERSION, persist_result=False)
 async def serve(server: VLLMServer) -> State[Any]:
     """Starts vLLM on the machine that runs this flow, and leaves it up for the runs that follow.
 
@@ -31,7 +47,7 @@ async def serve(server: VLLMServer) -> State[Any]:
     logger = get_run_logger()
     try:
         launch = _start_of(server).model_copy(update={"keep": True})
-        found = await asyncio.to_thread(preflight, launch, server.model, own_key(server))
+        found = await asyncio.to_thread(preflight, launch, server.model, server.own_key())
         found.check()
         for note in found.notes:
             logger.info("%s", note)
@@ -44,7 +60,7 @@ async def serve(server: VLLMServer) -> State[Any]:
     return Completed(message=f"vLLM answers at {', '.join(launch.urls())}")
 
 
-@flow(name="stop-server", persist_result=False)
+@flow(name="stop-server", flow_run_name=stop_run_name, version=VERSION, persist_result=False)
 async def stop_server(server: VLLMServer, even_if_used: bool = False) -> State[Any]:
     """Stops the vLLM that `serve`, or a run, has started on the machine that runs this flow.
 

@@ -5,7 +5,8 @@ import json
 from PIL import Image
 
 from stand_in.vision import Shape, find_shapes
-from vllm_annotate.images.prepare import ImageBudget, smart_resize
+from vllm_annotate.images.prepare import smart_resize
+from vllm_annotate.recipe.image_budget import ImageBudget
 
 CHINESE = {
     "red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "purple": "紫色", "orange": "橙色",

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field
 
 from stand_in.answers import describe
 from stand_in.batching import Engine, Timing
-from vllm_annotate.images.prepare import ImageBudget
+from vllm_annotate.recipe.image_budget import ImageBudget
 
 VERSION = "0.32.0"  # of the vLLM whose interface this is
 TEXT_TOKEN_CHARACTERS = 4

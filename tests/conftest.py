@@ -19,8 +19,8 @@ import hypothesis
 import pytest
 
 from flows.support.prefect_server import TemporaryPrefectServer
-from tests.support.client import StandIn
-from tests.support.ports import free_port
+from stand_in.ports import free_port
+from stand_in.process import StandIn
 
 ROOT = Path(__file__).parent.parent
 pytest_plugins = ["tests.support.s3"]
@@ -144,6 +144,12 @@ class Job:
     def rows(self) -> list[dict[str, Any]]:
         """The input's rows, one an image, each with a caption of its own."""
         return [{"image_path": name, "caption": f"caption of {name}"} for name in self.names]
+
+    def parameters(self, server: Any, **more: Any) -> Any:
+        """The job as the library takes it."""
+        from vllm_annotate.job import Job as Parameters
+
+        return Parameters(input=self.input, image_root=self.images, output=self.output, server=server, **more)
 
     def arguments(self, server: str, *more: str) -> list[str]:
         """The command line's arguments."""

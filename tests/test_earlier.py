@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from demo.scenes import draw_scene
+from stand_in.process import StandIn
 from tests.conftest import Job, lines_of
 from tests.flows.test_annotate import annotate
-from tests.support.client import StandIn
 
 EARLIER = Path(__file__).parent / "earlier" / "half_finished"
 INPUT_CHANGED, OUTPUT_CHANGED = 1_795_629_286_366_792_314, 1_795_629_284_139_898_708  # ns; the plan knows them

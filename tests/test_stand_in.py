@@ -17,9 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from demo.scenes import FORMS, caption, draw_scene, truth
 from demo.scoring import iou, score
 from stand_in.answers import describe
+from stand_in.process import StandIn
 from stand_in.vision import find_shapes
-from tests.support.client import StandIn
-from vllm_annotate.images.prepare import ImageBudget
+from vllm_annotate.recipe.image_budget import ImageBudget
 
 
 def chat(server: StandIn, image: Image.Image | str, text: str = "x", **changes: Any) -> dict[str, Any]:

@@ -16,12 +16,14 @@ from blocks import VLLMServer
 from demo.processes import TINY_GROUNDER, TINY_GROUNDER_RECIPE, TINY_GROUNDER_SERVER
 from demo.scenes import write_small_folder
 from demo.scoring import Score, score
+from stand_in.ports import free_port
 from tests.conftest import ROOT, Job, lines_of
-from tests.support.ports import free_port
 from vllm_annotate.errors import ImageFailure
-from vllm_annotate.images.prepare import ImageBudget, smart_resize
+from vllm_annotate.images.prepare import smart_resize
 from vllm_annotate.recipe.families import FAMILIES
-from vllm_annotate.recipe.settings import Recipe, answer_schema
+from vllm_annotate.recipe.image_budget import ImageBudget
+from vllm_annotate.recipe.prompts import answer_schema
+from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.keeper import kept_servers
 from vllm_annotate.serving.preflight import preflight
 from vllm_annotate.storage.yaml_fields import read_fields

@@ -13,10 +13,10 @@ from PIL import Image
 
 from demo.processes import TINY_GROUNDER, TINY_GROUNDER_RECIPE, TINY_GROUNDER_SERVER
 from demo.scenes import write_small_folder
+from stand_in.ports import free_port
+from stand_in.process import StandIn
 from tests.conftest import ROOT, Job, lines_of
 from tests.serving.conftest import arguments, port_of, qwen_config, wait_for_answers
-from tests.support.client import StandIn
-from tests.support.ports import free_port
 from vllm_annotate.serving.probe import served_models
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("prefect_api"), pytest.mark.timeout(900)]

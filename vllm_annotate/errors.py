@@ -10,6 +10,12 @@ AnnotateError
 └── ErrorBudgetExceeded   too many images of one chunk failed
 """
 
+from typing import Literal
+
+FailureKind = Literal[
+    "missing", "unreadable", "outside_root", "too_large", "rejected", "truncated", "timeout", "server", "unasked"
+]
+
 
 class AnnotateError(Exception):
     """Base of every error this project raises on purpose."""

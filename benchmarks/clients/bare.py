@@ -12,7 +12,8 @@ import aiohttp
 import orjson
 
 from vllm_annotate.recipe.families import resolve_family
-from vllm_annotate.recipe.settings import Recipe, answer_schema, system_prompt, user_prompt
+from vllm_annotate.recipe.prompts import answer_schema, system_prompt, user_prompt
+from vllm_annotate.recipe.settings import Recipe
 
 
 async def main(source: str, images: str, output: str, url: str, in_flight: str) -> None:

@@ -6,20 +6,17 @@
 import asyncio
 import sys
 import time
-from pathlib import Path
 
-from blocks import VLLMServer
-from flows.annotate import annotate_images
-from vllm_annotate.inputs.plan import Chunk
+from vllm_annotate.inputs.plan_file import Chunk
+from vllm_annotate.job import Job
+from vllm_annotate.pipeline.outcome import outcome
 from vllm_annotate.pipeline.recording import recording
-from vllm_annotate.pipeline.session import Run, current_plan, open_run
+from vllm_annotate.pipeline.session import Run, open_run, plan_or_resume
 from vllm_annotate.report.figures import telemetry_charts
 from vllm_annotate.report.page import write_page
-from vllm_annotate.report.summary import summarise
 from vllm_annotate.results.merge import merge
 from vllm_annotate.results.parts import Part, pending_rows
-
-CHUNK = annotate_images.parameters.properties["chunk_size"]["default"]
+from vllm_annotate.serving.settings import Server
 
 
 async def annotate_chunk(run: Run, chunk: Chunk) -> None:
@@ -36,26 +33,16 @@ async def annotate_chunk(run: Run, chunk: Chunk) -> None:
 async def main(source: str, images: str, output: str, url: str, in_flight: str) -> None:
     """Annotates every row."""
     begun = time.monotonic()
-    async with open_run(
-        input=Path(source),
-        image_root=Path(images),
-        output=Path(output),
-        server=VLLMServer(endpoints=[f"{url}/v1"]),
-        recipe=None,
-        max_concurrency=int(in_flight),
-        image_column="image_path",
-        caption_column="caption",
-        error_budget=0.5,
-        server_wait_seconds=300,
-        request_timeout_seconds=600,
-    ) as run:
-        plan = await asyncio.to_thread(current_plan, run, CHUNK)
+    server = Server(endpoints=[f"{url}/v1"])
+    job = Job(input=source, image_root=images, output=output, server=server, max_concurrency=int(in_flight))
+    async with open_run(job) as run:
+        plan = await asyncio.to_thread(plan_or_resume, run)
         async with recording(run, plan.rows, print) as telemetry, asyncio.TaskGroup() as group:
             for chunk in plan.chunks:
                 await run.annotator.turn(chunk)
                 group.create_task(annotate_chunk(run, chunk))
         merged = await asyncio.to_thread(merge, run.workspace, plan, {})
-        report = summarise(run, plan, merged, telemetry, seconds=time.monotonic() - begun, failed_chunks=[])
+        report = outcome(run, plan, merged, telemetry, seconds=time.monotonic() - begun, failed_chunks=[])
         write_page(run.workspace, run.files.image_root, report, telemetry_charts(telemetry))
 
 

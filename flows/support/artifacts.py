@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import Artifact, MarkdownArtifact, ProgressArtifact
@@ -16,13 +15,15 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import ObjectNotFound
 
-from vllm_annotate.inputs.plan import Plan
+from vllm_annotate.inputs.plan_file import Plan
+from vllm_annotate.pipeline.outcome import live_figures
 from vllm_annotate.pipeline.recording import Telemetry
 from vllm_annotate.pipeline.session import Run
 from vllm_annotate.report import markdown
 from vllm_annotate.report.figures import telemetry_charts, telemetry_figures
 from vllm_annotate.report.gallery import newest_parts, newest_rows, with_images
-from vllm_annotate.report.summary import live_figures
+from vllm_annotate.report.report import Report
+from vllm_annotate.report.summary import sentence
 from vllm_annotate.storage.locations import ImageRoot
 
 FIRST_SECONDS, LIVE_SECONDS, FINAL_SECONDS = 3.0, 10.0, 60.0
@@ -54,18 +55,19 @@ class Artifacts:
                 updates += 1
                 await asyncio.sleep(LIVE_SECONDS)
 
-    async def finish(self, report: dict[str, Any], charts: Sequence[str], sentence: str) -> None:
+    async def finish(self, report: Report) -> None:
         """Says what will stand there from now on; gives up where the API does not take it."""
-        workspace = self._run.workspace
+        workspace, final = self._run.workspace, sentence(report)
         try:
+            charts = await asyncio.to_thread(telemetry_charts, self.telemetry)
             async with asyncio.timeout(FINAL_SECONDS), get_client() as self._client:
-                await self._show("annotate-summary", markdown.summary(report, str(workspace.output)), sentence)
+                await self._show("annotate-summary", markdown.summary(report, str(workspace.output)), final)
                 rows = await asyncio.to_thread(newest_rows, [workspace.failures], FAILURE_EXAMPLES)
-                await self._show("annotate-failures", markdown.failures(report["failures"], rows), sentence)
+                await self._show("annotate-failures", markdown.failures(report.failures, rows), final)
                 await self._show_verdict()
                 await self._show_gpus(charts)
                 await self._show_samples([workspace.output])
-                await self._show_progress(self._percent() if report["failed_chunks"] else 100.0, sentence)
+                await self._show_progress(self._percent() if report.failed_chunks else 100.0, final)
         except Exception as error:  # the run is at its end, and report.html has it all
             self._tell(error)
 

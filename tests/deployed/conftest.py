@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from flows.support.prefect_server import TemporaryPrefectServer
+from stand_in.ports import free_port
 from tests.conftest import ROOT, ask_prefect
 from tests.deployed.postgresql import postgresql
-from tests.support.ports import free_port
 
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.ports import free_port
+from stand_in.ports import free_port
 
 
 @contextmanager

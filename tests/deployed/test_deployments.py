@@ -17,9 +17,9 @@ import yaml
 from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
 
+from stand_in.process import StandIn
 from tests.conftest import ROOT, Job, ask_prefect, lines_of
 from tests.deployed.conftest import Deployed, descendants
-from tests.support.client import StandIn
 
 MakeJob = Callable[..., Job]
 Parameters = Callable[..., dict[str, Any]]

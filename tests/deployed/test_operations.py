@@ -20,11 +20,11 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.support.prefect_server import answers
+from stand_in.ports import free_port
+from stand_in.process import StandIn
 from tests.conftest import ROOT, Job, ask_prefect, lines_of
 from tests.deployed.conftest import Deployed
 from tests.serving.conftest import launch, make_model, vllm  # noqa: F401 - fixtures
-from tests.support.client import StandIn
-from tests.support.ports import free_port
 from vllm_annotate.serving.launch import Launch
 from vllm_annotate.serving.probe import served_models
 

@@ -18,10 +18,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from blocks import VLLMServer
 from flows.support.prefect_server import answers
+from stand_in.ports import free_port
+from stand_in.process import StandIn
 from tests.conftest import ROOT, Job, lines_of
 from tests.serving.conftest import launch, make_model, vllm  # noqa: F401 - fixtures
-from tests.support.client import StandIn
-from tests.support.ports import free_port
 from vllm_annotate.serving.launch import Launch
 
 MakeJob = Callable[..., Job]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from stand_in.process import StandIn
 from tests.conftest import Job, ask_prefect, lines_of
 from tests.deployed.conftest import Deployed, descendants
-from tests.support.client import StandIn
 
 MakeJob = Callable[..., Job]
 Parameters = Callable[..., dict[str, Any]]

@@ -18,16 +18,19 @@ from typing import Any
 
 os.environ["POLARS_MAX_THREADS"] = "1"  # a process that has forked has one thread only
 
-from flows.retry import chosen_failures
 from vllm_annotate.errors import AnnotateError, ImageFailure
 from vllm_annotate.images.prepare import PreparedImage
 from vllm_annotate.inputs.plan import keep_plan, remove_plan
 from vllm_annotate.inputs.source import Source
-from vllm_annotate.pipeline.session import current_plan
+from vllm_annotate.job import Job
+from vllm_annotate.pipeline.session import plan_or_resume
+from vllm_annotate.recipe.guard import guard_recipe
+from vllm_annotate.results.lines import answer_line
 from vllm_annotate.results.merge import merge
 from vllm_annotate.results.merge_shards import merge_shards
-from vllm_annotate.results.parts import Part, answer_line, pending_rows
-from vllm_annotate.results.shards import opened_with_shards
+from vllm_annotate.results.parts import Part, pending_rows
+from vllm_annotate.results.retry import chosen_failures
+from vllm_annotate.results.shards import shard_files
 from vllm_annotate.storage.atomic import explained, write_json
 from vllm_annotate.storage.shard import Shard
 from vllm_annotate.storage.workspace import Workspace
@@ -50,10 +53,11 @@ def annotate(
     run: Any = SimpleNamespace(
         workspace=workspace, source=Source(Path(folder) / source, shard=share), recipe_settings={"model": "m"},
         recipe_fingerprint=recipe, files=SimpleNamespace(image_root=Path(folder)),
+        job=Job(input=source, image_root=folder, output=workspace.output, chunk_size=chunk_size),
     )  # fmt: skip
     with workspace.locked():
-        workspace.guard_recipe(run.recipe_settings, recipe)
-        plan = current_plan(run, chunk_size)
+        guard_recipe(workspace, run.recipe_settings, recipe)
+        plan = plan_or_resume(run)
         stopped: dict[int, ImageFailure] = {}
         for chunk in plan.chunks:
             part = Part(workspace, chunk)
@@ -85,7 +89,7 @@ def retry(folder: str, kinds: Sequence[Any] = ("rejected",), failing: Sequence[s
 
 def merge_all(folder: str) -> None:
     """What `python -m flows.merge_shards` does."""
-    with opened_with_shards(Path(folder) / "labeled.jsonl", print) as files:
+    with shard_files(Path(folder) / "labeled.jsonl", print) as files:
         whole, *shards = (each.workspace for each in files)
         merge_shards(Source(Path(folder) / "input.jsonl"), whole, shards)
 

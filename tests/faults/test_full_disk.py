@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from stand_in.process import StandIn
 from tests.conftest import Job, lines_of
-from tests.support.client import StandIn
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 ADVICE = {errno.ENOSPC: "is full: make room", errno.EDQUOT: "quota", errno.EROFS: "mount it for writing"}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from stand_in.process import StandIn
 from tests.conftest import Job, lines_of
 from tests.faults.conftest import Outcome, Steps
-from tests.support.client import StandIn
 
 MakeJob = Callable[..., Job]
 PAUSE = "slow:600"

@@ -15,8 +15,8 @@ from blocks import AnnotationRecipe, VLLMServer
 from demo.scenes import caption, draw_scene, save_turned, truth
 from demo.scoring import score
 from flows.annotate import annotate_images
+from stand_in.process import StandIn
 from tests.conftest import Job, ask_prefect, lines_of
-from tests.support.client import StandIn
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 MakeJob = Callable[..., Job]

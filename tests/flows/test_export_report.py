@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.export_report import export_report, rebuild_page
+from flows.export_report import export_report
+from stand_in.process import StandIn
 from tests.conftest import Job
-from tests.support.client import StandIn
 from vllm_annotate.errors import UsageError
+from vllm_annotate.pipeline.report_page import write_page_again
 from vllm_annotate.storage.workspace import Workspace
 
 MakeJob = Callable[..., Job]
@@ -35,7 +36,7 @@ async def test_the_page_comes_back_with_its_charts_and_gallery(make_job: MakeJob
 def test_without_a_report_that_can_be_read_it_says_so(tmp_path: Path) -> None:
     workspace = Workspace.at(tmp_path / "labeled.jsonl")
     with pytest.raises(UsageError, match=r"is not there: a run of .* writes it at its end"):
-        rebuild_page(workspace, tmp_path)
+        write_page_again(workspace, tmp_path)
     damages: list[dict[str, object]] = [
         {},
         {"images": 5},
@@ -44,5 +45,5 @@ def test_without_a_report_that_can_be_read_it_says_so(tmp_path: Path) -> None:
     for damaged in damages:
         workspace.report.write_text(json.dumps(damaged))
         with pytest.raises(UsageError, match="is damaged, or of another version"):
-            rebuild_page(workspace, tmp_path)
+            write_page_again(workspace, tmp_path)
     assert not workspace.page.exists()

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
+from stand_in.process import StandIn
 from tests.conftest import Job, lines_of
-from tests.support.client import StandIn
 
 IMAGES = 240
 IN_FLIGHT = 8

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from blocks import AnnotationRecipe
+from stand_in.process import StandIn
 from tests.conftest import Job, lines_of
 from tests.flows.test_annotate import annotate, chunk_states
-from tests.support.client import StandIn
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 MakeJob = Callable[..., Job]

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from blocks import VLLMServer
-from flows.retry import chosen_failures, retry_failures
+from flows.retry import retry_failures
+from stand_in.process import StandIn
 from tests.conftest import Job, lines_of
 from tests.flows.test_annotate import annotate
-from tests.support.client import StandIn
 from tests.support.stores import Store
 from vllm_annotate.errors import ImageFailure
+from vllm_annotate.results.retry import chosen_failures
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 MakeJob = Callable[..., Job]

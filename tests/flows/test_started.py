@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from demo.scenes import draw_scene
+from stand_in.ports import free_port
 from tests.conftest import Job, lines_of
 from tests.serving.conftest import arguments, make_model, port_of, qwen_config, vllm, wait_for_answers
-from tests.support.ports import free_port
 from vllm_annotate.serving.probe import served_models
 from vllm_annotate.serving.record import read_record, record_path
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from stand_in.process import StandIn
 from tests.conftest import ROOT, Job, ask_prefect, lines_of
-from tests.support.client import StandIn
 
 SERVE = "from flows.annotate import annotate_images; annotate_images.serve(name='retried', pause_on_shutdown=False)"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.ugly_answers import HEIGHT, WIDTH, Ugly, corpus
+from stand_in.ugly_answers import HEIGHT, WIDTH, Ugly, corpus
 from vllm_annotate.errors import UnparsableAnswer, UsageError
 from vllm_annotate.grounding.parse import Annotation, parse_answer
 from vllm_annotate.recipe.families import FAMILIES, Family, resolve_family

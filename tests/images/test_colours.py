@@ -9,8 +9,9 @@ from PIL import Image
 
 from tests.support.image_bytes import chunk, png, short, tiff
 from vllm_annotate.images.colours import to_rgb
-from vllm_annotate.images.prepare import FORMATS, ImageBudget, prepare, thumbnail
+from vllm_annotate.images.prepare import FORMATS, prepare, thumbnail
 from vllm_annotate.images.upright import upright
+from vllm_annotate.recipe.image_budget import ImageBudget
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 Colour = tuple[int, int, int]

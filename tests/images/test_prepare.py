@@ -15,8 +15,9 @@ from demo.scenes import draw_scene, save_turned, save_with_alpha
 from tests.grounding.test_parse import native, native_json
 from vllm_annotate.errors import ImageFailure
 from vllm_annotate.grounding.parse import parse_answer
-from vllm_annotate.images.prepare import ImageBudget, PreparedImage, prepare, smart_resize
+from vllm_annotate.images.prepare import PreparedImage, prepare, smart_resize
 from vllm_annotate.recipe.families import FAMILIES, Family
+from vllm_annotate.recipe.image_budget import ImageBudget
 from vllm_annotate.recipe.settings import Recipe
 
 BUDGET = ImageBudget(min_pixels=128 * 784, max_pixels=1280 * 784)

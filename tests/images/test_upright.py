@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from tests.support.image_bytes import Entry, short, tiff
-from vllm_annotate.images.prepare import ImageBudget, prepare, thumbnail
+from vllm_annotate.images.prepare import prepare, thumbnail
+from vllm_annotate.recipe.image_budget import ImageBudget
 
 ORIENTATION, XMP = 274, 700
 BUDGET = ImageBudget(min_pixels=56 * 56, max_pixels=336 * 168)

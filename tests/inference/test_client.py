@@ -12,20 +12,21 @@ from typing import Any, Literal
 import pytest
 from PIL import Image
 
-from tests.support.client import StandIn
+from stand_in.process import StandIn
 from vllm_annotate.errors import ImageFailure, ServerRefused, ServerUnavailable
 from vllm_annotate.images.prepare import PreparedImage
 from vllm_annotate.inference.client import Inference
-from vllm_annotate.inference.endpoint import Completion
+from vllm_annotate.inference.responses import Completion
 from vllm_annotate.recipe.families import FAMILIES
-from vllm_annotate.recipe.settings import Recipe, RequestTemplate
+from vllm_annotate.recipe.request import RequestTemplate
+from vllm_annotate.recipe.settings import Recipe
 
 
 def body(caption: str = "a", model: str = "stand-in-qwen2.5-vl", **changes: object) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (56, 56), "white").save(buffer, "JPEG")
     request = RequestTemplate(Recipe(), FAMILIES["qwen2.5-vl"], model)
-    whole = request.body(caption, PreparedImage(buffer.getvalue(), 56, 56, 56, 56))
+    whole = request.body(caption, PreparedImage(buffer.getvalue(), 56, 56, 56, 56).url())
     return json.dumps(json.loads(whole) | changes).encode()
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from vllm_annotate.inference.endpoint import Completion, Trouble, own_words, proxy_of, read_completion
+from vllm_annotate.inference.endpoint import proxy_of
+from vllm_annotate.inference.responses import Completion, Trouble, own_words, read_completion
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from contextlib import ExitStack
 
 import pytest
 
+from stand_in.process import StandIn
 from tests.inference.test_client import body, inference
-from tests.support.client import StandIn
 from vllm_annotate.inference.client import Inference
-from vllm_annotate.inference.endpoint import Completion
+from vllm_annotate.inference.responses import Completion
 
 SLOW = ("--canned", "--slots", "8", "--prefill-seconds", "0.1")  # 80 answers a second
 

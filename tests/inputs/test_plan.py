@@ -10,9 +10,11 @@ import pytest
 
 from tests.conftest import lines_of
 from vllm_annotate.errors import UsageError
-from vllm_annotate.inputs.plan import Plan, make_plan, open_plan, plan_is_for, read_chunk
+from vllm_annotate.inputs.plan import make_plan, open_plan, plan_is_for, read_chunk
+from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.inputs.source import Source, check_source, output_lines
-from vllm_annotate.results.parts import path_of, pending_rows
+from vllm_annotate.results.lines import path_of
+from vllm_annotate.results.parts import pending_rows
 from vllm_annotate.storage.workspace import Workspace
 
 

@@ -14,10 +14,11 @@ from PIL import Image
 from vllm_annotate.errors import ImageFailure
 from vllm_annotate.inference.endpoint import Endpoint
 from vllm_annotate.inference.pool import Pool
+from vllm_annotate.inputs.rows import Row
 from vllm_annotate.pipeline.preparation import AHEAD, LARGEST_GROUP, Begun, Preparation
 from vllm_annotate.recipe.families import resolve_family
-from vllm_annotate.recipe.settings import Recipe, RequestTemplate
-from vllm_annotate.results.parts import Row
+from vllm_annotate.recipe.request import RequestTemplate
+from vllm_annotate.recipe.settings import Recipe
 
 SLOTS = 4
 

@@ -12,14 +12,10 @@ from blocks import AnnotationRecipe
 from vllm_annotate.errors import UsageError
 from vllm_annotate.images.prepare import PreparedImage
 from vllm_annotate.recipe.families import FAMILIES, Family
-from vllm_annotate.recipe.settings import (
-    Recipe,
-    RequestTemplate,
-    answer_schema,
-    fingerprint,
-    recipe_settings,
-    system_prompt,
-)
+from vllm_annotate.recipe.fingerprint import fingerprint, recipe_settings
+from vllm_annotate.recipe.prompts import answer_schema, system_prompt
+from vllm_annotate.recipe.request import RequestTemplate
+from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.storage.yaml_fields import read_fields
 
 MODEL = "qwen2.5-vl-7b"
@@ -27,7 +23,7 @@ IMAGE = PreparedImage(b"\xff\xd8jpeg", 640, 480, 644, 476)
 
 
 def body(recipe: Recipe, caption: str = "a cat") -> dict[str, Any]:
-    return dict(json.loads(RequestTemplate(recipe, FAMILIES["qwen2.5-vl"], "m").body(caption, IMAGE)))
+    return dict(json.loads(RequestTemplate(recipe, FAMILIES["qwen2.5-vl"], "m").body(caption, IMAGE.url())))
 
 
 @pytest.mark.parametrize(

@@ -15,18 +15,20 @@ from vllm_annotate.report.charts import Line, chart
 from vllm_annotate.report.gallery import Example, with_images
 from vllm_annotate.report.markdown import plain, samples
 from vllm_annotate.report.page import page
+from vllm_annotate.report.report import Report
 from vllm_annotate.telemetry.bottleneck import Bottleneck
 
 HOSTILE = '<script>document.title="owned"</script>"\'><img src=x onerror=alert(1)>{{ 7*7 }}]]><!-- \x00\x1b[31m\ud800'
-REPORT: dict[str, Any] = {
+REPORT = Report.model_validate({
     "model": HOSTILE, "recipe": "r", "endpoints": [HOSTILE], "failed_chunks": [HOSTILE] * 500_000,
     "seconds": 10.0, "annotating_seconds": 9.0,
-    "images": {"answered": 1, "failed": 1, "already_done": 0, "annotations_error": 0}, "images_per_second": 1.0,
+    "images": {"input": 2, "distinct": 2, "answered": 1, "failed": 1, "already_done": 0}, "images_per_second": 1.0,
+    "started": "2026-01-01T00:00:00+00:00", "family": "f",
     "tokens": {"prompt": 1, "completion": 1}, "servers": {HOSTILE: {"stand_in": True}}, "failures": {HOSTILE: 1},
     "quality": {"parse_stages": {}, "flags": {HOSTILE: 1}, "names": {HOSTILE: 1}, "areas": {}},
-    "bottleneck": Bottleneck().verdict().as_dict(),
+    "bottleneck": Bottleneck().verdict(),
     "telemetry": {"missing": [HOSTILE], "gpus": {}, "servers": {}, "client": {}},
-}  # fmt: skip
+})  # fmt: skip
 
 
 class Parsed(HTMLParser):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from stand_in.process import StandIn
 from tests.conftest import ROOT, Job, lines_of
-from tests.support.client import StandIn
 from vllm_annotate.storage.workspace import Workspace
 
 MakeJob = Callable[..., Job]

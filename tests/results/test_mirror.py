@@ -18,8 +18,8 @@ import pytest
 
 from flows.export_report import export_report
 from flows.retry import retry_failures
+from stand_in.process import StandIn
 from tests.conftest import ROOT, Job
-from tests.support.client import StandIn
 from tests.support.s3 import Bucket
 from vllm_annotate.errors import ImageFailure, UsageError
 from vllm_annotate.images.files import read_image

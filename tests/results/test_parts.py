@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from tests.support.stores import IMAGE, PARSED, Store
 from vllm_annotate.errors import ImageFailure
-from vllm_annotate.results.parts import PartFile, Row, answer_line, answers_path, failure_line, whole_lines
+from vllm_annotate.inputs.rows import Row
+from vllm_annotate.results.lines import answer_line, failure_line
+from vllm_annotate.results.parts import PartFile, answers_path, whole_lines
 
 
 def test_an_output_line_has_the_promised_fields_in_order() -> None:

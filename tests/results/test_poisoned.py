@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from stand_in.process import StandIn
 from tests.conftest import Job
 from tests.flows.test_annotate import annotate
-from tests.support.client import StandIn
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 DEEP = "[" * 300 + "]" * 300

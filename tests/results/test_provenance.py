@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from blocks import AnnotationRecipe
+from stand_in.process import StandIn
 from tests.conftest import Job
 from tests.flows.test_annotate import annotate
-from tests.support.client import StandIn
 from vllm_annotate.results.provenance import made_by, maker, makers_in
 
 HASH = "cc594898137f460bfe9f0759e9844b3ce807cfb5"

@@ -19,8 +19,8 @@ import fsspec
 import pytest
 
 from tests.support.s3 import Bucket
-from vllm_annotate.inputs.plan import Chunk
-from vllm_annotate.results.mirror import Mirror, opened
+from vllm_annotate.inputs.plan_file import Chunk
+from vllm_annotate.results.mirror import Mirror, output_files
 from vllm_annotate.storage.locations import local_copy
 from vllm_annotate.storage.uploads import ObjectChangedError, upload, version_there
 from vllm_annotate.threads import in_thread
@@ -283,7 +283,9 @@ async def test_a_run_that_is_cancelled_while_it_waits_for_a_lease_leaves_at_once
     stopped = threading.Event()
 
     async def wait() -> None:
-        async with in_thread(opened(f"{bucket.url}/labeled.jsonl", "", said.append, stopped), give_up=stopped.set):
+        async with in_thread(
+            output_files(f"{bucket.url}/labeled.jsonl", "", said.append, stopped), give_up=stopped.set
+        ):
             pass
 
     waiting = asyncio.create_task(wait())

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import lines_of
+from vllm_annotate.cli.main import main
 from vllm_annotate.recipe.families import FAMILIES
-from vllm_annotate.results.reparse import main, reparse
+from vllm_annotate.results.reparse import reparse
 
 ROW = {
     "image_path": "a.jpg", "caption": "c", "source": "web",
@@ -25,7 +26,7 @@ def write(path: Path, *lines: object) -> Path:
 def test_every_answer_is_read_anew_and_other_lines_go_over_as_they_are(tmp_path: Path) -> None:
     source, target = write(tmp_path / "a.jsonl", ROW, "not ours", {"image_path": "b.jpg"}), tmp_path / "b.jsonl"
     before = source.read_bytes()
-    assert main(["--input", str(source), "--output", str(target), "--family", "qwen2.5-vl"]) == 0
+    assert main(["reparse", "--input", str(source), "--output", str(target), "--family", "qwen2.5-vl"]) == 0
     assert source.read_bytes() == before
     first, *others = target.read_text().splitlines()
     row = json.loads(first)
@@ -41,23 +42,23 @@ def test_every_answer_is_read_anew_and_other_lines_go_over_as_they_are(tmp_path:
 
 def test_another_family_gives_other_boxes(tmp_path: Path) -> None:
     source, target = write(tmp_path / "a.jsonl", ROW), tmp_path / "b.jsonl"
-    assert main(["--input", str(source), "--output", str(target), "--family", "qwen2-vl"]) == 0
+    assert main(["reparse", "--input", str(source), "--output", str(target), "--family", "qwen2-vl"]) == 0
     assert lines_of(target)[0]["objects"][0]["bbox"] == [28, 56, 280, 560]
 
 
 def test_the_family_comes_from_the_recipe_beside_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = write(tmp_path / "a.jsonl", ROW), tmp_path / "b.jsonl"
-    assert main(["--input", str(source), "--output", str(target)]) == 2
+    assert main(["reparse", "--input", str(source), "--output", str(target)]) == 2
     assert "name the model's family with --family" in capsys.readouterr().err
     (tmp_path / "a.work").mkdir()
     settings = {"model": "x", "family": "qwen2.5-vl"}
     (tmp_path / "a.work" / "recipe.json").write_text(json.dumps({"fingerprint": "f", "settings": settings}))
-    assert main(["--input", str(source), "--output", str(target)]) == 0
+    assert main(["reparse", "--input", str(source), "--output", str(target)]) == 0
 
 
 def test_an_answer_that_still_holds_nothing_is_told_by_the_exit_code(tmp_path: Path) -> None:
     source, target = write(tmp_path / "a.jsonl", ROW | {"vlm_output": "prose"}), tmp_path / "b.jsonl"
-    assert main(["--input", str(source), "--output", str(target), "--family", "qwen2.5-vl"]) == 1
+    assert main(["reparse", "--input", str(source), "--output", str(target), "--family", "qwen2.5-vl"]) == 1
     assert lines_of(target)[0]["annotations_error"] is True
 
 
@@ -66,15 +67,15 @@ def test_pixels_without_the_size_they_belong_to_are_refused_and_nothing_is_writt
 ) -> None:
     older = {name: value for name, value in ROW.items() if name != "sent_size"}
     source, target = write(tmp_path / "a.jsonl", ROW, older), tmp_path / "b.jsonl"
-    assert main(["--input", str(source), "--output", str(target), "--family", "qwen2.5-vl"]) == 2
+    assert main(["reparse", "--input", str(source), "--output", str(target), "--family", "qwen2.5-vl"]) == 2
     assert "line 2" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
-    assert main(["--input", str(source), "--output", str(target), "--family", "qwen2-vl"]) == 0
+    assert main(["reparse", "--input", str(source), "--output", str(target), "--family", "qwen2-vl"]) == 0
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "a.jsonl", ROW)
-    assert main(["--input", str(source), "--output", str(source), "--family", "qwen2-vl"]) == 2
+    assert main(["reparse", "--input", str(source), "--output", str(source), "--family", "qwen2-vl"]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
 
 
@@ -98,5 +99,5 @@ def test_columns_pass_through_as_they_stand_and_edited_fields_stop_nothing(tmp_p
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "labeled.jsonl", ROW)
     given = ["--input", str(source), "--output", str(tmp_path / "nowhere" / "x.jsonl"), "--family", "qwen2.5-vl"]
-    assert main(given) == 2
+    assert main(["reparse", *given]) == 2
     assert "nowhere" in capsys.readouterr().err

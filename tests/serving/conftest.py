@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from stand_in.ports import free_port
 from tests.conftest import ROOT, Job
-from tests.support.ports import free_port
 from vllm_annotate.serving.launch import Launch
 from vllm_annotate.serving.record import ServerRecord, read_record, record_path
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from stand_in.process import StandIn
 from tests.conftest import ROOT
 from tests.inference.test_client import body
-from tests.support.client import StandIn
 from vllm_annotate.errors import ServerUnavailable, UsageError
 from vllm_annotate.inference.client import Inference
 from vllm_annotate.serving.keeper import Keeper, ServerDied, kept_servers, watching

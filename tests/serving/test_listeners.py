@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 
-from tests.support.client import StandIn
+from stand_in.process import StandIn
 from vllm_annotate.serving.listeners import processes_behind
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tests.conftest import ROOT
 from tests.inference.test_client import raw_server
 from tests.serving.conftest import qwen_config
-from vllm_annotate.cli.check_server import main
+from vllm_annotate.cli.main import main
 from vllm_annotate.serving.gpus import Gpu, find_gpus
 from vllm_annotate.serving.launch import Launch
 from vllm_annotate.serving.model_config import GIB
@@ -25,7 +25,7 @@ def test_the_plan_is_printed_with_its_command_line_and_nothing_starts(
     vllm: Path, make_model: MakeModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = make_model(qwen_config("32B-AWQ"), "Qwen2.5-VL-32B-AWQ")
-    code = main(["--model-path", str(model), "--executable", str(vllm), "--tensor-parallel-size", "2",
+    code = main(["check-server", "--model-path", str(model), "--executable", str(vllm), "--tensor-parallel-size", "2",
                  "--gpus", "0", "2", "--assume-gpus", "3x24"])  # fmt: skip
     out = capsys.readouterr().out
     assert code == 0
@@ -42,7 +42,7 @@ def test_a_problem_is_printed_with_what_would_work(
     model = make_model(qwen_config("32B-AWQ"), "Qwen2.5-VL-32B-AWQ")
     server = tmp_path / "server.yaml"
     server.write_text(f"start:\n  model_path: {model}\n  executable: {vllm}\n")
-    code = main(["--server", str(server), "--tensor-parallel-size", "3", "--assume-gpus", "3x23.6"])
+    code = main(["check-server", "--server", str(server), "--tensor-parallel-size", "3", "--assume-gpus", "3x23.6"])
     assert code == 2
     assert (
         "PROBLEM: TP=3 cannot split 40 heads: on 3 GPUs of 24 GiB use TP=2 (with 1 idle card), or PP=3"
@@ -54,14 +54,24 @@ def test_a_model_that_does_not_fit_is_told_with_what_it_needs(
     vllm: Path, make_model: MakeModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = make_model(qwen_config("32B-AWQ"), "Qwen2.5-VL-32B-AWQ")
-    code = main(["--model-path", str(model), "--executable", str(vllm), "--assume-gpus", "3x23.6"])
+    code = main(["check-server", "--model-path", str(model), "--executable", str(vllm), "--assume-gpus", "3x23.6"])
     assert code == 2
     out = capsys.readouterr().out
     assert "Qwen2.5-VL-32B-AWQ does not fit as one GPU: 19.3 GiB of weights, 2.0 GiB of KV cache" in out
     assert "use TP=2 (with 1 idle card), or PP=3" in out
     assert (
         main(
-            ["--model-path", str(model), "--executable", str(vllm), "--assume-gpus", "1x80", "--max-model-len", "32768"]
+            [
+                "check-server",
+                "--model-path",
+                str(model),
+                "--executable",
+                str(vllm),
+                "--assume-gpus",
+                "1x80",
+                "--max-model-len",
+                "32768",
+            ]
         )
         == 0
     )
@@ -71,21 +81,8 @@ def test_more_replicas_than_cards_are_refused(
     vllm: Path, make_model: MakeModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = make_model(qwen_config("7B"), "qwen")
-    assert (
-        main(
-            [
-                "--model-path",
-                str(model),
-                "--executable",
-                str(vllm),
-                "--data-parallel-size",
-                "4",
-                "--assume-gpus",
-                "3x24",
-            ]
-        )
-        == 2
-    )
+    arguments = ["--model-path", str(model), "--executable", str(vllm), "--assume-gpus", "3x24"]
+    assert main(["check-server", *arguments, "--data-parallel-size", "4"]) == 2
     assert "4 replicas of one GPU each takes 4 GPUs of 3: on 3 GPUs of 24 GiB use 3 replicas" in capsys.readouterr().out
 
 
@@ -93,8 +90,8 @@ def test_replicas_get_their_own_ports_and_cards(
     vllm: Path, make_model: MakeModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = make_model(qwen_config("7B"), "qwen")
-    main(["--model-path", str(model), "--executable", str(vllm), "--assume-gpus", "4x24", "--port", "9000",
-          "--data-parallel-size", "2", "--tensor-parallel-size", "2"])  # fmt: skip
+    arguments = ["--model-path", str(model), "--executable", str(vllm), "--assume-gpus", "4x24", "--port", "9000"]
+    main(["check-server", *arguments, "--data-parallel-size", "2", "--tensor-parallel-size", "2"])
     out = capsys.readouterr().out
     assert "# qwen at http://127.0.0.1:9001/v1" in out
     assert "CUDA_VISIBLE_DEVICES=0,1" in out
@@ -106,12 +103,12 @@ def test_replicas_get_their_own_ports_and_cards(
     [
         ([], "which model? Set --model-path"),
         (["--model-path", "/m", "--assume-gpus", "three"], "--assume-gpus 'three' is not of the form 3x24"),
-        (["--model-path", "/m", "--port", "x"], "start.port: Input should be a valid integer"),
+        (["--model-path", "/m", "--port", "x"], "start.port 'x': Input should be a valid integer"),
         (["--server", "/nowhere.yaml"], "server '/nowhere.yaml' cannot be read"),
     ],
 )
 def test_bad_usage_is_told_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 2
+    assert main(["check-server", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from vllm_annotate.errors import UsageError
+from vllm_annotate.recipe.guard import guard_recipe, record_recipe
 from vllm_annotate.storage.atomic import read_json, replacing, write_json
 from vllm_annotate.storage.workspace import FORMAT, Workspace
 
@@ -50,18 +51,18 @@ def test_a_workspace_that_was_only_opened_leaves_no_trace(workspace: Workspace, 
 
 def test_the_same_recipe_may_go_on_and_another_may_not(workspace: Workspace) -> None:
     with workspace.locked():
-        workspace.record_recipe(SETTINGS, "one")
+        record_recipe(workspace, SETTINGS, "one")
         workspace.output.write_text('{"image_path": "a"}\n')
-        workspace.guard_recipe(SETTINGS, "one")
+        guard_recipe(workspace, SETTINGS, "one")
         with pytest.raises(UsageError, match=r"another recipe \(temperature: 0.0 → 0.5\).*delete .*recipe.json"):
-            workspace.guard_recipe(SETTINGS | {"temperature": 0.5}, "two")
+            guard_recipe(workspace, SETTINGS | {"temperature": 0.5}, "two")
 
 
 def test_a_recipe_that_has_written_nothing_yet_may_change(workspace: Workspace) -> None:
     with workspace.locked():
-        workspace.record_recipe(SETTINGS, "one")
+        record_recipe(workspace, SETTINGS, "one")
         workspace.output.touch()
-        workspace.guard_recipe(SETTINGS, "two")
+        guard_recipe(workspace, SETTINGS, "two")
 
 
 def test_the_name_of_a_failures_file_is_no_output(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_an_output_keeps_its_permissions(tmp_path: Path) -> None:
 def test_an_output_of_an_older_script_is_taken_as_it_is(workspace: Workspace) -> None:
     workspace.output.write_text('{"image_path": "a"}\n')
     with workspace.locked():
-        workspace.guard_recipe(SETTINGS, "one")
+        guard_recipe(workspace, SETTINGS, "one")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])
@@ -108,19 +109,19 @@ def test_a_refused_run_keeps_the_log_of_a_server_that_did_not_start(workspace: W
 @pytest.mark.parametrize("torn", [b"", b'{"fingerprint": "o', b"[]", b'{"settings": {}}', b'{"fingerprint": "one"}'])
 def test_a_damaged_recipe_is_no_permission_to_mix_recipes(workspace: Workspace, torn: bytes) -> None:
     with workspace.locked():
-        workspace.record_recipe(SETTINGS, "one")
+        record_recipe(workspace, SETTINGS, "one")
         workspace.recipe.write_bytes(torn)
-        workspace.guard_recipe(SETTINGS, "two")  # nothing is written yet
+        guard_recipe(workspace, SETTINGS, "two")  # nothing is written yet
         workspace.output.write_text('{"image_path": "a"}\n')
         for recipe in ("one", "two"):
             with pytest.raises(UsageError, match=r"recipe.json is damaged .*restore it, choose another --output, or"):
-                workspace.guard_recipe(SETTINGS, recipe)
+                guard_recipe(workspace, SETTINGS, recipe)
 
 
 @pytest.mark.parametrize("written", ["2\n", "999999999999999999999\n", "", "one", "1.5", "-1", "²"])
 def test_a_work_folder_of_a_later_version_is_refused(workspace: Workspace, written: str) -> None:
     with workspace.locked():
-        workspace.record_recipe(SETTINGS, "one")
+        record_recipe(workspace, SETTINGS, "one")
         assert workspace.format.read_text() == f"{FORMAT}\n"
     workspace.format.write_text(written)
     with pytest.raises(UsageError, match=f"has format .* and this version knows {FORMAT}"), workspace.locked():
@@ -140,7 +141,7 @@ def test_a_name_that_leaves_no_room_for_those_beside_it_is_refused_at_once(tmp_p
 def test_the_longest_name_that_is_taken_serves_to_the_end(tmp_path: Path) -> None:
     workspace = Workspace.at(tmp_path / f"{'图' * 80}.jsonl")
     with workspace.locked():
-        workspace.record_recipe(SETTINGS, "one")
+        record_recipe(workspace, SETTINGS, "one")
         for path in (workspace.output, workspace.failures, workspace.report, workspace.page):
             with replacing(path) as file:
                 file.write(b"x")

@@ -6,10 +6,13 @@ from pathlib import Path
 from tests.conftest import lines_of
 from vllm_annotate.errors import ImageFailure
 from vllm_annotate.images.prepare import PreparedImage
-from vllm_annotate.inputs.plan import Plan, make_plan, open_plan
+from vllm_annotate.inputs.plan import make_plan, open_plan
+from vllm_annotate.inputs.plan_file import Plan
+from vllm_annotate.inputs.rows import Row
 from vllm_annotate.inputs.source import Source
+from vllm_annotate.results.lines import answer_line
 from vllm_annotate.results.merge import merge
-from vllm_annotate.results.parts import Part, Row, answer_line, pending_rows
+from vllm_annotate.results.parts import Part, pending_rows
 from vllm_annotate.storage.workspace import Workspace
 
 IMAGE = PreparedImage(b"", 640, 480, 644, 476)

@@ -10,14 +10,14 @@ from typing import Any, Literal
 import pytest
 from PIL import Image
 
-from blocks import VLLMServer
 from demo.scenes import draw_scene
+from stand_in.process import StandIn
 from tests.conftest import Job
-from tests.support.client import StandIn
 from vllm_annotate.pipeline.recording import recording
-from vllm_annotate.pipeline.session import current_plan, open_run
+from vllm_annotate.pipeline.session import open_run, plan_or_resume
 from vllm_annotate.results.parts import Part, pending_rows
-from vllm_annotate.telemetry.bottleneck import Bottleneck, Kind, Look, Verdict, what_holds_back
+from vllm_annotate.serving.settings import Server
+from vllm_annotate.telemetry.bottleneck import Bottleneck, Kind, RunSample, Verdict, what_holds_back
 
 FULL: dict[str, Any] = {
     "endpoints": 1, "up": 1, "in_flight": 64, "limit": 64, "ready": 16, "preparing": 4, "resting": 0, "unasked": 1000,
@@ -54,14 +54,14 @@ FULL: dict[str, Any] = {
     ],
 )
 def test_each_place_that_can_hold_back_is_told_from_the_others(changed: dict[str, Any], kind: Kind) -> None:
-    assert what_holds_back(Look(**{**FULL, **changed})) == kind
+    assert what_holds_back(RunSample(**{**FULL, **changed})) == kind
 
 
 def verdict(*looks: tuple[int, dict[str, Any]]) -> Verdict:
     bottleneck = Bottleneck()
     for seconds, changed in looks:
         for _ in range(seconds):
-            bottleneck.add(Look(**{**FULL, **changed}))
+            bottleneck.add(RunSample(**{**FULL, **changed}))
     return bottleneck.verdict()
 
 
@@ -160,14 +160,9 @@ def job_of_one_image(folder: Path, case: Case) -> Job:
 
 async def verdict_of(server: StandIn, job: Job, max_concurrency: int | Literal["auto"], seconds: float) -> Verdict:
     """What telemetry says of the first seconds of a job."""
-    opening = open_run(
-        input=job.input, image_root=job.images, output=job.output,
-        server=VLLMServer(endpoints=[f"{server.url}/v1"]), recipe=None, max_concurrency=max_concurrency,
-        image_column="image_path", caption_column="caption", error_budget=0.5, server_wait_seconds=60,
-        request_timeout_seconds=60,
-    )  # fmt: skip
-    async with opening as run:
-        plan = current_plan(run, 10_000)
+    endpoints = Server(endpoints=[f"{server.url}/v1"])
+    async with open_run(job.parameters(endpoints, max_concurrency=max_concurrency, chunk_size=10_000)) as run:
+        plan = plan_or_resume(run)
         rows = pending_rows(run.workspace, plan.chunks[0], run.source)
         await run.annotator.turn(plan.chunks[0])
         async with recording(run, plan.rows, lambda _: None) as telemetry:

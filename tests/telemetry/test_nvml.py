@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from stand_in.nvml import compile_nvml
+from stand_in.process import StandIn
 from tests.conftest import Job
-from tests.support.client import StandIn
 from vllm_annotate.telemetry.nvml import GpuWatch, WhichGpus
 
 SLOW = ("--canned", "--slots", "8", "--prefill-seconds", "0.5")

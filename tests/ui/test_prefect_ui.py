@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from stand_in.process import StandIn
 from tests.conftest import Job, ask_prefect
-from tests.support.client import StandIn
 from tests.telemetry.test_nvml import two_cards  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:

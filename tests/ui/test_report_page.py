@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageChops
 
 from demo.scenes import write_folder
+from stand_in.process import StandIn
 from tests.conftest import ROOT, lines_of
-from tests.support.client import StandIn
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

@@ -1,75 +1,66 @@
-"""`python -m flows.serving`: what would be started, and whether it would work. Nothing is started.
+"""`vllm-annotate check-server`: what would be started, and whether it would work. Nothing is started.
 
 Exit codes: 0 it would, 2 it would not, for the reasons printed.
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
-from pydantic import ValidationError
+from cyclopts import App
 
+from vllm_annotate.cli.console import Console
+from vllm_annotate.cli.interrupts import Interrupts
+from vllm_annotate.cli.jobs import checked
+from vllm_annotate.cli.options import command, fields, option
 from vllm_annotate.errors import UsageError
 from vllm_annotate.serving.gpus import Gpu
 from vllm_annotate.serving.launch import Launch
 from vllm_annotate.serving.model_config import GIB
 from vllm_annotate.serving.preflight import preflight
+from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.yaml_fields import read_fields
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options: the fields of Launch, and where to find them in a file."""
-    options = argparse.ArgumentParser(
-        prog="python -m flows.serving",
-        description="Shows the command lines with which vLLM would be started, and checks that it would work: model, "
-        "GPUs, memory, ports, version. Starts nothing.",
+def app() -> App:
+    """The command's options: the fields of Launch, and where to find them in a file."""
+    text = (
+        "Show the command lines with which vLLM would be started, and check that it would work: model, GPUs, memory, "
+        "ports, version. Starts nothing."
     )
-    options.add_argument("--server", metavar="FILE", help="YAML file with fields of the server, of which start is one")
-    options.add_argument("--model-name", help="name of the served model (default: that of its folder)")
-    options.add_argument("--assume-gpus", metavar="NxGIB", help="as if this machine had other GPUs, such as 3x24")
-    for name, field in Launch.model_fields.items():
-        flag, kind = f"--{name.replace('_', '-')}", _kind(field.annotation)
-        if kind is bool:
-            options.add_argument(flag, action="store_const", const=True, help=field.description)
-        elif kind is not dict:
-            many = {"nargs": "*"} if kind is list else {}
-            options.add_argument(flag, help=field.description, **many)  # type: ignore[arg-type]
-    return options
+    own = [
+        option("server", "YAML file with the server's fields, of which start is one."),
+        option("model_name", "Name of the served model. (default: that of its folder)"),
+        option("assume_gpus", "As if this machine had other GPUs, such as 3x24: number x GiB of each."),
+    ]
+    return command("check-server", text, [*own, *fields(Launch)])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) -> int:
     """Prints what was found and returns the exit code."""
-    options = {name: value for name, value in vars(parser().parse_args(arguments)).items() if value is not None}
-    try:
-        model, launch = _launch(options)
-        assumed = _gpus(options["assume_gpus"]) if "assume_gpus" in options else None
-        found = preflight(launch, options.get("model_name", model), "", assumed)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = {name: value for name, value in given.items() if value is not None}
+    model, launch = _launch(options)
+    assumed = _gpus(options["assume_gpus"]) if "assume_gpus" in options else None
+    found = preflight(launch, options.get("model_name", model), "", assumed)
     print(found.text())
     return 2 if found.problems else 0
 
 
+def interrupted(_: Mapping[str, Any]) -> str:
+    """What it has left."""
+    return "nothing was started"
+
+
 def _launch(options: dict[str, Any]) -> tuple[str | None, Launch]:
     """The model's name and the settings, from the file and, over it, from the options."""
-    from blocks import VLLMServer
-
-    fields = read_fields(Path(options["server"]), "server", VLLMServer) if "server" in options else {}
-    start = fields.get("start")
+    known = read_fields(Path(options["server"]), "server", Server) if "server" in options else {}
+    start = known.get("start")
     given = {name: options[name] for name in Launch.model_fields if name in options}
     if given and (start is None or isinstance(start, dict)):
-        fields["start"] = (start or {}) | given
-    if fields.get("start") is None or fields["start"] == {}:
+        known["start"] = (start or {}) | given
+    if known.get("start") is None or known["start"] == {}:
         raise UsageError("which model? Set --model-path, or start.model_path in the file of --server")
-    try:
-        server = VLLMServer(**fields)
-    except ValidationError as error:
-        problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False))
-        raise UsageError("; ".join(problems)) from None
+    server = checked(Server, known, "server")
     assert server.start is not None  # noqa: S101 - for the type checker
     return server.model, server.start
 
@@ -82,10 +73,3 @@ def _gpus(text: str) -> list[Gpu]:
         return [Gpu(index, "assumed", memory, memory) for index in range(int(count))]
     except (ValueError, OverflowError):
         raise UsageError(f"--assume-gpus {text!r} is not of the form 3x24: number of GPUs x GiB of each") from None
-
-
-def _kind(annotation: Any) -> type:
-    """The type that an annotation means, without its None."""
-    if get_origin(annotation) in (Union, UnionType):
-        return _kind(next(one for one in get_args(annotation) if one is not NoneType))
-    return get_origin(annotation) if get_origin(annotation) in (list, dict) else annotation  # type: ignore[no-any-return]

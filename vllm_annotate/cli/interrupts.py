@@ -5,9 +5,12 @@ import atexit
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -34,8 +37,19 @@ class Interrupts:
             # The first to be registered is the last to run: after it the interpreter would set handlers that kill.
             atexit.register(_ignore, handled)
 
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """What `work` returns; a signal cancels it. Raises CancelledError then."""
+
+        async def cancellable() -> Result:
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in one
+            with self._cancelling(task):
+                return await work
+
+        return asyncio.run(cancellable())
+
     @contextmanager
-    def cancelling(self, task: "asyncio.Task[int]") -> Iterator[None]:
+    def _cancelling(self, task: "asyncio.Task[Any]") -> Iterator[None]:
         """Cancels the task, instead of raising KeyboardInterrupt in whatever the event loop is at."""
         loop = asyncio.get_running_loop()
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from vllm_annotate.errors import ImageFailure
 from vllm_annotate.images.files import MAX_FILE_BYTES, opened_inside, read_image
 from vllm_annotate.images.upright import Upright, upright
+from vllm_annotate.recipe.image_budget import ImageBudget
 from vllm_annotate.storage.locations import ImageRoot
 
 # What Pillow warns about decodes all the same, raises later, or is checked here: no news in a run of a million files.
@@ -31,16 +32,6 @@ MOST_ASPECT = 200  # that Qwen's image processor takes
 
 JPEG_END = b"\xff\xd9"
 END_BYTES = 64  # in which it stands, padding after it included
-
-
-@dataclass(frozen=True)
-class ImageBudget:
-    """How large an image the model is to see."""
-
-    min_pixels: int
-    max_pixels: int
-    factor: int = 28  # patch × merge: 28 for Qwen2-VL and Qwen2.5-VL
-    jpeg_quality: int = 90
 
 
 @dataclass(frozen=True)

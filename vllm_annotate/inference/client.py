@@ -14,8 +14,9 @@ import openai
 
 from vllm_annotate.errors import ImageFailure, ServerRefused, ServerUnavailable
 from vllm_annotate.inference.concurrency import CEILING, ConcurrencyController
-from vllm_annotate.inference.endpoint import REQUEST_ERRORS, Completion, Endpoint, Trouble
+from vllm_annotate.inference.endpoint import REQUEST_ERRORS, Endpoint
 from vllm_annotate.inference.pool import Pool
+from vllm_annotate.inference.responses import Completion, Trouble
 
 MAX_ATTEMPTS = 4  # of one image on a server that is healthy
 MAX_SERVER_LOSSES = 6  # of one image: a server that dies each time it sees it is not to be blamed for ever

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -12,13 +12,13 @@ import httpx2
 import openai
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
-from vllm_annotate.errors import ImageFailure
 from vllm_annotate.inference.concurrency import ConcurrencyController, Sample
+from vllm_annotate.inference.keys import NO_KEY
 from vllm_annotate.inference.metrics import ServerMetrics, read_metrics
+from vllm_annotate.inference.responses import Completion, Trouble, classify, lowest_cause, own_words, read_completion
 from vllm_annotate.storage.json_text import json_object, loads
 
 HEALTH_TIMEOUT_SECONDS = 5
-NO_KEY = "none"  # sent where there is no key: the client insists on one, and such a server ignores it
 
 KEEP_ALIVE_SECONDS = 4  # vLLM closes connections that have been idle for 5
 
@@ -27,28 +27,7 @@ REQUEST_ERRORS = (openai.OpenAIError, aiohttp.ClientError, httpx2.HTTPError, OSE
 
 
 @dataclass(frozen=True)
-class Completion:
-    """An answer; a whole one if its finish_reason is "stop"."""
-
-    text: str
-    finish_reason: Literal["stop", "length", "repetition"]
-    prompt_tokens: int
-    completion_tokens: int
-    attempts: int
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """An attempt without an answer: why, and what it says about image and server."""
-
-    kind: str  # the failure kind, should the attempts run out: server or timeout
-    message: str
-    busy: bool = False  # the server declined for load: no attempt is counted
-    refused: bool = False  # the server declines whatever it is asked: wrong key or model
-
-
-@dataclass(frozen=True)
-class Look:
+class EndpointSample:
     """What /metrics said, and what the endpoint had in flight at that moment."""
 
     at: float  # monotonic seconds
@@ -82,7 +61,7 @@ class Endpoint:
         self.down_since = 0.0  # monotonic, while it is down
         self.kept = False  # somebody looks after its server and starts it again: no end of patience
         self.lost = ""  # why nobody does any more
-        self.last_look: Look | None = None
+        self.last_look: EndpointSample | None = None
         self._fixed_limit = connections
         self._completion_tokens = 0
         self._request_seconds = 0.0  # of all answers
@@ -169,13 +148,13 @@ class Endpoint:
             proxy=proxy_of(self.url),
         )
 
-    async def look(self) -> Look | None:
+    async def look(self) -> EndpointSample | None:
         """Reads the server's metrics; None where it has none or does not answer."""
         text = await self._get(f"{self._root}/metrics")
         metrics = read_metrics(text) if text is not None else None
         if metrics is None:
             return None
-        self.last_look = Look(time.monotonic(), self.in_flight, metrics)
+        self.last_look = EndpointSample(time.monotonic(), self.in_flight, metrics)
         return self.last_look
 
     async def sample(self) -> Sample | None:
@@ -269,53 +248,3 @@ def proxy_of(url: str) -> str | None:
         return None
     proxies = getproxies()
     return proxies.get(parts.scheme) or proxies.get("all")
-
-
-def own_words(response: bytes) -> str:
-    """What an error's body says; as it is where it is none of vLLM's or OpenAI's."""
-    body = json_object(response) or {}
-    error = body.get("error", body)
-    message = error.get("message") if isinstance(error, dict) else error
-    return message if isinstance(message, str) and message else response[:1000].decode(errors="replace")
-
-
-def classify(status: int, message: str, attempt: int) -> Trouble:
-    """What an HTTP status that is no answer means; raises ImageFailure where the request itself is at fault."""
-    if status in (401, 403, 404):
-        return Trouble("server", message, refused=True)
-    if status in (408, 409, 425) or status >= 500 or status == 429:
-        return Trouble("server", message, busy=status in (429, 503))
-    raise ImageFailure("rejected", message, attempt)
-
-
-def lowest_cause(error: BaseException) -> BaseException:
-    """The error that the others were raised from."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def read_completion(response: bytes, attempt: int) -> Completion | Trouble:
-    """The completion in a 200 response.
-
-    Only finish_reason "stop" is whole; "length" and "repetition" (vLLM's stop for loops) are the model's doing. vLLM
-    answers 200 with "abort" and half a text when it is stopped, which is the server's trouble.
-    """
-    try:
-        body = loads(response)
-        choice = body["choices"][0]
-        text, finish_reason = choice["message"]["content"], choice["finish_reason"]
-    except (ValueError, LookupError, TypeError):
-        return Trouble("server", f"HTTP 200 that is no chat completion: {response[:200]!r}")
-    if finish_reason not in ("stop", "length", "repetition") or not isinstance(text, str):
-        return Trouble("server", f"an answer with finish_reason {finish_reason!r:.40} is not whole")
-    usage = body.get("usage")
-    tokens = usage if isinstance(usage, dict) else {}
-    return Completion(
-        text, finish_reason, _count(tokens, "prompt_tokens"), _count(tokens, "completion_tokens"), attempt
-    )
-
-
-def _count(usage: dict[str, Any], key: str) -> int:
-    value = usage.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0

@@ -2,14 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
 
 import polars as pl
-from pydantic import Field, TypeAdapter
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.plan_file import Chunk, Counts, Plan, PlanFile, read_plan_file, write_plan_file
+from vllm_annotate.inputs.polars_faults import polars_faults
 from vllm_annotate.inputs.source import (
     PATH_MISSING,
     FileState,
@@ -21,74 +20,13 @@ from vllm_annotate.inputs.source import (
     input_lines,
     output_lines,
 )
-from vllm_annotate.storage.atomic import polars_faults, replacing_path, sync_file, sync_folder, write_json
+from vllm_annotate.storage.atomic import replacing_path, sync_file, sync_folder
 from vllm_annotate.storage.workspace import Workspace
 
 ROW_GROUP = 8192  # of plan.parquet: reading a chunk decodes one or two of these
 READ_AT_ONCE = 4 * ROW_GROUP  # where all chunks are read
 PLAN_TRIES = 3  # while input or output change
 POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
-
-
-Count = Annotated[int, Field(ge=0, lt=2**40)]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """`length` consecutive rows of the plan; `digest` names its image paths."""
-
-    number: Count  # from 1
-    offset: Count
-    length: Count
-    digest: str
-
-    @property
-    def name(self) -> str:
-        """Names its part files and its task run."""
-        return f"{self.number:06d}"
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What the input held. `already_done` counts distinct images that the output has had before the plan."""
-
-    input: int = 0  # lines that are not blank
-    distinct: int = 0
-    already_done: int = 0
-    malformed: int = 0
-    without_path: int = 0
-    duplicates: int = 0
-    broken_in_output: int = 0  # lines of the output that are torn, malformed or without a path; their images are asked
-    first_broken: int = 0  # number of the first of them, from 1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Rows without an answer, cut into chunks in input order; stays the same until all its chunks are complete."""
-
-    counts: Counts
-    chunks: list[Chunk]
-    resumed: bool = False
-    # file_version of each output of which the rows are marked as merged, as it was then
-    outputs: list[list[int] | None] = field(default_factory=list)
-
-    @property
-    def rows(self) -> int:
-        """Rows of all chunks."""
-        return sum(chunk.length for chunk in self.chunks)
-
-
-@dataclass(frozen=True)
-class PlanFile:
-    """The content of plan.json."""
-
-    source: dict[str, Any]
-    counts: Counts
-    chunks: list[Chunk]
-    outputs: list[list[int] | None] = field(default_factory=list)
-
-
-PLAN_FILE = TypeAdapter(PlanFile)
 
 
 def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
@@ -110,7 +48,7 @@ def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
     else:
         files = " or ".join(map(str, (source.path, *workspace.outputs)))
         raise UsageError(f"{files} changed while it was read, {PLAN_TRIES} times: run again once it is written")
-    _write_plan(workspace, PlanFile(identity, counts, chunks, outputs))
+    write_plan_file(workspace, PlanFile(identity, counts, chunks, outputs))
     return Plan(counts, chunks, outputs=outputs)
 
 
@@ -147,15 +85,10 @@ def _plan_rows(source: Source, workspace: Workspace, chunk_size: int) -> tuple[C
     return counts, list(_cut(workspace.plan_rows, chunk_size))
 
 
-def _write_plan(workspace: Workspace, plan: PlanFile) -> None:
-    """Writes plan.json, which vouches for plan.parquet: that is on disk by now."""
-    write_json(workspace.plan_file, asdict(plan))
-
-
 def keep_plan(workspace: Workspace, source: Source, plan: Plan) -> None:
     """Lets the plan go on after a merge of ours, which has changed the output that it was made for."""
     outputs = output_versions(workspace)
-    _write_plan(workspace, PlanFile(source.identity(), plan.counts, plan.chunks, outputs))
+    write_plan_file(workspace, PlanFile(source.identity(), plan.counts, plan.chunks, outputs))
 
 
 def output_versions(workspace: Workspace) -> list[list[int] | None]:
@@ -180,14 +113,6 @@ def open_plan(workspace: Workspace) -> Plan | None:
     with replacing_path(workspace.plan_rows) as path:
         _sink(marked, path)
     return Plan(written.counts, written.chunks, resumed=True, outputs=outputs)
-
-
-def read_plan_file(workspace: Workspace) -> PlanFile | None:
-    """The content of plan.json; None when it is not there or damaged."""
-    try:
-        return PLAN_FILE.validate_json(workspace.plan_file.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def _rows_are_readable(workspace: Workspace, written: PlanFile) -> bool:

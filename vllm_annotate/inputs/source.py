@@ -8,6 +8,7 @@ import orjson
 import polars as pl
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.sharding import in_shard
 from vllm_annotate.storage.json_text import json_object, text_member
 from vllm_annotate.storage.shard import Shard
 
@@ -97,7 +98,7 @@ def file_state(path: Path) -> FileState | None:
 def input_lines(source: Source) -> pl.LazyFrame:
     """Columns line (from 1), row and image_path of the lines that are not blank, of the shard that is asked for."""
     lines = _scan(source).filter(pl.col("row").str.strip_chars() != "")
-    return lines if source.shard is None else lines.filter(source.shard.holds(pl.col("image_path")))
+    return lines if source.shard is None else lines.filter(in_shard(source.shard, pl.col("image_path")))
 
 
 def output_lines(*outputs: Path) -> pl.LazyFrame:

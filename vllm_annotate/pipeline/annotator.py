@@ -15,11 +15,14 @@ from vllm_annotate.grounding.answers import Answer, answer_fields, read_answer
 from vllm_annotate.grounding.parse import is_clean
 from vllm_annotate.images.prepare import PreparedImage
 from vllm_annotate.inference.client import Inference
-from vllm_annotate.inputs.plan import Chunk
+from vllm_annotate.inputs.plan_file import Chunk
+from vllm_annotate.inputs.rows import Row
 from vllm_annotate.pipeline.preparation import Begun, Preparation
 from vllm_annotate.recipe.families import Family
-from vllm_annotate.recipe.settings import Recipe, RequestTemplate
-from vllm_annotate.results.parts import Part, Row, answer_line
+from vllm_annotate.recipe.request import RequestTemplate
+from vllm_annotate.recipe.settings import Recipe
+from vllm_annotate.results.lines import answer_line
+from vllm_annotate.results.parts import Part
 from vllm_annotate.storage.atomic import disk_is_full
 from vllm_annotate.storage.locations import ImageRoot
 
@@ -197,7 +200,7 @@ class Annotator:
         best, attempt = await self._try(body, image), 1
         while not best.is_good and attempt <= self._recipe.reasks:
             attempt += 1
-            body = await self.preparation.in_thread(self._requests[attempt - 1].body, row.caption, image)
+            body = await self.preparation.in_thread(self._body, attempt, row.caption, image)
             best = max(best, await self._try(body, image), key=Answer.rank)
         if best.annotation is None and not best.whole:
             message = f"{attempt} answers reached max_tokens or ran in a loop; one begins {best.text[:80]!r}"
@@ -205,6 +208,9 @@ class Annotator:
         part.answer(row, answer_line(row, image, best.text, answer_fields(best, attempt)))
         self.tally.answered += 1
         self.tally.without_caption += not row.caption
+
+    def _body(self, attempt: int, caption: str, image: PreparedImage) -> bytes:
+        return self._requests[attempt - 1].body(caption, image.url())
 
     async def _try(self, body: bytes, image: PreparedImage) -> Answer:
         completion = await self._inference.ask(body)

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.inputs.plan import Chunk
+from vllm_annotate.inputs.plan_file import Chunk
 from vllm_annotate.inputs.source import Source, check_source
-from vllm_annotate.results.mirror import Files, opened
-from vllm_annotate.results.parts import OUR_FIELDS
-from vllm_annotate.storage.locations import ImageRoot, Location, image_root_at, local_copy
+from vllm_annotate.job import Job
+from vllm_annotate.results.files import Files
+from vllm_annotate.results.lines import OUR_FIELDS
+from vllm_annotate.results.mirror import output_files
+from vllm_annotate.storage.locations import ImageRoot, image_root_at, local_copy
 from vllm_annotate.storage.shard import Shard
 from vllm_annotate.storage.state_folder import state_folder
 from vllm_annotate.storage.workspace import Workspace
@@ -46,25 +48,15 @@ class RunFiles:
 
 
 @asynccontextmanager
-async def opened_files(
-    *,
-    input: Location,  # noqa: A002 - these are the flow's parameters, by name
-    image_root: Location,
-    output: Location,
-    shard: str,
-    image_column: str,
-    caption_column: str,
-    say: Callable[[str], None],
-    warn: Callable[[str], None],
-) -> AsyncIterator[RunFiles]:
+async def run_files(job: Job, say: Callable[[str], None], warn: Callable[[str], None]) -> AsyncIterator[RunFiles]:
     """The files of a run, for as long as the context lasts. Raises UsageError for what cannot be used."""
-    check_distinct(input, output)
+    check_distinct(job.input, job.output)
     stopped = threading.Event()
-    async with in_thread(opened(output, shard, say, stopped), give_up=stopped.set) as files:
-        root = found_image_root(image_root)
-        share = Shard.parse(shard) if shard else None
+    async with in_thread(output_files(job.output, job.shard, say, stopped), give_up=stopped.set) as files:
+        root = found_image_root(job.image_root)
+        shard = Shard.parse(job.shard) if job.shard else None
         source, columns = await run_to_end(
-            found_source, input, image_column, caption_column, share, stopped, give_up=stopped.set
+            found_source, job.input, job.image_column, job.caption_column, shard, stopped, give_up=stopped.set
         )
         if replaced := [name for name in columns if name in replaced_columns(source)]:
             names = ", ".join(map(repr, replaced))

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vllm_annotate.images.files import let_go_of_folders
-from vllm_annotate.images.prepare import ImageBudget, PreparedImage, prepare
+from vllm_annotate.images.prepare import PreparedImage, prepare
 from vllm_annotate.inference.pool import Pool
-from vllm_annotate.recipe.settings import RequestTemplate
-from vllm_annotate.results.parts import Row
+from vllm_annotate.inputs.rows import Row
+from vllm_annotate.recipe.image_budget import ImageBudget
+from vllm_annotate.recipe.request import RequestTemplate
 from vllm_annotate.storage.locations import READERS, ImageRoot
 
 Result = TypeVar("Result")
@@ -123,4 +124,4 @@ class Preparation:
             image = prepare(self._image_root, row.image_path, self._budget, server_reads=self._servers_read)
         except Exception as error:  # raised by `Begun.request`: it is this row's alone
             return error
-        return image, self._template.body(row.caption, image)
+        return image, self._template.body(row.caption, image.url())

@@ -15,13 +15,12 @@ from urllib.parse import urlsplit
 
 import polars as pl
 
-from vllm_annotate.inference.endpoint import Endpoint, is_loopback
-from vllm_annotate.inference.endpoint import Look as EndpointLook
+from vllm_annotate.inference.endpoint import Endpoint, EndpointSample, is_loopback
 from vllm_annotate.pipeline.session import Run
-from vllm_annotate.telemetry.bottleneck import Bottleneck, Look
+from vllm_annotate.telemetry.bottleneck import Bottleneck, RunSample
 from vllm_annotate.telemetry.history import History
 from vllm_annotate.telemetry.nvml import GpuReading, GpuWatch, WhichGpus
-from vllm_annotate.telemetry.sample_log import SampleLog
+from vllm_annotate.telemetry.sample_log import Recorded, SampleLog
 from vllm_annotate.threads import run_to_end
 
 SAMPLE_SECONDS = 1.0
@@ -31,15 +30,14 @@ STALE_SECONDS = 8.0  # older words of a server are not about now; a busy one tak
 Values = dict[str, float | None]
 
 
-class Telemetry:
+class Telemetry(Recorded):
     """What was seen of a run so far."""
 
     def __init__(self, run: Run, rows: int, warn: Callable[[str], None]) -> None:
-        self.histories: dict[tuple[str, str], History] = {}  # (gpu, server or client; its name) → its samples
+        super().__init__(histories={}, samples=0)
         self.bottleneck = Bottleneck()
         self.started = time.monotonic()
         self.seconds = 0.0  # of annotating: to the last sample, and at the end in all
-        self.samples = 0
         self._taken_at = self.started
         self._run = run
         self._rows = rows
@@ -104,7 +102,7 @@ class Telemetry:
             self._warn(note)
             self._told += 1
 
-    def _look(self, readings: Mapping[int, GpuReading], client: Values) -> Look:
+    def _look(self, readings: Mapping[int, GpuReading], client: Values) -> RunSample:
         preparation, pool = self._run.annotator.preparation, self._run.annotator.pool
         up = [endpoint for endpoint in pool.endpoints if endpoint.up.is_set()]
         seen = [(rates, rates.last) for rates in self._servers if rates.last is not None]
@@ -114,7 +112,7 @@ class Telemetry:
         # A card whose server is away, or that is not known to be a server's, says nothing of those that work.
         of_all = len(up) == len(pool.endpoints) and not self._gpus.guessed
         controllers = [endpoint.controller for endpoint in up if endpoint.controller is not None]
-        return Look(
+        return RunSample(
             endpoints=len(pool.endpoints),
             up=len(up),
             in_flight=sum(look.in_flight for _, look in seen) if everything else pool.in_flight,
@@ -156,7 +154,7 @@ class ServerRates:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.last: EndpointLook | None = None  # None while nothing fresh is known
+        self.last: EndpointSample | None = None  # None while nothing fresh is known
         self.preemptions = 0.0  # a second
         self._was_up = self._was_seen = False
 

@@ -4,31 +4,34 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
-from blocks import AnnotationRecipe, VLLMServer
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inference.client import Inference
-from vllm_annotate.inference.endpoint import NO_KEY
-from vllm_annotate.inputs.plan import POLARS_ERRORS, Plan, make_plan, open_plan, plan_is_for, remove_plan
+from vllm_annotate.inputs.plan import POLARS_ERRORS, make_plan, open_plan, plan_is_for, remove_plan
+from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.inputs.source import Source
+from vllm_annotate.job import Job
 from vllm_annotate.pipeline.annotator import Annotator
-from vllm_annotate.pipeline.files import RunFiles, is_image_file, opened_files
+from vllm_annotate.pipeline.files import RunFiles, is_image_file, run_files
 from vllm_annotate.recipe.families import Family, resolve_family
-from vllm_annotate.recipe.settings import fingerprint, recipe_settings
+from vllm_annotate.recipe.fingerprint import fingerprint, recipe_settings
+from vllm_annotate.recipe.guard import guard_recipe, record_recipe
+from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.results.merge import settle
 from vllm_annotate.results.provenance import makers_in
 from vllm_annotate.serving.keeper import Keeper, kept_servers, watching
 from vllm_annotate.serving.preflight import preflight
-from vllm_annotate.storage.locations import ImageRoot, Location
+from vllm_annotate.serving.settings import Server
+from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.workspace import Workspace
 
 SAMPLED_PATHS, FEWEST_PATHS = 100, 10
+CHUNK_RETRY_SECONDS = [10.0, 60.0]
 YOUNG_OBJECTS = 5_000  # more than before, between two passes of the garbage collector
 
 
@@ -36,6 +39,7 @@ YOUNG_OBJECTS = 5_000  # more than before, between two passes of the garbage col
 class Run:
     """A run whose server answers, whose paths are good, and which alone writes its output."""
 
+    job: Job
     files: RunFiles
     model: str
     recipe_settings: dict[str, Any]
@@ -55,94 +59,56 @@ class Run:
         return self.files.source
 
 
-# Clients and semaphores belong to the flow's event loop: they reach its tasks by context, not as task parameters. Here
-# and not beside the flow, because Prefect's `serve` pickles the flow with the globals it names, and this one can't be.
-_RUN: ContextVar[Run] = ContextVar("run")
-
-
-def set_current_run(run: Run) -> None:
-    """Makes `run` the one that `current_run` returns, in this context and in tasks started from it."""
-    _RUN.set(run)
-
-
-def current_run() -> Run:
-    """The run of the flow that is running."""
-    return _RUN.get()
-
-
 @asynccontextmanager
 async def open_run(
-    *,
-    input: Location,  # noqa: A002 - these are the flow's parameters, by name
-    image_root: Location,
-    output: Location,
-    server: VLLMServer | None,
-    recipe: AnnotationRecipe | None,
-    max_concurrency: int | Literal["auto"],
-    image_column: str,
-    caption_column: str,
-    shard: str = "",
-    error_budget: float,
-    server_wait_seconds: float,
-    request_timeout_seconds: float,
-    say: Callable[[str], None] = lambda _: None,
-    warn: Callable[[str], None] = lambda _: None,
+    job: Job, say: Callable[[str], None] = lambda _: None, warn: Callable[[str], None] = lambda _: None
 ) -> AsyncIterator[Run]:
     """A run, for as long as the context lasts. Raises UsageError or ServerFault before anything is written."""
-    server, recipe = server or VLLMServer(), recipe or AnnotationRecipe()
+    server, recipe = job.server or Server(), job.recipe or Recipe()
     async with AsyncExitStack() as stack:
-        files = await stack.enter_async_context(
-            opened_files(
-                input=input,
-                image_root=image_root,
-                output=output,
-                shard=shard,
-                image_column=image_column,
-                caption_column=caption_column,
-                say=say,
-                warn=warn,
-            )
-        )
+        files = await stack.enter_async_context(run_files(job, say, warn))
         workspace = files.workspace
         keepers: list[Keeper] = []
         if server.start is not None:
-            found = await asyncio.to_thread(preflight, server.start, server.model, own_key(server))
+            found = await asyncio.to_thread(preflight, server.start, server.model, server.own_key())
             found.check()
             for note in found.notes:
                 say(note)
-            # Ahead of the minutes-long start: nothing that can be refused should wait for it.
+            # Before the start, which takes minutes: nothing that can be refused should wait for it.
             stack.enter_context(workspace.locked())
-            guard_recipe(workspace, recipe, found.model_name)
+            checked_recipe(workspace, recipe, found.model_name)
             folder = Path(server.start.log_folder or workspace.logs).expanduser().resolve()
             keepers = await stack.enter_async_context(kept_servers(found.replicas, folder, say))
-        inference = await stack.enter_async_context(
-            Inference(
-                server.urls(),
-                server.resolved_api_key(),
-                max_concurrency=max_concurrency,
-                request_timeout_seconds=request_timeout_seconds,
-                server_wait_seconds=server_wait_seconds,
-                warn=warn,
-            )
-        )
+        client = inference_client(server, job, warn)
+        inference = await stack.enter_async_context(client)
         await stack.enter_async_context(watching(keepers, inference.pool))
         model = await inference.check(server.expected_model())
         versions = await inference.versions(model)
         if server.start is None:
             stack.enter_context(workspace.locked())
-        family, settings, identity = guard_recipe(workspace, recipe, model)
+        family, settings, identity = checked_recipe(workspace, recipe, model)
         if others := other_recipes(workspace, identity):
             warn(
                 f"{workspace.recipe} is gone, and {workspace.report} names recipes ({', '.join(others)}) other than "
                 f"this run's {identity}: its answers are added to theirs"
             )
-        servers_read = can_read(server, keepers, files.image_root)
-        annotator = Annotator(
-            inference, recipe, family, model, files.image_root, error_budget, servers_read=servers_read
-        )
+        reads = can_read(server, keepers, files.image_root)
+        annotator = Annotator(inference, recipe, family, model, files.image_root, job.error_budget, servers_read=reads)
         await stack.enter_async_context(annotator)
         stack.enter_context(rare_collections())
-        yield Run(files, model, settings, identity, versions, annotator, keepers)
+        yield Run(job, files, model, settings, identity, versions, annotator, keepers)
+
+
+def inference_client(server: Server, job: Job, warn: Callable[[str], None]) -> Inference:
+    """The client of a server's endpoints, with the job's limits."""
+    return Inference(
+        server.urls(),
+        server.resolved_api_key(),
+        max_concurrency=job.max_concurrency,
+        request_timeout_seconds=job.request_timeout_seconds,
+        server_wait_seconds=job.server_wait_seconds,
+        warn=warn,
+    )
 
 
 @contextmanager
@@ -161,19 +127,17 @@ def rare_collections() -> Iterator[None]:
         gc.set_threshold(*thresholds)
 
 
-async def check_run(say: Callable[[str], None], **parameters: Any) -> None:
-    """Raises what `open_run` with these parameters would, as far as it can be known without starting a server."""
-    server: VLLMServer | None = parameters["server"]
+async def check_run(job: Job, say: Callable[[str], None]) -> None:
+    """Raises what `open_run` would for this job, as far as it can be known without starting a server."""
+    server = job.server
     if server is None or server.start is None:
-        async with open_run(**parameters, say=say):
+        async with open_run(job, say):
             return
-    names = ("input", "image_root", "output", "image_column", "caption_column", "shard")
-    given = {name: parameters[name] for name in names}
-    async with opened_files(**given, say=say, warn=lambda _: None):
-        (await asyncio.to_thread(preflight, server.start, server.model, own_key(server))).check()
+    async with run_files(job, say, lambda _: None):
+        (await asyncio.to_thread(preflight, server.start, server.model, server.own_key())).check()
 
 
-def can_read(server: VLLMServer, keepers: Sequence[Keeper], image_root: ImageRoot) -> bool:
+def can_read(server: Server, keepers: Sequence[Keeper], image_root: ImageRoot) -> bool:
     """Whether all servers read files of the image root themselves: they are ours, here, and were started so."""
     if server.start is None or server.start.allowed_media_folder is None or not isinstance(image_root, Path):
         return False
@@ -183,17 +147,11 @@ def can_read(server: VLLMServer, keepers: Sequence[Keeper], image_root: ImageRoo
     return ours and allowed == allowed.resolve() and image_root.resolve().is_relative_to(allowed)
 
 
-def own_key(server: VLLMServer) -> str:
-    """The key that a server of ours is to ask for; empty for none."""
-    key = server.resolved_api_key()
-    return "" if key == NO_KEY else key
-
-
-def guard_recipe(workspace: Workspace, recipe: AnnotationRecipe, model: str) -> tuple[Family, dict[str, Any], str]:
+def checked_recipe(workspace: Workspace, recipe: Recipe, model: str) -> tuple[Family, dict[str, Any], str]:
     """The recipe's family, settings and fingerprint. Raises UsageError where the output was written with another."""
     family, settings = resolve_family(recipe.family, model), recipe_settings(recipe, model)
     identity = fingerprint(recipe, model)
-    workspace.guard_recipe(settings, identity)
+    guard_recipe(workspace, settings, identity)
     return family, settings, identity
 
 
@@ -204,7 +162,7 @@ def other_recipes(workspace: Workspace, identity: str) -> list[str]:
     return sorted({entry["recipe"] for entry in makers_in(workspace.report)} - {identity})
 
 
-def current_plan(run: Run, chunk_size: int) -> Plan:
+def plan_or_resume(run: Run) -> Plan:
     """The plan in progress if nobody has edited its input or output; else a new one, once the old one is settled.
 
     Raises UsageError where the input turns out to be broken.
@@ -215,7 +173,7 @@ def current_plan(run: Run, chunk_size: int) -> Plan:
         if plan is None or not plan_is_for(workspace, run.source):
             settle(workspace, plan)
             remove_plan(workspace)
-            plan = make_plan(run.source, workspace, chunk_size)
+            plan = make_plan(run.source, workspace, run.job.chunk_size)
             _check_image_root(run, plan)
     except POLARS_ERRORS as error:
         raise _unreadable(run, error) from None
@@ -223,7 +181,9 @@ def current_plan(run: Run, chunk_size: int) -> Plan:
         if error.errno is not None:  # the disk's, not the decompressor's
             raise
         raise _unreadable(run, error) from None
-    workspace.record_recipe(run.recipe_settings, run.recipe_fingerprint)
+    record_recipe(workspace, run.recipe_settings, run.recipe_fingerprint)
+    if run.source.path != workspace.retried:  # a retry is no job of its own
+        run.job.remember(workspace.job)
     return plan
 
 
@@ -238,10 +198,10 @@ def _check_image_root(run: Run, plan: Plan) -> None:
         remove_plan(run.workspace)
         raise UsageError(
             f"none of {len(sample)} sampled images is a file under {run.files.image_root}, the first would be "
-            f"{run.files.image_root}/{sample[0]}: set --image-root to what the paths are relative to"
+            f"{run.files.image_root}/{sample[0]}: set image_root to the folder that the paths are relative to"
         )
 
 
 def _unreadable(run: Run, error: BaseException) -> UsageError:
     files = f"{run.source.path} or {run.workspace.output}"
-    return UsageError(f"{files} cannot be read to its end, make it whole again: {error!s:.300}")
+    return UsageError(f"{files} is truncated or corrupt; restore it: {error!s:.300}")

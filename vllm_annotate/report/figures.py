@@ -1,9 +1,7 @@
 """Telemetry → the tables and charts that report.json, report.html and the artifacts share."""
 
-from typing import Any
-
-from vllm_annotate.pipeline.recording import Telemetry
 from vllm_annotate.report.charts import Line, chart
+from vllm_annotate.report.report import Seen
 from vllm_annotate.telemetry.history import History, Totals
 from vllm_annotate.telemetry.sample_log import Recorded
 
@@ -12,18 +10,18 @@ MOST_LINES = 8  # a chart with more cannot be read
 NOTHING = Totals()
 
 
-def telemetry_figures(telemetry: Telemetry) -> dict[str, Any]:
+def telemetry_figures(telemetry: Recorded) -> Seen:
     """What report.json says of GPUs, servers and client: means and extremes over the run, None where not seen."""
-    return {
-        "samples": telemetry.samples,
-        "missing": telemetry.notes,
-        "gpus": {name: _gpu(history) for name, history in _of(telemetry, "gpu")},
-        "servers": {url: _server(history) for url, history in _of(telemetry, "server")},
-        "client": next((_client(history) for _, history in _of(telemetry, "client")), {}),
-    }
+    return Seen(
+        samples=telemetry.samples,
+        missing=telemetry.notes,
+        gpus={name: _gpu(history) for name, history in _of(telemetry, "gpu")},
+        servers={url: _server(history) for url, history in _of(telemetry, "server")},
+        client=next((_client(history) for _, history in _of(telemetry, "client")), {}),
+    )
 
 
-def telemetry_charts(telemetry: Telemetry | Recorded) -> list[str]:
+def telemetry_charts(telemetry: Recorded) -> list[str]:
     """SVGs: GPUs and their memory, the requests of the servers, their tokens, and images."""
     if telemetry.samples < FEWEST_SAMPLES:
         return []
@@ -49,7 +47,7 @@ def telemetry_charts(telemetry: Telemetry | Recorded) -> list[str]:
     return charts
 
 
-def gpu_rows(figures: dict[str, Any]) -> list[list[str]]:
+def gpu_rows(figures: Seen) -> list[list[str]]:
     """The GPU table, its head first."""
     head = ["GPU", "busy", "memory", "power", "hottest", "power cap", "throttled", "energy"]
     return [head] + [
@@ -63,11 +61,11 @@ def gpu_rows(figures: dict[str, Any]) -> list[list[str]]:
             _told(gpu["heat_throttled_share"], " %", 100),
             _told(gpu["energy_wh"], " Wh"),
         ]
-        for name, gpu in figures["gpus"].items()
+        for name, gpu in figures.gpus.items()
     ]
 
 
-def server_rows(figures: dict[str, Any]) -> list[list[str]]:
+def server_rows(figures: Seen) -> list[list[str]]:
     """The table of servers, its head first."""
     head = ["server", "in flight", "running", "waiting", "KV cache", "tokens/s", "queued", "latency"]
     return [head] + [
@@ -81,11 +79,11 @@ def server_rows(figures: dict[str, Any]) -> list[list[str]]:
             _told(server["queue_seconds_mean"], " s"),
             _told(server["latency_seconds_mean"], " s"),
         ]
-        for url, server in figures["servers"].items()
+        for url, server in figures.servers.items()
     ]
 
 
-def _of(telemetry: Telemetry | Recorded, subject: str) -> list[tuple[str, History]]:
+def _of(telemetry: Recorded, subject: str) -> list[tuple[str, History]]:
     return [(name, history) for (of, name), history in list(telemetry.histories.items()) if of == subject]
 
 
@@ -104,7 +102,7 @@ def _memory_lines(gpus: list[tuple[str, History]]) -> list[Line]:
     return lines
 
 
-def _gpu(history: History) -> dict[str, Any]:
+def _gpu(history: History) -> dict[str, float | None]:
     totals = history.totals
     energy, power, seconds = totals.get("energy_joules"), totals.get("power_watts"), totals["second"]
     joules = None
@@ -127,7 +125,7 @@ def _gpu(history: History) -> dict[str, Any]:
     }
 
 
-def _server(history: History) -> dict[str, Any]:
+def _server(history: History) -> dict[str, float | None]:
     means = (
         "up", "in_flight", "running", "waiting", "prompt_tokens_per_second", "generation_tokens_per_second",
         "preemptions_per_second", "queue_seconds", "latency_seconds",
@@ -138,7 +136,7 @@ def _server(history: History) -> dict[str, Any]:
     }
 
 
-def _client(history: History) -> dict[str, Any]:
+def _client(history: History) -> dict[str, float | None]:
     means = ("in_flight", "ready", "images_per_second", "prepare_seconds", "cpu_cores", "lag_seconds")
     return {f"{name}_mean": _mean(history.totals, name) for name in means} | {
         "peak_memory_mib": _most(history.totals, "peak_memory_mib")

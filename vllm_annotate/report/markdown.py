@@ -11,6 +11,7 @@ from vllm_annotate.report.boxes import boxes_of
 from vllm_annotate.report.charts import COLOURS, data_uri
 from vllm_annotate.report.figures import gpu_rows, server_rows
 from vllm_annotate.report.gallery import Example, failure_of
+from vllm_annotate.report.report import Report, Seen, Tokens
 from vllm_annotate.report.summary import counts_by_name, stand_ins
 from vllm_annotate.report.text import text_of
 from vllm_annotate.telemetry.bottleneck import TITLES, Verdict
@@ -19,20 +20,20 @@ LONGEST = 300  # of a text from outside
 LINKED = re.compile(r"(?<=://)|(?<=@)|(?<=www)(?=\.)", re.IGNORECASE)
 
 
-def summary(report: dict[str, Any], output: str) -> str:
+def summary(report: Report, output: str) -> str:
     """Counts, rates and the quality of the answers."""
-    images, tokens = report["images"], report["tokens"]
+    images, tokens = report.images, report.tokens
     rows = [
-        ("Distinct images", images["distinct"]),
-        ("Had an answer before", images["already_done"]),
-        ("Answered", images["answered"]),
-        ("Failed", images["failed"]),
-        ("Answers without an annotation", images["annotations_error"]),
-        ("Images per second", report["images_per_second"]),
-        ("Tokens per second (prompt / completion)", _per_second(tokens, report["annotating_seconds"])),
-        ("Tokens (prompt / completion)", f"{tokens['prompt']} / {tokens['completion']}"),
-        ("Model", code(report["model"])),
-        ("Recipe", code(report["recipe"])),
+        ("Distinct images", images.distinct),
+        ("Had an answer before", images.already_done),
+        ("Answered", images.answered),
+        ("Failed", images.failed),
+        ("Answers without an annotation", images.annotations_error),
+        ("Images per second", report.images_per_second),
+        ("Tokens per second (prompt / completion)", _per_second(tokens, report.annotating_seconds)),
+        ("Tokens (prompt / completion)", f"{tokens.prompt} / {tokens.completion}"),
+        ("Model", code(report.model)),
+        ("Recipe", code(report.recipe)),
         ("Output", code(output)),
     ]
     text = table([["", ""], *([name, str(value)] for name, value in rows)], escaped=True)
@@ -47,12 +48,12 @@ def live_summary(figures: dict[str, Any], output: str) -> str:
     return table([["", ""], *rows, ["Output", code(output)]], escaped=True)
 
 
-def gpus(figures: dict[str, Any], charts: Sequence[str]) -> str:
+def gpus(figures: Seen, charts: Sequence[str]) -> str:
     """Tables of GPUs and servers, the charts, and what could not be seen."""
-    parts = [f"- {plain(note)}\n" for note in figures["missing"]]
-    if figures["gpus"]:
+    parts = [f"- {plain(note)}\n" for note in figures.missing]
+    if figures.gpus:
         parts.append("\n" + table(gpu_rows(figures)))
-    if figures["servers"]:
+    if figures.servers:
         parts.append("\n" + table(server_rows(figures)))
     parts += [f"\n![chart]({data_uri(chart)})\n" for chart in charts]
     return "".join(parts)
@@ -70,7 +71,7 @@ def failures(by_kind: dict[str, int], examples: Sequence[dict[str, Any]]) -> str
 def bottleneck(verdict: Verdict) -> str:
     """What held the run back, what tells so, and what to do."""
     shares = [["What held back", "of the time"]]
-    shares += [[TITLES[kind], f"{share:.0%}"] for kind, share in verdict.shares.items()]  # type: ignore[index]
+    shares += [[TITLES[kind], f"{share:.0%}"] for kind, share in verdict.shares.items()]
     return (
         f"**{verdict.title[:1].upper()}{verdict.title[1:]}**\n\n{plain(verdict.evidence)}\n\n"
         f"What to do: {plain(verdict.advice)}\n\n{table(shares)}"
@@ -146,7 +147,7 @@ def code(text: str) -> str:
     return f"<code>{plain(text)}</code>"
 
 
-def _per_second(tokens: dict[str, int], seconds: float) -> str:
+def _per_second(tokens: Tokens, seconds: float) -> str:
     if not seconds:
         return "0 / 0"
-    return f"{tokens['prompt'] / seconds:.0f} / {tokens['completion'] / seconds:.0f}"
+    return f"{tokens.prompt / seconds:.0f} / {tokens.completion / seconds:.0f}"

@@ -13,6 +13,7 @@ from vllm_annotate.report.boxes import boxes_of
 from vllm_annotate.report.charts import COLOURS, duration
 from vllm_annotate.report.figures import gpu_rows, server_rows
 from vllm_annotate.report.gallery import Example, choose_rows, failure_of, marks_of, with_images
+from vllm_annotate.report.report import Report
 from vllm_annotate.report.summary import chunk_names, counts_by_name, stand_ins
 from vllm_annotate.report.text import text_of
 from vllm_annotate.results.provenance import made_by
@@ -30,7 +31,7 @@ TEMPLATES = Environment(
 )
 
 
-def write_page(workspace: Workspace, image_root: ImageRoot, report: dict[str, Any], charts: Sequence[str]) -> None:
+def write_page(workspace: Workspace, image_root: ImageRoot, report: Report, charts: Sequence[str]) -> None:
     """Replaces report.html. Reads rows and images, so keep it off the event loop."""
     examples = with_images(choose_rows(workspace), image_root, THUMBNAIL_SIDE)
     with replacing(workspace.page) as file:
@@ -38,9 +39,7 @@ def write_page(workspace: Workspace, image_root: ImageRoot, report: dict[str, An
         file.write(page(report, charts, examples, title, shards_folder(workspace.output).name))
 
 
-def page(
-    report: dict[str, Any], charts: Sequence[str], examples: Iterable[Example], title: str, shards: str = ""
-) -> bytes:
+def page(report: Report, charts: Sequence[str], examples: Iterable[Example], title: str, shards: str = "") -> bytes:
     """The page; `shards` is the folder that the reports of shards lie in.
 
     Every text in it is escaped by the template; only the charts are markup, and made here.
@@ -55,13 +54,13 @@ def page(
         title=text_of(title),
         shards=shards,
         report=report,
-        failed_chunks=chunk_names(report["failed_chunks"]),
-        verdict=report["bottleneck"],
-        shares=[(TITLES[kind], f"{share:.0%}") for kind, share in report["bottleneck"]["shares"].items()],
+        failed_chunks=chunk_names(report.failed_chunks),
+        verdict=report.bottleneck,
+        shares=[(TITLES[kind], f"{share:.0%}") for kind, share in report.bottleneck.shares.items()],
         figures=_figures(report),
         stand_ins=stand_ins(report),
-        makers=made_by(report.get("made_by")),
-        tables=[rows for rows in (gpu_rows(report["telemetry"]), server_rows(report["telemetry"])) if len(rows) > 1],
+        makers=made_by(report.made_by),
+        tables=[rows for rows in (gpu_rows(report.telemetry), server_rows(report.telemetry)) if len(rows) > 1],
         counts=[
             (what, [(text_of(name, 120), count) for name, count in by_name.items()])
             for what, _, by_name in counts_by_name(report)
@@ -74,16 +73,16 @@ def page(
     return text.encode(errors="replace")
 
 
-def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
-    images, tokens, seconds = report["images"], report["tokens"], report["annotating_seconds"]
+def _figures(report: Report) -> list[tuple[str, str]]:
+    images, tokens, seconds = report.images, report.tokens, report.annotating_seconds
     return [
-        ("answered", f"{images['answered']:,}"),
-        ("failed", f"{images['failed']:,}"),
-        ("had answers before", f"{images['already_done']:,}"),
-        ("without annotation", f"{images['annotations_error']:,}"),
-        ("images a second", f"{report['images_per_second']:.3g}"),
-        ("tokens a second", f"{tokens['completion'] / seconds if seconds else 0:,.0f}"),
-        ("took", duration(report["seconds"])),
+        ("answered", f"{images.answered:,}"),
+        ("failed", f"{images.failed:,}"),
+        ("had answers before", f"{images.already_done:,}"),
+        ("without annotation", f"{images.annotations_error:,}"),
+        ("images a second", f"{report.images_per_second:.3g}"),
+        ("tokens a second", f"{tokens.completion / seconds if seconds else 0:,.0f}"),
+        ("took", duration(report.seconds)),
     ]
 
 

@@ -2,19 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
-from vllm_annotate.inputs.plan import Counts
+from vllm_annotate.inputs.plan_file import Counts
+from vllm_annotate.report.report import Images, Report, Seen, SkippedLines, Tokens
 from vllm_annotate.results.merge import Merged
 from vllm_annotate.results.provenance import Makers, made_by
-from vllm_annotate.telemetry.bottleneck import Bottleneck
+from vllm_annotate.telemetry.bottleneck import Bottleneck, Kind, Verdict
 
-Report = dict[str, Any]
-NEEDED = {  # one that lacks any is damaged, or of another version
-    "images", "tokens", "recipe", "family", "model", "endpoints", "servers", "failed_chunks", "bottleneck", "telemetry",
-    "started", "seconds", "annotating_seconds", "images_per_second",
-}  # fmt: skip
+OF_A_SHARD = {"started", "images", "seconds", "annotating_seconds", "images_per_second"}
 
 
 def summarise_shards(
@@ -28,101 +25,88 @@ def summarise_shards(
     run: `seconds` from the first one's begin to the last one's end, of which `annotating_seconds` are at most as many
     as they annotated in all. What held them back is weighed by these, and told of the shard it held back longest.
     """
-    reports = {name: report for name, report in reports.items() if report.keys() >= NEEDED}
     latest = list(reports.values())
     seconds = _span(latest)
-    annotating = min(seconds, sum(report["annotating_seconds"] for report in latest))
-    return {
-        "images": {
-            "input": counts.input,
-            "distinct": counts.distinct,
-            "already_done": counts.already_done,
-            "answered": merged.answered,
-            "answered_before_an_interruption": 0,
-            "without_caption": sum(report["images"]["without_caption"] for report in latest),
-            "failed": merged.failures.total(),
-            "annotations_error": merged.annotations_error,
-        },
-        "skipped_lines": {
-            "malformed": counts.malformed,
-            "without_path": counts.without_path,
-            "duplicates": counts.duplicates,
-            "broken_in_output": counts.broken_in_output,
-        },
-        "failures": dict(merged.failures.most_common()),
-        "failures_left_alone": 0,
-        "failed_chunks": [
+    annotating = min(seconds, sum(report.annotating_seconds for report in latest))
+    first = latest[0] if latest else None
+    return Report(
+        images=Images(
+            input=counts.input,
+            distinct=counts.distinct,
+            already_done=counts.already_done,
+            answered=merged.answered,
+            without_caption=sum(report.images.without_caption for report in latest),
+            failed=merged.failures.total(),
+            annotations_error=merged.annotations_error,
+        ),
+        skipped_lines=SkippedLines.counted(counts),
+        failures=dict(merged.failures.most_common()),
+        failed_chunks=[
             *lost,
-            *(f"{chunk} of shard {name}" for name, report in reports.items() for chunk in report["failed_chunks"]),
+            *(f"{chunk} of shard {name}" for name, report in reports.items() for chunk in report.failed_chunks),
         ],
-        "started": min((report["started"] for report in latest), default=""),
-        "seconds": round(seconds, 3),
-        "annotating_seconds": round(annotating, 3),
-        "images_per_second": round(_answered(latest) / annotating, 3) if annotating else 0.0,
-        "tokens": {name: sum(report["tokens"][name] for report in latest) for name in ("prompt", "completion")},
-        "quality": merged.quality.summary(),
-        "made_by": made_by(makers, *(report.get("made_by") for report in latest)),
-        **{name: latest[0][name] if latest else "" for name in ("recipe", "family", "model")},
-        "endpoints": list(dict.fromkeys(url for report in latest for url in report["endpoints"])),
-        "servers": {
-            f"{url} ({name})": server for name, report in reports.items() for url, server in report["servers"].items()
+        started=min((report.started for report in latest), default=""),
+        seconds=round(seconds, 3),
+        annotating_seconds=round(annotating, 3),
+        images_per_second=round(_answered(latest) / annotating, 3) if annotating else 0.0,
+        tokens=Tokens(
+            prompt=sum(report.tokens.prompt for report in latest),
+            completion=sum(report.tokens.completion for report in latest),
+        ),
+        quality=merged.quality.summary(),
+        made_by=made_by(makers, *(report.made_by for report in latest)),
+        recipe=first.recipe if first else "",
+        family=first.family if first else "",
+        model=first.model if first else "",
+        endpoints=list(dict.fromkeys(url for report in latest for url in report.endpoints)),
+        servers={
+            f"{url} ({name})": server for name, report in reports.items() for url, server in report.servers.items()
         },
-        "bottleneck": _bottleneck(latest),
-        "telemetry": _telemetry(reports),
-        "shards": {
-            name: {of: report[of] for of in ("started", "images", "seconds", "annotating_seconds", "images_per_second")}
-            for name, report in reports.items()
-        },
-    }
+        bottleneck=_bottleneck(latest),
+        telemetry=_telemetry(reports),
+        shards={name: report.model_dump(mode="json", include=OF_A_SHARD) for name, report in reports.items()},
+    )
 
 
 def _answered(reports: Sequence[Report]) -> int:
     """Images that the last runs have answered, without those that an interrupted one before had."""
-    images = [report["images"] for report in reports]
-    return sum(each["answered"] - each["answered_before_an_interruption"] for each in images)
+    images = [report.images for report in reports]
+    return sum(each.answered - each.answered_before_an_interruption for each in images)
 
 
 def _span(reports: Sequence[Report]) -> float:
     """Seconds from the begin of the first to the end of the last."""
-    begins = [datetime.fromisoformat(report["started"]).timestamp() for report in reports]
-    ends = [begin + report["seconds"] for begin, report in zip(begins, reports, strict=True)]
+    begins = [datetime.fromisoformat(report.started).timestamp() for report in reports]
+    ends = [begin + report.seconds for begin, report in zip(begins, reports, strict=True)]
     return max(ends, default=0.0) - min(begins, default=0.0)
 
 
-def _bottleneck(reports: Sequence[Report]) -> Report:
+def _bottleneck(reports: Sequence[Report]) -> Verdict:
     """The verdict on the shard that was held back longest by what held all of them back longest."""
-    judged = [(_held(report), report["bottleneck"]) for report in reports if report.get("bottleneck")]
-    seconds = Counter[str]()
+    judged = [(_held(report), report.bottleneck) for report in reports]
+    seconds = Counter[Kind]()
     for held, _ in judged:
         seconds.update(held)
-    told = Counter({verdict["kind"]: seconds[verdict["kind"]] for _, verdict in judged})
+    told = Counter({verdict.kind: seconds[verdict.kind] for _, verdict in judged})
     if not told:
-        return Bottleneck().verdict().as_dict()
+        return Bottleneck().verdict()
     kind = told.most_common(1)[0][0]
-    _, verdict = max((each for each in judged if each[1]["kind"] == kind), key=lambda each: each[0].get(kind, 0.0))
+    _, verdict = max((each for each in judged if each[1].kind == kind), key=lambda each: each[0].get(kind, 0.0))
     total = seconds.total() or 1.0
-    return dict(verdict) | {"shares": {of: round(share / total, 3) for of, share in seconds.most_common()}}
+    return replace(verdict, shares={of: round(share / total, 3) for of, share in seconds.most_common()})
 
 
-def _held(report: Report) -> dict[str, float]:
+def _held(report: Report) -> dict[Kind, float]:
     """What held a shard back, for how many seconds."""
-    seconds = report.get("annotating_seconds", 0)
-    return {kind: share * seconds for kind, share in report["bottleneck"]["shares"].items()}
+    return {kind: share * report.annotating_seconds for kind, share in report.bottleneck.shares.items()}
 
 
-def _telemetry(reports: Mapping[str, Report]) -> Report:
+def _telemetry(reports: Mapping[str, Report]) -> Seen:
     """What was seen of each shard's GPUs and servers, under the shard's name."""
-    seen = {name: report["telemetry"] for name, report in reports.items() if report.get("telemetry")}
-    return {
-        "samples": sum(telemetry["samples"] for telemetry in seen.values()),
-        "missing": list(dict.fromkeys(note for telemetry in seen.values() for note in telemetry["missing"])),
-        **{
-            subject: {
-                f"{of} ({name})": values
-                for name, telemetry in seen.items()
-                for of, values in telemetry[subject].items()
-            }
-            for subject in ("gpus", "servers")
-        },
-        "client": {},
-    }
+    seen = {name: report.telemetry for name, report in reports.items()}
+    return Seen(
+        samples=sum(each.samples for each in seen.values()),
+        missing=list(dict.fromkeys(note for each in seen.values() for note in each.missing)),
+        gpus={f"{gpu} ({name})": values for name, each in seen.items() for gpu, values in each.gpus.items()},
+        servers={f"{url} ({name})": values for name, each in seen.items() for url, values in each.servers.items()},
+    )

@@ -14,9 +14,11 @@ import polars as pl
 
 from vllm_annotate.errors import ImageFailure, UsageError
 from vllm_annotate.grounding.quality import Quality
-from vllm_annotate.inputs.plan import Chunk, Plan, open_plan, output_versions, read_chunks, read_plan_file
+from vllm_annotate.inputs.plan import open_plan, output_versions, read_chunks
+from vllm_annotate.inputs.plan_file import Chunk, Plan, read_plan_file
 from vllm_annotate.inputs.source import FileState, done_paths, file_state
-from vllm_annotate.results.parts import answers_path, failure_line, failures_path, path_of, whole_lines
+from vllm_annotate.results.lines import failure_line, path_of
+from vllm_annotate.results.parts import answers_path, failures_path, whole_lines
 from vllm_annotate.storage.atomic import replacing, sync_folder
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.workspace import Workspace

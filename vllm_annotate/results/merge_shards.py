@@ -1,45 +1,21 @@
-"""`python -m flows.merge_shards`: the answers of all shards → one output, in the order of the input.
+"""The answers of all shards → one output, in the order of the input."""
 
-What the flow annotate-sharded does at its end, for people who start the shards otherwise. Exit codes: 0 every image is
-answered, 1 some have failed or their shards have not come to their end, 2 refused, nothing changed.
-"""
-
-import argparse
 import mmap
-import resource
-import sys
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from vllm_annotate.cli.interrupts import INTERRUPTED
 from vllm_annotate.errors import ImageFailure, UsageError
-from vllm_annotate.inputs.plan import (
-    Chunk,
-    Counts,
-    Plan,
-    make_plan,
-    open_plan,
-    read_chunks,
-    remove_plan,
-)
+from vllm_annotate.inputs.plan import make_plan, open_plan, read_chunks, remove_plan
+from vllm_annotate.inputs.plan_file import Chunk, Counts, Plan
 from vllm_annotate.inputs.source import Source, done_paths, file_state
-from vllm_annotate.pipeline.files import check_distinct, found_image_root, found_source
-from vllm_annotate.report.page import write_page
-from vllm_annotate.report.sharded import summarise_shards
-from vllm_annotate.report.summary import sentence
+from vllm_annotate.recipe.guard import guard_recipe, read_recipe, record_recipe
+from vllm_annotate.results.lines import failure_line, path_of
 from vllm_annotate.results.merge import Merged, extending, settle, undisturbed
-from vllm_annotate.results.parts import failure_line, path_of
-from vllm_annotate.results.provenance import makers_in
-from vllm_annotate.results.shards import opened_with_shards
-from vllm_annotate.storage.atomic import explained, read_json, replacing, write_json
-from vllm_annotate.storage.locations import ImageRoot, location
+from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 
@@ -48,47 +24,7 @@ INDEXED_AT_ONCE = 100_000  # lines whose places are held as Python objects
 NOT_ENDED = ImageFailure("unasked", "its shard has not come to its end")
 
 
-@dataclass
-class MergedShards:
-    """What a merge moved, and what the input held."""
-
-    counts: Counts
-    merged: Merged
-    reports: dict[str, dict[str, Any]]  # shard's name → its report.json
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
-    options = argparse.ArgumentParser(
-        prog="python -m flows.merge_shards",
-        description="Put the answers of all shards of an output together, in the order of the input.",
-    )
-    options.add_argument("--input", required=True, type=location, help="the file that the shards are shares of")
-    options.add_argument("--output", required=True, type=location, help="the result, as it was given to every shard")
-    options.add_argument(
-        "--image-root", required=True, type=location, help="folder of the images, for the report's gallery"
-    )
-    options.add_argument("--image-column", default="image_path", help="input column with the image path")
-    given = options.parse_args(arguments)
-    try:
-        check_distinct(given.input, given.output)
-        root = found_image_root(given.image_root)
-        source, _ = found_source(given.input, given.image_column, caption_column="")
-        report = merge_and_publish(source, given.output, root, [], partial(print, file=sys.stderr))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {explained(error, given.output)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: all answers are kept; merge again to go on", file=sys.stderr)
-        return INTERRUPTED
-    print(sentence(report))
-    return 1 if report["images"]["failed"] else 0
-
-
-def merge_shards(source: Source, whole: Workspace, shards: Sequence[Workspace]) -> MergedShards:
+def merge_shards(source: Source, whole: Workspace, shards: Sequence[Workspace]) -> tuple[Counts, Merged]:
     """Moves the answers of the shards behind the rows of the output, and rewrites the failures file.
 
     In the input's order, and behind them what is not in the input any more; what a shard has twice or the output has
@@ -111,8 +47,7 @@ def merge_shards(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
         for shard in shards:
             shard.output.unlink(missing_ok=True)
             shard.failures.unlink(missing_ok=True)
-        reports = {shard.output.stem: report for shard in shards if (report := _report(shard))}
-    return MergedShards(plan.counts, merged, reports)
+    return plan.counts, merged
 
 
 def _merge_lines(source: Source, whole: Workspace, shards: Sequence[Workspace]) -> tuple[Plan, Merged]:
@@ -142,59 +77,15 @@ def _merge_lines(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
     return plan, merged
 
 
-def _report(shard: Workspace) -> dict[str, Any] | None:
-    try:
-        return read_json(shard.report)
-    except ValueError:  # its figures are lost, its answers are not
-        return None
-
-
-def merge_and_publish(
-    source: Source,
-    output: Path | str,
-    image_root: ImageRoot,
-    lost: Sequence[str],
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Merges the shards of an output at a path or a URL, writes report.json and report.html; returns the report.
-
-    `lost` names the shards that did not come to their end. Raises what `merge_shards` does, and OSError.
-    """
-    _raise_limit_of_files()
-    with opened_with_shards(output, say) as files:
-        whole, *of_shards = (each.workspace for each in files)
-        try:
-            shards = merge_shards(source, whole, of_shards)
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-            raise UsageError(f"{source.path} or {output} cannot be read to its end: {error!s:.300}") from None
-        for each in files:  # the output first: only then do its shards give up what they have
-            each.publish()
-        report = summarise_shards(shards.counts, shards.merged, shards.reports, lost, makers_in(whole.report))
-        write_json(whole.report, report)
-        try:
-            write_page(whole, image_root, report, [])
-        except Exception as error:  # every answer is in the output by now: no page is worth a failed run
-            say(f"report.html could not be written: {error!r}")
-        files[0].publish()
-    return report
-
-
-def _raise_limit_of_files() -> None:
-    """A merge holds three files of every shard open; the usual limit of 1024 is one that a process may raise itself."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # a system may say no to "unlimited"
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def _check_recipes(whole: Workspace, shards: Sequence[Workspace]) -> None:
     """Raises UsageError unless output and shards have one recipe, which the output then keeps."""
-    recipe = next(filter(None, (shard.read_recipe() for shard in shards)), None)
+    recipe = next(filter(None, (read_recipe(shard) for shard in shards)), None)
     if recipe is None:
         return
     settings, identity = recipe["settings"], recipe["fingerprint"]
     for shard in shards:
-        shard.guard_recipe(settings, identity)
-    whole.record_recipe(settings, identity)
+        guard_recipe(shard, settings, identity)
+    record_recipe(whole, settings, identity)
 
 
 class _Lines:

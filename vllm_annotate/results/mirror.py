@@ -1,4 +1,4 @@
-"""The files of an output while a run works on them: where they lie, or on this machine for one in an object store."""
+"""The files of an output in an object store, mirrored on this machine while a run works on them."""
 
 import os
 import secrets
@@ -11,8 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.inputs.plan import Chunk, read_plan_file
+from vllm_annotate.inputs.plan_file import Chunk, read_plan_file
 from vllm_annotate.inputs.source import file_state, file_version
+from vllm_annotate.recipe.guard import read_recipe
+from vllm_annotate.results.files import Files
 from vllm_annotate.results.merge import append_unplanned, extending
 from vllm_annotate.results.parts import answers_path
 from vllm_annotate.storage.atomic import disk_is_full, explained, read_json, replacing, write_json
@@ -23,32 +25,6 @@ from vllm_annotate.storage.lock import AlreadyLockedError, locked
 from vllm_annotate.storage.state_folder import state_folder
 from vllm_annotate.storage.uploads import ObjectChangedError, remove, upload, version_there
 from vllm_annotate.storage.workspace import Workspace
-
-
-def _ignore(_: str) -> None:
-    pass
-
-
-class Files:
-    """The files of an output that lies on this machine. A context manager."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
-
-    def __enter__(self) -> Self:
-        """Makes the workspace what the output is now. Raises UsageError where it cannot be had."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Lets others in."""
-
-    def keep(self, chunk: Chunk) -> None:
-        """Makes the answers of a chunk outlive this machine. Raises OSError."""
-
-    def publish(self) -> None:
-        """Makes output, failures and reports what the workspace holds. Raises OSError."""
 
 
 class Mirror(Files):
@@ -62,7 +38,7 @@ class Mirror(Files):
         self,
         url: str,
         shard: str = "",
-        say: Callable[[str], None] = _ignore,
+        say: Callable[[str], None] = lambda _: None,
         stopped: threading.Event | None = None,
         *,
         with_whole: bool = True,
@@ -173,7 +149,7 @@ class Mirror(Files):
                     self._seen.pop(part.removeprefix(self._remote + "/"), None)
 
     def _pull(self) -> None:
-        self._seen = self._read_seen()
+        self._seen = read_seen(self._own)
         workspace = self.workspace
         self._guard_recipe()
         self._fetch(workspace.format)
@@ -192,23 +168,10 @@ class Mirror(Files):
                 self._seen[name] = [version, None]
         self._take_in([part for part in parts if not self._is_own(part)])
 
-    def _read_seen(self) -> dict[str, Any]:
-        """What was the same here and there; where that is damaged, all is fetched, and nothing taken for published."""
-        try:
-            seen = read_json(self._own / "seen.json") or {}
-        except ValueError:
-            return {}
-        return {name: pair for name, pair in seen.items() if isinstance(pair, list) and len(pair) == 2}
-
     def _minor_files(self) -> list[Path]:
         workspace = self.workspace
-        of_work = [
-            workspace.format,
-            workspace.recipe,
-            workspace.skipped,
-            *sorted(workspace.telemetry.glob("*.parquet")),
-        ]
-        return [workspace.report, workspace.page, *of_work]
+        of_work = [workspace.format, workspace.recipe, workspace.job, workspace.skipped]
+        return [workspace.report, workspace.page, *of_work, *sorted(workspace.telemetry.glob("*.parquet"))]
 
     def _fetch(self, path: Path) -> None:
         """Brings a file that has changed in the store since it was last the same; one that is gone there goes here."""
@@ -240,7 +203,7 @@ class Mirror(Files):
     def _guard_recipe(self) -> None:
         """Raises UsageError where answers wait here that were made with another recipe than those that are there."""
         workspace = self.workspace
-        here, path = workspace.read_recipe(), self._remote_path(workspace.recipe)
+        here, path = read_recipe(workspace), self._remote_path(workspace.recipe)
         parts = any(part.stat().st_size for part in workspace.parts.glob("*.jsonl"))
         waiting = parts or self._is_ahead or self._unpublished.exists()
         if not (here and waiting and self._fs.exists(path)):
@@ -258,11 +221,8 @@ class Mirror(Files):
         Raises ObjectChangedError where it is not there what it was then.
         """
         name = name or self._name(path)
-        remote, (there, published), here = (
-            f"{self._remote}/{name}",
-            self._seen.get(name, [None, None]),
-            file_version(path),
-        )
+        remote, here = f"{self._remote}/{name}", file_version(path)
+        there, published = self._seen.get(name, [None, None])
         if here == published:
             return
         if here is None:
@@ -321,10 +281,19 @@ class Mirror(Files):
         return path.read_text()
 
 
-def opened(
+def read_seen(folder: Path) -> dict[str, Any]:
+    """What was the same here and there; where that is damaged, all is fetched, and nothing taken for published."""
+    try:
+        seen = read_json(folder / "seen.json") or {}
+    except ValueError:
+        return {}
+    return {name: pair for name, pair in seen.items() if isinstance(pair, list) and len(pair) == 2}
+
+
+def output_files(
     output: Path | str,
     shard: str = "",
-    say: Callable[[str], None] = _ignore,
+    say: Callable[[str], None] = lambda _: None,
     stopped: threading.Event | None = None,
 ) -> Files:
     """The files of an output, or of a shard of it, at a path or a URL: a context manager."""

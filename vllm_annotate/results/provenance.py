@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from vllm_annotate.storage.atomic import read_json
+from vllm_annotate.version import VERSION
 
 MOST_MAKERS = 100  # of one output
 PERIOD = ("first", "last")  # all else tells one maker from another
@@ -31,7 +31,7 @@ def maker(
         "model_root": roots[0] if roots else None,
         "model_revision": snapshot[1] if snapshot else None,
         "vllm": sorted({str(server["version"]) for server in servers.values() if server.get("version")}),
-        "vllm_annotate": _own_version(),
+        "vllm_annotate": VERSION,
         "first": started,
         "last": started,
     }
@@ -61,10 +61,3 @@ def makers_in(report: Path) -> Makers:
 
 def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if name not in PERIOD}
-
-
-def _own_version() -> str:
-    try:
-        return version("vllm-annotate")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"

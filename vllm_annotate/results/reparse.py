@@ -1,22 +1,16 @@
-"""`python -m flows.reparse`: reads the stored texts of an output once more, without the model, into a new file.
+"""Reads the stored texts of an output again, without the model: for a fixed parser, or another family."""
 
-After a fix of the grounding, or where the answers turn out to be of another family. Exit codes: 0 every answer holds an
-annotation, 1 some do not, 2 bad usage or input, nothing written.
-"""
-
-import argparse
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from vllm_annotate.cli.interrupts import INTERRUPTED
 from vllm_annotate.errors import UsageError
 from vllm_annotate.grounding.answers import answer_fields, read_answer
 from vllm_annotate.grounding.quality import Quality
 from vllm_annotate.recipe.families import FAMILIES, Family, resolve_family
-from vllm_annotate.results.parts import OUR_FIELDS, other_members
+from vllm_annotate.recipe.guard import read_recipe
+from vllm_annotate.results.lines import OUR_FIELDS, other_members
 from vllm_annotate.storage.atomic import replacing, unfinished_name
 from vllm_annotate.storage.json_text import dumped, json_object, object_line, raw_members
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
@@ -25,35 +19,9 @@ from vllm_annotate.storage.workspace import Workspace
 KEPT = ("vlm_output", "width", "height", "sent_size")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
-    options = argparse.ArgumentParser(
-        prog="python -m flows.reparse", description="Read the answers of an output again, without the model."
-    )
-    options.add_argument("--input", required=True, type=Path, help="an output of flows.annotate")
-    options.add_argument("--output", required=True, type=Path, help="the new file; must not exist")
-    options.add_argument("--family", choices=sorted(FAMILIES), help="of the model (default: what the recipe says)")
-    given = options.parse_args(arguments)
-    try:
-        family = FAMILIES[given.family] if given.family else family_of(given.input)
-        quality = reparse(given.input, given.output, family)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or given.output}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"interrupted: {given.output} was not written", file=sys.stderr)
-        return INTERRUPTED
-    failed = quality.summary()["parse_stages"].get("failed", 0)
-    print(f"{quality.answers} answers read as {family.name}, {failed} hold no annotation: {given.output}")
-    return 1 if failed else 0
-
-
 def family_of(output: Path) -> Family:
     """The family that the recipe of an output names. Raises UsageError where no recipe is recorded."""
-    recipe = Workspace.at(output).read_recipe()
+    recipe = read_recipe(Workspace.at(output))
     if recipe is None:
         raise UsageError(f"no recipe is recorded beside {output}: name the model's family with --family")
     family, model = (str(recipe["settings"].get(name, "")) for name in ("family", "model"))

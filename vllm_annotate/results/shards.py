@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from vllm_annotate.results.mirror import Files, Mirror
+from vllm_annotate.results.files import Files
+from vllm_annotate.results.mirror import Mirror
 from vllm_annotate.storage.locations import file_system, name_of, reaching
 from vllm_annotate.storage.shard import Shard, shards_folder
 from vllm_annotate.storage.workspace import Workspace
@@ -17,7 +18,7 @@ OPENED_AT_ONCE = 16
 
 
 @contextmanager
-def opened_with_shards(output: Path | str, say: Callable[[str], None]) -> Iterator[list[Files]]:
+def shard_files(output: Path | str, say: Callable[[str], None]) -> Iterator[list[Files]]:
     """The files of an output, and those of all its shards: first the whole."""
     if isinstance(output, Path):
         whole = Workspace.at(output)

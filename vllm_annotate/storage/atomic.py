@@ -4,14 +4,11 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
-
-import polars as pl
 
 from vllm_annotate.storage.json_text import loads
 
@@ -99,15 +96,3 @@ def explained(error: OSError, path: Path | str) -> str:
     if error.errno in FULL:
         return f"the disk of {where} {FULL[error.errno]} and run again; all answers are kept ({error.strerror})"
     return f"{where}: {error.strerror or error}; fix that and run again, all answers are kept"
-
-
-@contextmanager
-def polars_faults(path: Path) -> Iterator[None]:
-    """Gives an OSError of Polars, which has the number in its text alone, the errno and file that others have."""
-    try:
-        yield
-    except (OSError, pl.exceptions.PolarsError) as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if getattr(error, "errno", None) is None and number is not None:
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-        raise

@@ -3,10 +3,11 @@
 import errno
 import hashlib
 import os
+import platform
 import posixpath
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,6 +60,12 @@ Location = Annotated[Path | str, BeforeValidator(location), WithJsonSchema({"typ
 def name_of(where: Path | str) -> str:
     """The last part of a path or URL."""
     return str(where).rstrip("/").rpartition("/")[2]
+
+
+def run_name(parameters: Mapping[str, Any]) -> str:
+    """`labeled.jsonl, shard 3/16, on gpu-1`: what a run with these parameters is called in a list of runs."""
+    shard = f", shard {parameters['shard']}" if parameters.get("shard") else ""
+    return f"{name_of(parameters['output'])}{shard}, on {platform.node()}"
 
 
 def file_system(url: str) -> tuple[AbstractFileSystem, str]:
@@ -196,6 +203,16 @@ def _code(error: OSError) -> str | None:
     """What S3 calls an error."""
     response = getattr(error.__cause__, "response", None)
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+
+
+def read_object(url: str) -> bytes:
+    """The content of a small object; empty where there is none. Raises UsageError where the store cannot be reached."""
+    fs, path = file_system(url)
+    try:
+        with reaching(url):
+            return bytes(fs.cat_file(path))
+    except FileNotFoundError:
+        return b""
 
 
 class RemoteFolder:

@@ -1,11 +1,8 @@
-"""A run's share of an input: which rows are its own, told by the image path alone, and where its answers go."""
+"""A run's share of an input: how it is written, and where its answers go."""
 
 import re
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
-
-import polars as pl
 
 from vllm_annotate.errors import UsageError
 
@@ -38,15 +35,6 @@ class Shard:
     def name(self) -> str:
         """Names its files, such as 03-of-16."""
         return f"{self.number:0{len(str(self.count))}d}-of-{self.count}"
-
-    def holds(self, image_path: pl.Expr) -> pl.Expr:
-        """Whether a path is one of its own; a row without one is some shard's, so that it is counted once."""
-        return image_path.fill_null("").map_batches(self._held, return_dtype=pl.Boolean, is_elementwise=True)
-
-    def _held(self, paths: pl.Series) -> pl.Series:
-        # Not the hash of polars, which another version may change, nor a CRC: of numbered names it fills few shards.
-        hashes = (int.from_bytes(blake2b(path.encode(), digest_size=8).digest()) for path in paths)
-        return pl.Series(paths.name, [hash_ % self.count == self.number - 1 for hash_ in hashes], dtype=pl.Boolean)
 
 
 def shards_folder(output: Path) -> Path:

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.storage.atomic import disk_is_full, explained, read_json, replacing, unfinished_name, write_json
+from vllm_annotate.storage.atomic import disk_is_full, explained, unfinished_name
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
 from vllm_annotate.storage.shard import Shard, shards_folder
 
@@ -102,6 +101,11 @@ class Workspace:
     def recipe(self) -> Path:
         """Settings and fingerprint of the recipe that wrote the output."""
         return self.work / "recipe.json"
+
+    @property
+    def job(self) -> Path:
+        """The parameters of the last run, for the commands that come after it."""
+        return self.work / "job.json"
 
     @property
     def set_aside(self) -> Path:
@@ -206,54 +210,6 @@ class Workspace:
                 f"{self.work} has format {written[:20]!r}, and this version knows {FORMAT} at most: go on with the "
                 "version that wrote it, or choose another --output"
             )
-
-    def guard_recipe(self, settings: dict[str, Any], recipe_fingerprint: str) -> None:
-        """Raises UsageError for a recipe other than the one that wrote what is here.
-
-        An output without a `recipe.json` comes from an older script and is taken as it is.
-        """
-        if self.whole is not None:
-            Workspace(self.whole).guard_recipe(settings, recipe_fingerprint)
-        answers = [self.output, *self.parts.glob("*.jsonl")]
-        if not any(path.exists() and path.stat().st_size for path in answers):
-            return
-        known = self.read_recipe()
-        if known is not None and known["fingerprint"] != recipe_fingerprint:
-            before = known.get("settings", {})
-            changed = [
-                f"{name}: {before.get(name)!r:.60} → {settings.get(name)!r:.60}"
-                for name in sorted(before | settings)
-                if before.get(name) != settings.get(name)
-            ]
-            raise UsageError(
-                f"{self.output} was written with another recipe ({'; '.join(changed) or 'other built-in prompts'}). "
-                "Answers of two recipes are not mixed: go back to the first, choose another --output, "
-                f"or delete {self.recipe} to mix them knowingly"
-            )
-
-    def read_recipe(self) -> dict[str, Any] | None:
-        """Fingerprint and settings of the recipe that wrote the output; None where none is recorded.
-
-        Raises UsageError for a file that is torn or edited: it is no permission to mix recipes.
-        """
-        try:
-            recipe = read_json(self.recipe)
-        except ValueError as error:
-            recipe, why = {}, str(error)
-        else:
-            why = "it lacks fingerprint and settings"
-        if recipe is None or (isinstance(recipe.get("fingerprint"), str) and isinstance(recipe.get("settings"), dict)):
-            return recipe
-        raise UsageError(
-            f"{self.recipe} is damaged ({why:.100}), so nobody can tell which recipe wrote {self.output}: restore it, "
-            "choose another --output, or delete it to go on with the recipe of this run"
-        )
-
-    def record_recipe(self, settings: dict[str, Any], recipe_fingerprint: str) -> None:
-        """Writes down which recipe the answers of this workspace come from, and the format of its work folder."""
-        with replacing(self.format) as file:
-            file.write(f"{FORMAT}\n".encode())
-        write_json(self.recipe, {"fingerprint": recipe_fingerprint, "settings": settings})
 
 
 def _check_replaceable(output: Path) -> None:

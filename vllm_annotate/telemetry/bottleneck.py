@@ -7,7 +7,7 @@ slots or its KV cache), and, where nothing waits anywhere, how busy the GPUs are
 
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from vllm_annotate.telemetry.history import Totals
 
@@ -56,7 +56,7 @@ UNIMPORTANT: tuple[Kind, ...] = ("climbing", "not_seen", "nothing_to_do", "too_s
 
 
 @dataclass(frozen=True)
-class Look:
+class RunSample:
     """One second of a run, over all its endpoints; None where it cannot be seen."""
 
     endpoints: int
@@ -88,11 +88,7 @@ class Verdict:
     title: str
     evidence: str
     advice: str
-    shares: dict[str, float]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For report.json."""
-        return asdict(self)
+    shares: dict[Kind, float]
 
 
 class Bottleneck:
@@ -102,7 +98,7 @@ class Bottleneck:
         self._seconds: Counter[Kind] = Counter()
         self._means: defaultdict[Kind, defaultdict[str, Totals]] = defaultdict(lambda: defaultdict(Totals))
 
-    def add(self, look: Look) -> None:
+    def add(self, look: RunSample) -> None:
         """Counts a second."""
         kind = what_holds_back(look)
         self._seconds[kind] += 1
@@ -119,13 +115,13 @@ class Bottleneck:
             kind = telling.most_common(1)[0][0]
         elif total >= ENOUGH_LOOKS:
             kind = self._seconds.most_common(1)[0][0]
-        shares: dict[str, float] = {of: round(count / total, 3) for of, count in self._seconds.most_common()}
+        shares: dict[Kind, float] = {of: round(count / total, 3) for of, count in self._seconds.most_common()}
         means = {name: totals.mean for name, totals in self._means[kind].items()}
         evidence = _evidence(means) if means else "the run was over before anything could be seen"
         return Verdict(kind, TITLES[kind], evidence, _advice(kind, means), shares)
 
 
-def what_holds_back(look: Look) -> Kind:
+def what_holds_back(look: RunSample) -> Kind:
     """The first of the places between an image file and the GPU at which something is missing or waits."""
     if not look.up:
         return "server_away"
@@ -142,7 +138,7 @@ def what_holds_back(look: Look) -> Kind:
     return _engine(look, look.waiting)
 
 
-def _engine(look: Look, waiting: float) -> Kind:
+def _engine(look: RunSample, waiting: float) -> Kind:
     """What holds back an engine that has its requests."""
     gpu_is_busy = None if look.gpu_utilisation is None else look.gpu_utilisation >= BUSY_GPU
     used, running = look.kv_cache_usage or 0, (look.running or 0) / look.up  # of one server

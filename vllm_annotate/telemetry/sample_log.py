@@ -78,12 +78,17 @@ class SampleLog:
                 file.write(parquet.getvalue())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Recorded:
-    """What a run has seen, as far as it was written down."""
+    """What was seen of a run."""
 
     histories: dict[tuple[str, str], History]  # (gpu, server or client; its name) → its samples
     samples: int
+
+    @property
+    def notes(self) -> list[str]:
+        """What could not be seen, and why."""
+        return []
 
 
 def read_samples(folder: Path, since: str) -> Recorded:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from stand_in.process import StandIn
 from tests.conftest import Job, ask_prefect
 from tests.flows.test_annotate import annotate
-from tests.support.client import StandIn
 
 MakeJob = Callable[..., Job]
 KEYS = [f"annotate-{what}" for what in ("bottleneck", "failures", "gpus", "progress", "samples", "summary")]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.sharding import in_shard
 from vllm_annotate.storage.shard import Shard
 
 PATHS = st.lists(st.text(st.characters(exclude_categories=["Cs"])) | st.none(), max_size=50)
@@ -14,7 +15,7 @@ PATHS = st.lists(st.text(st.characters(exclude_categories=["Cs"])) | st.none(), 
 @given(PATHS, st.integers(1, 20))
 def test_every_row_is_in_exactly_one_shard(paths: list[str | None], count: int) -> None:
     rows = pl.DataFrame({"image_path": pl.Series(paths, dtype=pl.String)})
-    shards = [Shard(number, count).holds(pl.col("image_path")) for number in range(1, count + 1)]
+    shards = [in_shard(Shard(number, count), pl.col("image_path")) for number in range(1, count + 1)]
     held = rows.select(sum(shard.cast(pl.Int32) for shard in shards).alias("times"))  # type: ignore[union-attr]
     assert held["times"].to_list() == [1] * len(paths)
 
@@ -22,7 +23,7 @@ def test_every_row_is_in_exactly_one_shard(paths: list[str | None], count: int) 
 def test_a_path_stays_in_its_shard_for_ever() -> None:
     paths = ["0001.jpg", "a/b.jpg", "猫.jpg", "", *(f"{number:06d}.jpg" for number in range(16_000))]
     rows = pl.DataFrame({"image_path": paths})
-    sixteenths = [rows.select(Shard(number, 16).holds(pl.col("image_path"))).to_series() for number in range(1, 17)]
+    sixteenths = [rows.select(in_shard(Shard(number, 16), pl.col("image_path"))).to_series() for number in range(1, 17)]
     told = [next(number for number, held in enumerate(sixteenths, 1) if held[row]) for row in range(4)]
     assert told == [16, 15, 16, 5], "other machines, and runs of earlier versions, go by these"
     assert all(900 < held.sum() < 1100 for held in sixteenths), "and the shares are about even"

@@ -1,0 +1,84 @@
+"""A chunk as a Prefect task: cached by its images and recipe, retried where its server may come back."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import CachePolicy
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.tasks import Task
+
+from vllm_annotate.errors import AnnotateError, ServerUnavailable
+from vllm_annotate.inputs.plan_file import Chunk
+from vllm_annotate.pipeline import steps
+from vllm_annotate.pipeline.session import CHUNK_RETRY_SECONDS, Run
+
+
+@dataclass
+class ByImagesAndRecipe(CachePolicy):
+    """A chunk's cache key: the digest of its image paths, and the recipe's fingerprint."""
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,  # noqa: ARG002
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],  # noqa: ARG002
+        **_: Any,
+    ) -> str:
+        """Prefixed, because tasks with equal keys would share entries."""
+        return f"annotate-chunk-{inputs['recipe_fingerprint']}-{inputs['chunk'].digest}"
+
+
+async def run_chunk(run: Run, chunks: int, chunk: Chunk) -> BaseException | None:
+    """Runs one chunk as a task, or recalls its cached result; returns what stopped it, if anything did."""
+    shorten_tracebacks()
+    pending = await steps.count_settled(run, chunk)
+
+    # Within this function: clients and semaphores belong to the flow's event loop, and a task's parameters are visited,
+    # hashed and shown. (In a ContextVar the run would be, too, but nobody could see where a task has it from.)
+    @task(
+        name="annotate_chunk",
+        task_run_name=f"chunk {chunk.number} of {chunks}",
+        cache_policy=ByImagesAndRecipe(),
+        refresh_cache=bool(pending),  # a cached result speaks of part files or output rows that may be gone by now
+        persist_result=True,
+        result_serializer="json",
+        result_storage=run.workspace.cache,
+        retries=run.job.chunk_retries,
+        retry_delay_seconds=CHUNK_RETRY_SECONDS,
+        retry_condition_fn=may_heal,
+        retry_jitter_factor=0.5,
+    )
+    async def annotate_chunk(chunk: Chunk, recipe_fingerprint: str) -> dict[str, Any]:  # noqa: ARG001 - in the key
+        return await steps.annotate_chunk(run, chunk, get_run_logger())
+
+    state: State[Any] = await annotate_chunk(chunk, run.recipe_fingerprint, return_state=True)  # type: ignore[misc]
+    if state.is_completed():
+        return None
+    error = await state.aresult(raise_on_failure=False)
+    return error if isinstance(error, BaseException) else AnnotateError(state.message or str(state))
+
+
+async def may_heal(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether another try of a chunk can do better: only a server may come back."""
+    return isinstance(await state.aresult(raise_on_failure=False), ServerUnavailable)
+
+
+class ExpectedErrorsWithoutTraceback(logging.Filter):
+    """Prefect logs a failed task with its traceback; for an error of ours, or of the disk, its message is enough."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keeps every record, some of them shortened."""
+        if record.exc_info and isinstance(record.exc_info[1], AnnotateError | OSError):
+            record.exc_info = None
+        return True
+
+
+_SHORTENED = ExpectedErrorsWithoutTraceback()
+
+
+def shorten_tracebacks() -> None:
+    """Adds the filter to Prefect's logger of task runs, once."""
+    logging.getLogger("prefect.task_runs").addFilter(_SHORTENED)

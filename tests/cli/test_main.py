@@ -1,0 +1,109 @@
+"""`vllm-annotate`: help at once, errors in one line, every option from one declaration."""
+
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import pytest
+
+from tests.cli.conftest import Done
+from tests.conftest import ROOT
+from vllm_annotate.cli.main import COMMANDS
+from vllm_annotate.job import Job
+from vllm_annotate.serving.launch import Launch
+
+Command = Callable[..., Done]
+
+
+def options_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z-]+", text))
+
+
+def test_without_a_command_it_lists_the_commands(command: Command) -> None:
+    for arguments in ([], ["--help"]):
+        done = command(*arguments)
+        assert done.code == 0
+        assert all(name in done.out for name in COMMANDS)
+
+
+def test_it_tells_its_version(command: Command) -> None:
+    assert command("--version").out.strip() == version("vllm-annotate")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(command: Command, name: str) -> None:
+    done = command(name, "--help")
+    assert (done.code, done.err) == (0, "")
+    assert "--help" not in options_in(done.out) or done.out.startswith("Usage")
+    assert not [option for option in options_in(done.out) if option.startswith(("--empty-", "--no-"))]
+
+
+def test_annotate_has_an_option_for_every_field_of_a_job(command: Command) -> None:
+    names = {f"--{name.replace('_', '-')}" for name in Job.model_fields}
+    more = {"--api-base", "--model-name", "--job", "--without-prefect", "--log-json"}
+    assert options_in(command("annotate", "--help").out) == names | more
+    shown = " ".join(command("annotate", "--help").out.replace("│", " ").split())
+    texts = {name: str(field.description) for name, field in Job.model_fields.items()}
+    assert all(text in shown for name, text in texts.items() if name not in ("server", "recipe"))
+
+
+def test_check_server_has_an_option_for_every_field_but_mappings(command: Command) -> None:
+    names = {f"--{name.replace('_', '-')}" for name in Launch.model_fields if name != "environment"}
+    assert names <= options_in(command("check-server", "--help").out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["anotate"], "error: 'anotate' is not a command: write one of annotate, retry"),
+        (["annotate", "--concurency", "3"], "error: Unknown option: --concurency."),
+        (["annotate", "file.jsonl"], "file.jsonl"),
+        (["annotate", "--input"], "option --input requires an argument. See vllm-annotate annotate --help"),
+        (["annotate"], "error: --input is required (or input in the file of --job)"),
+        (["annotate", "--input", "i", "--image-root", "r", "--output", "o.jsonl", "--chunk-size", "many"],
+         "--chunk-size 'many': Input should be a valid integer"),
+        (["annotate", "--job", "/nowhere.yaml"], "job '/nowhere.yaml' cannot be read"),
+        (["retry"], "error: --output is required"),
+        (["report"], "error: --output is required"),
+        (["merge-shards"], "error: --output is required"),
+        (["reparse"], "error: --input and --output must be given"),
+        (["check-server"], "error: which model? Set --model-path"),
+        (["config", "--chunk-size", "0"], "--chunk-size '0': Input should be greater than or equal to 1"),
+    ],
+)  # fmt: skip
+def test_bad_usage_is_one_line_and_exit_code_2(command: Command, arguments: list[str], told: str) -> None:
+    done = command(*arguments)
+    assert done.code == 2
+    assert told in done.err
+    assert len(done.err.strip().splitlines()) == 1, done.err
+
+
+def test_a_secret_value_is_never_shown(command: Command, tmp_path: object) -> None:
+    done = command("annotate", "--input", "i", "--image-root", "r", "--output", "o.jsonl",
+                   "--api-base", "http://user:hunter2@gpu/v1")  # fmt: skip
+    assert done.code == 2
+    assert "hunter2" not in done.err
+    assert done.err.startswith("error: --api-base: endpoint http://gpu…")
+
+
+@pytest.mark.alone
+def test_help_comes_within_half_a_second() -> None:
+    for arguments in (["--help"], ["annotate", "--help"]):
+        seconds = []
+        for _ in range(5):
+            begun = time.monotonic()
+            program = "from vllm_annotate.cli.main import start; start()"
+            subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+            seconds.append(time.monotonic() - begun)
+        print(arguments, [round(each, 2) for each in seconds])  # a figure, no gate: machines differ
+        imported = subprocess.run(
+            [sys.executable, "-c", "import sys; from vllm_annotate.cli.main import main; main(sys.argv[1:]); "
+             "print(*sys.modules)", *arguments],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        ).stdout.split()  # fmt: skip
+        assert not {"prefect", "polars", "openai", "PIL", "aiohttp"} & set(imported)
+        assert statistics.median(seconds) < 5

@@ -1,0 +1,101 @@
+"""The same engine with no Prefect: for Slurm arrays and homes on NFS."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from stand_in.process import StandIn
+from tests.cli.conftest import Done
+from tests.conftest import ROOT, Job, lines_of
+
+Command = Callable[..., Done]
+MakeJob = Callable[..., Job]
+PROGRAM = "from vllm_annotate.cli.main import start; start()"
+
+
+def test_it_writes_what_the_flow_writes_and_never_imports_prefect(make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(5)
+    program = "import sys; from vllm_annotate.cli.main import main; code = main(sys.argv[1:]); "
+    program += "print('prefect' in sys.modules); sys.exit(code)"
+    arguments = ["annotate", *job.arguments(stand_in.url), "--without-prefect"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "False"
+    assert [row["image_path"] for row in lines_of(job.output)] == job.names
+    assert {path.name for path in job.folder.iterdir()} == {
+        "images", "input.jsonl", "labeled.jsonl", "labeled.report.json", "labeled.report.html", "labeled.work",
+    }  # fmt: skip
+
+
+def test_the_log_as_json_is_json_line_by_line(command: Command, make_job: MakeJob, stand_in: StandIn) -> None:
+    done = command("annotate", *make_job(3).arguments(stand_in.url), "--without-prefect", "--log-json")
+    assert done.code == 0
+    records = [json.loads(line) for line in done.err.splitlines()]
+    assert all(record.keys() == {"time", "level", "message"} for record in records)
+    assert "3 images: 3 answered, 0 failed" in [record["message"] for record in records]
+
+
+def test_a_refusal_is_told_once(command: Command, make_job: MakeJob, nobody: str) -> None:
+    done = command("annotate", *make_job(3).arguments(nobody), "--without-prefect")
+    assert done.code == 2
+    assert len(done.err.strip().splitlines()) == 1
+    assert f"no vLLM answers at {nobody}/v1" in done.err
+
+
+def test_a_saved_block_needs_prefect(command: Command, make_job: MakeJob, stand_in: StandIn) -> None:
+    done = command("annotate", *make_job(1).arguments(stand_in.url), "--recipe", "mine", "--without-prefect")
+    assert done.code == 2
+    assert "--recipe 'mine' is not a file; saved blocks need Prefect" in done.err
+
+
+def test_a_chunk_that_lost_its_server_is_retried(command: Command, make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(4)
+    stand_in.set_faults({"kind": "crash"})
+    patience = ("--server-wait-seconds", "0.5", "--chunk-retries", "0")
+    done = command("annotate", *job.arguments(stand_in.url, *patience), "--without-prefect")
+    assert done.code == 1
+    assert "failed chunks: chunk 1 of 1" in done.err
+    assert all(row["failure"]["kind"] == "server" for row in lines_of(job.failures))
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_it_stops_and_resumes_as_the_flow_does(make_job: MakeJob, stop: signal.Signals) -> None:
+    job = make_job(30)
+    with StandIn.started("--prefill-seconds", "0.3") as slow:
+        arguments = ["annotate", *job.arguments(slow.url, "--max-concurrency", "4"), "--without-prefect"]
+        command = [sys.executable, "-c", PROGRAM, *arguments]
+        process = subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE)
+        while len(slow.asked()) < 12:
+            time.sleep(0.05)
+        process.send_signal(stop)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == (-9 if stop == signal.SIGKILL else 130), err
+        assert "Traceback" not in err
+        if stop != signal.SIGKILL:
+            assert re.search(r"\d+ answers so far are kept in .*parts; run the same command again to resume", err)
+        assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0
+        assert sum(slow.asked().values()) <= 30 + 4
+    assert [row["image_path"] for row in lines_of(job.output)] == job.names
+
+
+def test_an_early_interruption_names_no_folder_that_is_not_there(make_job: MakeJob) -> None:
+    job = make_job(3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
+        arguments = ["annotate", *job.arguments(f"http://127.0.0.1:{silent.getsockname()[1]}"), "--without-prefect"]
+        command = [sys.executable, "-c", PROGRAM, *arguments]
+        process = subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE)
+        silent.accept()[0].close()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert err.strip() == "interrupted: nothing was written; run the same command again to resume"
+    assert not job.work.exists()

@@ -1,0 +1,49 @@
+"""`vllm-annotate config`: a job file, written from options, changed by options, or shown."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+
+from vllm_annotate.cli.console import Console
+from vllm_annotate.cli.interrupts import Interrupts
+from vllm_annotate.cli.jobs import checked, job_fields, job_options, written
+from vllm_annotate.cli.options import command
+from vllm_annotate.job import Job
+from vllm_annotate.storage.atomic import replacing
+from vllm_annotate.storage.yaml_fields import read_fields
+
+
+def app() -> App:
+    """The command's options."""
+    text = "Write a job file, change options in it, or show it: vllm-annotate annotate --job FILE runs it."
+    return command("config", text, job_options())
+
+
+def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) -> int:
+    """Writes the file if options are given, and shows what is in it; returns the exit code."""
+    options = {name: value for name, value in given.items() if value is not None and name != "job"}
+    path = Path(given["job"]) if given.get("job") else None
+    known = read_fields(path, "job", Job) if path is not None and path.exists() else {}
+    known = job_fields(options, known)
+    _check(known)
+    if path is not None and options:
+        with replacing(path) as file:
+            file.write(written(known).encode())
+    print(written(known), end="")
+    return 0
+
+
+def _check(known: Mapping[str, Any]) -> None:
+    """Raises UsageError for a field that no job takes; what is required may come later, as an option."""
+    placeholder = {name: "x" for name in ("input", "image_root", "output") if name not in known}
+    values = {
+        name: value for name, value in known.items() if not (name in ("server", "recipe") and isinstance(value, str))
+    }
+    checked(Job, values | placeholder)
+
+
+def interrupted(_: Mapping[str, Any]) -> str:
+    """What it has left."""
+    return "the job file is as it was"

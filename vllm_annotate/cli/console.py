@@ -1,0 +1,48 @@
+"""What a command says: lines for people, or JSON objects, one per line, for programs."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+REFUSED = 2
+
+
+class JsonLines(logging.Formatter):
+    """`{"time": "2026-11-25T12:00:00.000+00:00", "level": "INFO", "message": "…"}`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        message = record.getMessage()
+        if record.exc_info:
+            message += "\n" + self.formatException(record.exc_info)
+        return json.dumps({"time": time, "level": record.levelname, "message": message}, ensure_ascii=False)
+
+
+class Console:
+    """Standard error of a command."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+
+    def say(self, message: str, level: int = logging.INFO) -> None:
+        """One message."""
+        if self.as_json:
+            record = logging.LogRecord("vllm_annotate", level, "", 0, message, None, None)
+            message = JsonLines().format(record)
+        print(message, file=sys.stderr, flush=True)
+
+    def refuse(self, message: str) -> int:
+        """Says what is wrong, in one line; returns the exit code."""
+        self.say(("" if self.as_json else "error: ") + " ".join(message.split()), logging.ERROR)
+        return REFUSED
+
+    def handler(self) -> logging.Handler:
+        """Shows log records as this console shows messages."""
+        handler = logging.StreamHandler(sys.stderr)
+        if self.as_json:
+            handler.setFormatter(JsonLines())
+        else:
+            handler.setFormatter(logging.Formatter("%(asctime)s | %(levelname)-7s | %(message)s", "%H:%M:%S"))
+        return handler

@@ -1,0 +1,119 @@
+"""A job from a command line: a job file, options over it, and what an earlier run remembers."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from vllm_annotate.cli.options import Option, fields, option
+from vllm_annotate.errors import UsageError
+from vllm_annotate.job import Job
+from vllm_annotate.recipe.settings import Recipe
+from vllm_annotate.serving.settings import Server
+from vllm_annotate.storage.yaml_fields import read_fields
+
+SECRET = re.compile(r"endpoints|environment|key|token|secret|password", re.IGNORECASE)
+SERVER_OPTIONS = {"endpoints": "--api-base", "model": "--model-name"}
+SomeModel = TypeVar("SomeModel", bound=BaseModel)
+
+
+def server_options() -> list[Option]:
+    """How a command names the server and the recipe."""
+    return [
+        option("api_base", "Base URL of vLLM; several for several servers. A key is read from VLLM_API_KEY. "
+               "(default: http://localhost:8000/v1)", list),
+        option("model_name", "Name of the served model. (default: the one that is served)"),
+        option("server", "YAML file with the server's fields (endpoints, model, start, …), or the name of a saved "
+               "VLLMServer block."),
+        option("recipe", "YAML file with the recipe's fields, or the name of a saved AnnotationRecipe block. "
+               "(default: the built-in recipe)"),
+    ]  # fmt: skip
+
+
+def job_options() -> list[Option]:
+    """All options of a job."""
+    of_job = fields(Job, but=("server", "recipe"))
+    job = option("job", "YAML file with these options, as `vllm-annotate config` writes it; options override it.")
+    return [*of_job[:3], *server_options(), *of_job[3:], job]
+
+
+def run_options() -> list[Option]:
+    """How a command that asks a model runs."""
+    return [
+        option("without_prefect", "Run without Prefect: no server, no history, no artifacts.", bool),
+        option("log_json", "Write the log as JSON, one object per line.", bool),
+    ]
+
+
+def job_fields(given: Mapping[str, Any], remembered: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The fields of a job: of an earlier run, over it those of the job file, over these the options.
+
+    `server` and `recipe` stay names where they are no files. Raises UsageError.
+    """
+    known = dict(remembered or {})
+    if given.get("job") is not None:
+        known |= read_fields(Path(given["job"]), "job", Job)
+    if given.get("server") is not None and (given.get("api_base") or given.get("model_name")):
+        raise UsageError("--server cannot be combined with --api-base or --model-name: set them in the server's fields")
+    known |= {name: given[name] for name in Job.model_fields if given.get(name) is not None}
+    named = {"endpoints": given.get("api_base"), "model": given.get("model_name")}
+    if named := {name: value for name, value in named.items() if value}:
+        before = known.get("server")
+        known["server"] = (before if isinstance(before, dict) else {}) | named
+    if "max_concurrency" in known and str(known["max_concurrency"]).isdecimal():
+        known["max_concurrency"] = int(known["max_concurrency"])
+    for name, model in (("server", Server), ("recipe", Recipe)):
+        if isinstance(known.get(name), str) and is_file(known[name]):
+            known[name] = read_fields(Path(known[name]), name, model)
+    return known
+
+
+def is_file(name: str) -> bool:
+    """Whether a server or recipe is given as a file, not as the name of a block."""
+    return Path(name).suffix in (".yaml", ".yml", ".json") or Path(name).exists()
+
+
+def saved_blocks(known: Mapping[str, Any]) -> dict[str, str]:
+    """Names of saved blocks among the fields of a job."""
+    return {name: known[name] for name in ("server", "recipe") if isinstance(known.get(name), str)}
+
+
+def checked(model: type[SomeModel], values: Mapping[str, Any], part: str = "") -> SomeModel:
+    """A model of these values; of a part of the job, where it is one. Raises UsageError in the command line's words."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        problems = [complaint(part, dict(problem)) for problem in error.errors(include_url=False)]
+        raise UsageError("; ".join(dict.fromkeys(problems))) from None
+
+
+def complaint(part: str, problem: Mapping[str, Any]) -> str:
+    """What pydantic found wrong with a field; never the value of one that may be secret."""
+    path = [str(step) for step in problem["loc"] if not str(step).startswith(("constrained-", "literal[", "function-"))]
+    first = path[0] if path else ""
+    if part:
+        where = f"{part} field {'.'.join(path)}" if path else part
+        where = SERVER_OPTIONS.get(first, where) if part == "server" else where
+    else:
+        where = f"--{first.replace('_', '-')}"
+    if problem["type"] == "missing" and not part:
+        return f"{where} is required (or {first} in the file of --job)"
+    value = "" if SECRET.search(".".join(path)) else f" {problem['input']!r:.60}"
+    return f"{where}{value}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def job_of(known: Mapping[str, Any], server: type[Server] = Server, recipe: type[Recipe] = Recipe) -> Job:
+    """The job of these fields, with server and recipe as these classes. Raises UsageError."""
+    values = dict(known)
+    for name, kind in (("server", server), ("recipe", recipe)):
+        if isinstance(values.get(name), dict):
+            values[name] = checked(kind, values[name], name)
+    return checked(Job, values)
+
+
+def written(known: Mapping[str, Any]) -> str:
+    """The fields as a job file."""
+    return yaml.safe_dump(dict(known), sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,49 @@
+"""`vllm-annotate merge-shards`: what the flow annotate-sharded does at its end, for shards that were run otherwise.
+
+Exit codes: 0 every image is answered; 1 some have failed, or their shards have not finished; 2 refused, nothing
+changed.
+"""
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from cyclopts import App
+
+from vllm_annotate.cli.console import Console
+from vllm_annotate.cli.interrupts import Interrupts
+from vllm_annotate.cli.jobs import checked, job_fields, job_of
+from vllm_annotate.cli.options import command, fields
+from vllm_annotate.job import Job, OutputOf, remembered_job
+
+OPTIONS = ("output", "input", "image_root", "image_column")
+
+
+def app() -> App:
+    """The command's options."""
+    text = "Merge the shards of an output, in the order of the input. The shards remember all but --output."
+    given = {each.name: each for each in fields(Job, but=("server", "recipe"))}
+    return command("merge-shards", text, [given[name] for name in OPTIONS])
+
+
+def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) -> int:
+    """Merges them; returns the exit code."""
+    from vllm_annotate.pipeline.files import check_distinct, found_image_root, found_source
+    from vllm_annotate.pipeline.sharded import merge_and_publish
+    from vllm_annotate.report.summary import sentence
+
+    output = checked(OutputOf, {name: value for name, value in given.items() if name == "output"}).output
+    remembered = {name: value for name, value in remembered_job(output).items() if name in OPTIONS}
+    job = job_of(job_fields(given, remembered))
+    check_distinct(job.input, job.output)
+    root = found_image_root(job.image_root)
+    source, _columns = found_source(job.input, job.image_column, caption_column="")
+    report = merge_and_publish(source, job.output, root, [], partial(print, file=sys.stderr))
+    print(sentence(report))
+    return 1 if report.images.failed else 0
+
+
+def interrupted(_: Mapping[str, Any]) -> str:
+    """What it has left."""
+    return "all answers are kept; merge again to resume"

@@ -1,0 +1,60 @@
+"""Options of a command, made from the fields of a model: one name, one text, one default wherever they are shown."""
+
+import inspect
+from collections.abc import Iterable
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from cyclopts import App, Parameter
+from pydantic import BaseModel
+
+Option = inspect.Parameter
+COMMAND = "vllm_annotate_command"
+
+
+def option(name: str, text: str, kind: Any = str) -> Option:
+    """An option that takes one value, several where `kind` is list, or none where it is bool.
+
+    Values stay text: the model that they are fields of checks them, and its errors are the same everywhere.
+    """
+    annotation = {bool: bool | None, list: list[str] | None}.get(kind, str | None)
+    shown = Parameter(
+        name=f"--{name.replace('_', '-')}", help=text, negative=(), show_default=False, consume_multiple=kind is list
+    )
+    return Option(name, Option.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, shown])
+
+
+def fields(model: type[BaseModel], *, but: Iterable[str] = ()) -> list[Option]:
+    """An option for each field; mappings have none, they are for a file."""
+    found = []
+    for name, field in model.model_fields.items():
+        kind = _kind(field.annotation)
+        if name in but or kind is dict:
+            continue
+        default = field.get_default(call_default_factory=True)
+        shown = "" if field.is_required() or default in (None, False, "", []) else f" (default: {default})"
+        found.append(option(name, f"{field.description}{shown}", kind))
+    return found
+
+
+def command(name: str, text: str, options: Iterable[Option], epilogue: str = "") -> App:
+    """A command that takes these options and nothing else."""
+
+    def given(**_: Any) -> None:
+        """Never called: what cyclopts binds to it is handed to the command's module."""
+
+    given.__name__ = COMMAND
+    given.__signature__ = inspect.Signature(list(options))  # type: ignore[attr-defined]
+    app = App(name=name, help=text, help_format="plaintext", help_epilogue=epilogue, version_flags=[])
+    app.default(given)
+    return app
+
+
+def _kind(annotation: Any) -> Any:
+    """The type that an annotation means, without its None and its bounds."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return _kind(next(one for one in get_args(annotation) if one is not NoneType))
+    if origin is Annotated:
+        return _kind(get_args(annotation)[0])
+    return str if origin is Literal else origin or annotation

@@ -1,0 +1,38 @@
+"""`vllm-annotate report`: report.html once more, after the output was edited, or for the page of a newer version."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cyclopts import App
+
+from vllm_annotate.cli.console import Console
+from vllm_annotate.cli.interrupts import Interrupts
+from vllm_annotate.cli.jobs import checked, job_fields, job_of
+from vllm_annotate.cli.options import command, fields
+from vllm_annotate.job import Job, OutputOf, remembered_job
+
+OPTIONS = ("output", "image_root", "shard")
+
+
+def app() -> App:
+    """The command's options."""
+    text = "Remake report.html of an output. The work folder remembers all but --output."
+    given = {each.name: each for each in fields(Job, but=("server", "recipe"))}
+    return command("report", text, [given[name] for name in OPTIONS])
+
+
+def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) -> int:
+    """Writes it; returns the exit code."""
+    from vllm_annotate.pipeline.report_page import remake_page
+    from vllm_annotate.storage.locations import image_root_at
+
+    output = checked(OutputOf, {name: value for name, value in given.items() if name == "output"}).output
+    remembered = {name: value for name, value in remembered_job(output).items() if name in OPTIONS}
+    job = job_of(job_fields({**given, "input": str(output)}, remembered))
+    print(remake_page(job.output, image_root_at(job.image_root), given.get("shard") or ""))
+    return 0
+
+
+def interrupted(_: Mapping[str, Any]) -> str:
+    """What it has left."""
+    return "the report is as it was"

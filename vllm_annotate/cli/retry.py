@@ -1,0 +1,53 @@
+"""`vllm-annotate retry`: the images in the failures file, as the run that left them there asked them."""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from cyclopts import App
+
+from vllm_annotate.cli.console import Console
+from vllm_annotate.cli.interrupts import Interrupts
+from vllm_annotate.cli.jobs import checked, job_fields, run_options, server_options
+from vllm_annotate.cli.options import command, fields, option
+from vllm_annotate.cli.run import run_work
+from vllm_annotate.cli.work import Work, kept_answers
+from vllm_annotate.errors import FailureKind, UsageError
+from vllm_annotate.job import Job, OutputOf, remembered_job
+
+NOT_HERE = ("input", "image_column", "shard", "error_budget")  # of a job: failures have columns of their own
+KINDS = get_args(FailureKind)
+
+
+def app() -> App:
+    """The command's options."""
+    text = "Retry the images in the failures file of an output. The work folder remembers the rest of the job."
+    kinds = option("kinds", f"Only failures of these kinds: {', '.join(KINDS)}. (default: all)", list)
+    options = fields(Job, but=("server", "recipe", *NOT_HERE))
+    output = next(each for each in options if each.name == "output")
+    options.remove(output)
+    return command("retry", text, [output, kinds, *options, *server_options(), *run_options()])
+
+
+def run(given: Mapping[str, Any], console: Console, interrupts: Interrupts) -> int:
+    """Retries them; returns the exit code."""
+    work = Work(_fields(given), _kinds(given.get("kinds") or []))
+    return run_work(work, console, interrupts, without_prefect=bool(given.get("without_prefect")))
+
+
+def interrupted(given: Mapping[str, Any]) -> str:
+    """What an interrupted retry has left."""
+    return f"{kept_answers(given)}; run the same command again to resume"
+
+
+def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    output = checked(OutputOf, {name: given[name] for name in ("output",) if given.get(name)}).output
+    remembered = {name: value for name, value in remembered_job(output).items() if name not in NOT_HERE}
+    return job_fields({**given, "input": str(output), "error_budget": "1"}, remembered)
+
+
+def _kinds(given: list[str]) -> list[str]:
+    """`timeout,server` and two options are the same."""
+    kinds = [kind.strip() for text in given for kind in text.split(",") if kind.strip()]
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise UsageError(f"--kinds {', '.join(unknown)}: the kinds of failure are {', '.join(KINDS)}")
+    return kinds

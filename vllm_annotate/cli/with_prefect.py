@@ -1,0 +1,153 @@
+"""A command's work as a Prefect flow: on the server of PREFECT_API_URL, or on one of its own for as long as it takes.
+
+The only module of the library that knows Prefect, and it is imported when it is needed.
+"""
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from vllm_annotate.cli.console import Console
+from vllm_annotate.cli.interrupts import Interrupts
+from vllm_annotate.cli.jobs import job_of, saved_blocks
+from vllm_annotate.cli.work import Work, end
+from vllm_annotate.errors import ServerFault, UsageError
+from vllm_annotate.job import Job
+from vllm_annotate.own_packages import check_own_packages
+from vllm_annotate.threads import run_to_end
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
+
+    from flows.support.prefect_server import TemporaryPrefectServer
+
+CHATTY = ("prefect.engine", "prefect.flows", "EventsWorker", "APILogWorker")
+
+
+def run_with_prefect(work: Work, console: Console, interrupts: Interrupts) -> int:
+    """Runs the work as a flow; returns the exit code. Raises UsageError, ServerFault and OSError."""
+    check_own_packages()
+    if not saved_blocks(work.fields):
+        job_of(work.fields)  # what can be refused is refused before anything is started
+    # No usage statistics and no look for news: a run talks to its servers and to nobody else. Read at import.
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from prefect.exceptions import TerminationSignal
+    from prefect.settings import get_current_settings
+
+    from flows.support.prefect_server import answers
+
+    api_url, own = get_current_settings().api.url, None
+    if not api_url:
+        own = _own_server()
+    elif not answers(api_url):
+        raise UsageError(
+            f"no Prefect server answers at PREFECT_API_URL {api_url}: start it (prefect server start), unset the "
+            "variable (prefect config unset PREFECT_API_URL), or run --without-prefect"
+        )
+    try:
+        return interrupts.run(_run(work, console, own))
+    except (TerminationSignal, asyncio.CancelledError):  # the first is Prefect's answer to SIGTERM while a flow runs
+        raise KeyboardInterrupt from None
+
+
+def _own_server() -> "TemporaryPrefectServer":
+    """One that comes up while the rest is imported and checked."""
+    from prefect.context import refresh_global_settings_context
+
+    from flows.support.prefect_server import TemporaryPrefectServer
+
+    server = TemporaryPrefectServer()
+    os.environ["PREFECT_API_URL"] = server.api_url
+    refresh_global_settings_context()
+    return server
+
+
+async def _run(work: Work, console: Console, own: "TemporaryPrefectServer | None") -> int:
+    from blocks import AnnotationRecipe, VLLMServer
+    from vllm_annotate.pipeline.session import check_run
+
+    fields = dict(work.fields)
+    for name, saved in saved_blocks(fields).items():
+        await _wait_until_ready(own)
+        fields[name] = await _block(name, saved)
+    job = job_of(fields, VLLMServer, AnnotationRecipe)
+    try:
+        if work.kinds is None:
+            await check_run(job, console.say)
+    except (UsageError, ServerFault, OSError):
+        if own is not None:
+            own.given_up.set()
+        raise
+    await _wait_until_ready(own)
+    if own is not None:
+        console.say(f"Prefect UI while this runs: {own.url}; afterwards: prefect server start")
+    state = await _flow(job, work.kinds, console)
+    result = await state.aresult(raise_on_failure=False)
+    if isinstance(result, UsageError | ServerFault):
+        raise result
+    console.say(state.message or str(state.name))
+    answered = isinstance(result, dict) and not result["images"]["failed"]
+    return end(console, job, finished=state.is_completed() and (answered or result is None))
+
+
+async def _flow(job: Job, kinds: list[str] | None, console: Console) -> "State[Any]":
+    """Runs the flow of a job, or of a retry of these kinds of failures."""
+    from flows.annotate import annotate_images
+    from flows.retry import retry_failures
+
+    _quiet(console)
+    parameters = {name: getattr(job, name) for name in Job.model_fields}
+    if kinds is None:
+        return await annotate_images(**parameters, return_state=True)
+    taken = retry_failures.parameters.properties
+    of_retry = {name: value for name, value in parameters.items() if name in taken}
+    return await retry_failures(**of_retry, kinds=kinds, return_state=True)
+
+
+async def _wait_until_ready(own: "TemporaryPrefectServer | None") -> None:
+    if own is not None:
+        try:
+            await run_to_end(own.wait_until_ready, give_up=own.given_up.set)
+        except RuntimeError as error:
+            raise UsageError(str(error)) from None
+
+
+async def _block(what: str, name: str) -> Any:
+    """A saved block. Raises UsageError where there is none of this name."""
+    from blocks import AnnotationRecipe, VLLMServer
+
+    kind: Any = {"server": VLLMServer, "recipe": AnnotationRecipe}[what]
+    try:
+        return await kind.aload(name)
+    except ValueError:
+        raise UsageError(
+            f"{what} {name!r} is neither a file nor a saved {kind.__name__} block: save it in the Prefect UI or "
+            f"with {kind.__name__}(...).save(name), or give a .yaml file"
+        ) from None
+
+
+def _quiet(console: Console) -> None:
+    """Keeps from the terminal what this command says itself, or what the UI is for."""
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(), *map(logging.getLogger, ("prefect", "prefect.flow_runs", "prefect.task_runs"))]
+    for logger in loggers:
+        for handler in list(logger.handlers):
+            if type(handler).__name__ != "PrefectConsoleHandler":
+                continue
+            if console.as_json:
+                logger.removeHandler(handler)
+                handler = console.handler()
+                logger.addHandler(handler)
+            handler.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """What a terminal shows. The UI has every state change of every chunk, and this command tells the end itself."""
+    if record.name.startswith("prefect.task_runs") and record.levelno < logging.WARNING:
+        return False
+    if record.name.startswith("prefect.flow_runs") and record.levelno >= logging.ERROR:
+        return False
+    return not record.getMessage().startswith(("Finished in state", "Crash detected!", "View at"))

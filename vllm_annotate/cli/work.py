@@ -1,0 +1,57 @@
+"""What a command does and what it says in the end, with Prefect or without."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_annotate.cli.console import Console
+from vllm_annotate.cli.jobs import job_fields
+from vllm_annotate.errors import UsageError
+from vllm_annotate.job import Job
+from vllm_annotate.storage.locations import location
+from vllm_annotate.storage.workspace import Workspace
+
+FINISHED, FINISHED_WITH_FAILURES = 0, 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job's fields, and for a retry the kinds of failures; empty retries all of them."""
+
+    fields: Mapping[str, Any]
+    kinds: list[str] | None = None
+
+
+def end(console: Console, job: Job, *, finished: bool) -> int:
+    """Names the files of a run that is over; returns the exit code."""
+    for what, where in files_of(job).items():
+        console.say(f"{what:<9} {where}")
+    return FINISHED if finished else FINISHED_WITH_FAILURES
+
+
+def files_of(job: Job) -> dict[str, str]:
+    """What a run has left, for people: what it is, and where."""
+    if not isinstance(job.output, Path):
+        return {"Answers:": job.output, "Report:": f"{job.output.removesuffix('.jsonl')}.report.html"}
+    workspace = Workspace.at(job.output, job.shard)
+    files = {"Answers:": workspace.output, "Failures:": workspace.failures, "Report:": workspace.page}
+    return {
+        what: f"{path}{' (open it in a browser)' if path == workspace.page else ''}"
+        for what, path in files.items()
+        if path.is_file()
+    }
+
+
+def kept_answers(given: Mapping[str, Any]) -> str:
+    """How many answers wait for the end of the run, and where."""
+    try:
+        where = location(job_fields(given).get("output"))
+        if not isinstance(where, Path):
+            return f"answers so far are kept beside {where} and on this machine"
+        parts = Workspace.at(where, given.get("shard") or "").parts
+    except (UsageError, ValueError):
+        return "nothing was written"
+    answers = [path for path in parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl")]
+    kept = sum(path.read_bytes().count(b"\n") for path in answers)
+    return f"{kept} answers so far are kept in {parts}" if parts.is_dir() else "nothing was written"

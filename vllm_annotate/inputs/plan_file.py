@@ -1,0 +1,83 @@
+"""plan.json: the chunks of the plan in progress, typed and versioned."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from vllm_annotate.storage.atomic import write_json
+from vllm_annotate.storage.workspace import Workspace
+
+Count = Annotated[int, Field(ge=0, lt=2**40)]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`length` consecutive rows of the plan; `digest` names its image paths."""
+
+    number: Count  # from 1
+    offset: Count
+    length: Count
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """Names its part files and its task run."""
+        return f"{self.number:06d}"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the input held. `already_done` counts distinct images that the output has had before the plan."""
+
+    input: int = 0  # lines that are not blank
+    distinct: int = 0
+    already_done: int = 0
+    malformed: int = 0
+    without_path: int = 0
+    duplicates: int = 0
+    broken_in_output: int = 0  # lines of the output that are torn, malformed or without a path; their images are asked
+    first_broken: int = 0  # number of the first of them, from 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows without an answer, cut into chunks in input order; stays the same until all its chunks are complete."""
+
+    counts: Counts
+    chunks: list[Chunk]
+    resumed: bool = False
+    # file_version of each output of which the rows are marked as merged, as it was then
+    outputs: list[list[int] | None] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all chunks."""
+        return sum(chunk.length for chunk in self.chunks)
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """The content of plan.json."""
+
+    source: dict[str, Any]
+    counts: Counts
+    chunks: list[Chunk]
+    outputs: list[list[int] | None] = field(default_factory=list)
+    version: Literal[1] = 1
+
+
+PLAN_FILE = TypeAdapter(PlanFile)
+
+
+def read_plan_file(workspace: Workspace) -> PlanFile | None:
+    """The content of plan.json; None when it is not there or damaged."""
+    try:
+        return PLAN_FILE.validate_json(workspace.plan_file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def write_plan_file(workspace: Workspace, plan: PlanFile) -> None:
+    """Writes plan.json, which vouches for plan.parquet: that is on disk by now."""
+    write_json(workspace.plan_file, asdict(plan))

@@ -1,0 +1,19 @@
+"""Which rows of an input belong to a shard: told by the image path alone, so the same on every machine."""
+
+from hashlib import blake2b
+
+import polars as pl
+
+from vllm_annotate.storage.shard import Shard
+
+
+def in_shard(shard: Shard, image_path: pl.Expr) -> pl.Expr:
+    """Whether a path is one of the shard's own; a row without one is some shard's, so that it is counted once."""
+
+    def held(paths: pl.Series) -> pl.Series:
+        # Not the hash of polars, which another version may change, nor a CRC: of numbered names it fills few shards.
+        hashes = (int.from_bytes(blake2b(path.encode(), digest_size=8).digest()) for path in paths)
+        own = [hash_ % shard.count == shard.number - 1 for hash_ in hashes]
+        return pl.Series(paths.name, own, dtype=pl.Boolean)
+
+    return image_path.fill_null("").map_batches(held, return_dtype=pl.Boolean, is_elementwise=True)

@@ -1,0 +1,102 @@
+"""The parameters of a run, declared once: the flow's signature, the command line and docs/parameters.md follow."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vllm_annotate.recipe.settings import Recipe
+from vllm_annotate.serving.settings import Server
+from vllm_annotate.storage.atomic import write_json
+from vllm_annotate.storage.json_text import json_object
+from vllm_annotate.storage.locations import Location, read_object
+from vllm_annotate.storage.shard import shards_folder
+from vllm_annotate.storage.workspace import Workspace
+
+MaxConcurrency = Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"]
+SECRETS: Any = {"server": {"api_key": True, "start": {"environment"}}}
+
+
+class Job(BaseModel):
+    """What a run does: which images, with which server and recipe, how much at once, and when it gives up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: Location = Field(
+        description="The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row. "
+        "A path, or a URL such as s3://bucket/captions.jsonl."
+    )
+    image_root: Location = Field(
+        description="Folder or URL that image paths are relative to; nothing outside it is read."
+    )
+    output: Location = Field(
+        description="The result, a .jsonl file or URL; images it already holds are not asked again."
+    )
+    server: Server | None = Field(
+        default=None,
+        description="Where vLLM answers, or how to start it; empty uses http://localhost:8000/v1 and the model it "
+        "serves.",
+    )
+    recipe: Recipe | None = Field(
+        default=None, description="Prompts, sampling, schema and image budget; empty uses the built-in recipe."
+    )
+    max_concurrency: MaxConcurrency = Field(
+        default="auto", description="Most requests in flight; auto finds what each server can use, and follows it."
+    )
+    chunk_size: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=500, description="Images per chunk; each chunk is one task run."
+    )
+    image_column: Annotated[str, Field(min_length=1)] = Field(
+        default="image_path", description="Input column with the image path."
+    )
+    caption_column: str = Field(
+        default="caption", description="Input column with the caption; empty if there are no captions."
+    )
+    shard: str = Field(default="", description="Share of the input to annotate, such as 3/16; empty for all of it.")
+    error_budget: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5,
+        description="Share of a chunk's images that may fail before the chunk is stopped. Ten failures are always "
+        "allowed, unless it is 0.",
+    )
+    server_wait_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=300, description="How long requests wait for a server that went away."
+    )
+    request_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=600, description="How long one request may take."
+    )
+    chunk_retries: Annotated[int, Field(ge=0, le=10)] = Field(
+        default=1, description="How often a chunk that lost its server is retried."
+    )
+
+    @classmethod
+    def among(cls, parameters: Mapping[str, Any]) -> Self:
+        """The job within a flow's parameters, which may have more than these."""
+        return cls(**{name: value for name, value in parameters.items() if name in cls.model_fields})
+
+    def remember(self, path: Path) -> None:
+        """Writes the job to a file, without its secrets: for the commands that come after the run."""
+        fields = self.model_dump(mode="json", exclude=SECRETS, exclude_defaults=True)
+        for name in ("input", "image_root", "output"):
+            if isinstance(where := getattr(self, name), Path):
+                fields[name] = os.path.realpath(where.expanduser())
+        write_json(path, fields)
+
+
+class OutputOf(BaseModel):
+    """The output of a job that an earlier run remembers."""
+
+    output: Location
+
+
+def remembered_job(output: Path | str) -> dict[str, Any]:
+    """The fields that the last run of an output, at a path or a URL, remembers; empty where it remembers none."""
+    if isinstance(output, Path):
+        workspace = Workspace.at(output)
+        shards = sorted(shards_folder(workspace.output).glob(f"*{workspace.work.suffix}/{workspace.job.name}"))
+        content = next((path.read_bytes() for path in (workspace.job, *shards) if path.is_file()), b"")
+    else:
+        content = read_object(f"{output.removesuffix('.jsonl')}.work/job.json")
+    fields = json_object(content.decode(errors="replace")) or {}
+    return {name: value for name, value in fields.items() if name in Job.model_fields}

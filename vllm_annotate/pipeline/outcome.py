@@ -1,0 +1,80 @@
+"""A run → its report, and the figures that are shown while it goes on."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from vllm_annotate.inputs.plan_file import Plan
+from vllm_annotate.pipeline.recording import Telemetry
+from vllm_annotate.pipeline.session import Run
+from vllm_annotate.report.charts import duration
+from vllm_annotate.report.figures import telemetry_figures
+from vllm_annotate.report.report import Images, Report, SkippedLines, Tokens
+from vllm_annotate.results.merge import Merged
+from vllm_annotate.results.provenance import made_by, maker, makers_in
+
+
+def outcome(
+    run: Run, plan: Plan, merged: Merged, telemetry: Telemetry, *, seconds: float, failed_chunks: list[str]
+) -> Report:
+    """The report of a run that has just merged."""
+    tally, annotating, counts = run.annotator.tally, telemetry.seconds, plan.counts
+    starts = {keeper.replica.url: {"starts": keeper.starts} for keeper in run.keepers}
+    started = started_before(seconds)
+    own = maker(run.recipe_fingerprint, run.recipe_settings, run.model, run.versions, started)
+    return Report(
+        images=Images(
+            input=counts.input,
+            distinct=counts.distinct,
+            already_done=counts.distinct - merged.answered - merged.failures.total(),
+            answered=merged.answered,
+            answered_before_an_interruption=max(0, merged.answered - tally.answered),
+            without_caption=tally.without_caption,
+            failed=merged.failures.total(),
+            annotations_error=merged.annotations_error,
+        ),
+        skipped_lines=SkippedLines.counted(counts),
+        failures=dict(merged.failures.most_common()),
+        failures_left_alone=merged.left_alone,
+        failed_chunks=failed_chunks,
+        started=started,
+        seconds=round(seconds, 3),
+        annotating_seconds=round(annotating, 3),
+        images_per_second=round(tally.answered / annotating, 3) if annotating else 0.0,
+        tokens=Tokens(prompt=tally.prompt_tokens, completion=tally.completion_tokens),
+        quality=merged.quality.summary(),
+        recipe=run.recipe_fingerprint,
+        made_by=made_by(makers_in(run.workspace.report), [own] if merged.answered else []),
+        family=run.recipe_settings["family"],
+        model=run.model,
+        endpoints=list(run.versions),
+        servers={
+            url: version | run.annotator.endpoint_counts()[url] | starts.get(url, {})
+            for url, version in run.versions.items()
+        },
+        bottleneck=telemetry.bottleneck.verdict(),
+        telemetry=telemetry_figures(telemetry),
+    )
+
+
+def started_before(seconds: float) -> str:
+    """When something began that has just ended: ISO 8601, UTC."""
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
+
+
+def live_figures(run: Run, plan: Plan, seconds: float) -> dict[str, Any]:
+    """What can be said while the run goes on, by what it is called."""
+    tally = run.annotator.tally
+    rate = tally.images_per_second()
+    left = max(0, plan.rows - tally.done)
+    tokens = f"{tally.prompt_tokens / max(1, seconds):.0f} / {tally.completion_tokens / max(1, seconds):.0f}"
+    return {
+        "Images of the input": plan.counts.distinct,
+        "Had an answer before": plan.counts.already_done + tally.settled_before,
+        "Answered": tally.answered,
+        "Failed": ", ".join(f"{count} {kind}" for kind, count in tally.failures.most_common()) or 0,
+        "Left": left,
+        "Images per second": f"{rate:.1f}",
+        "Time left": duration(left / rate) if rate else "not known yet",
+        "Tokens per second (prompt / completion)": tokens,
+        "In flight": f"{run.annotator.in_flight} of at most {run.annotator.pool.limit}",
+    }

@@ -1,0 +1,38 @@
+"""report.html, remade from what a run has left: its output, report.json and samples."""
+
+from pathlib import Path
+
+from jinja2 import UndefinedError
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.report.figures import telemetry_charts
+from vllm_annotate.report.page import write_page
+from vllm_annotate.report.report import read_report
+from vllm_annotate.results.mirror import output_files
+from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.workspace import Workspace
+from vllm_annotate.telemetry.sample_log import read_samples
+
+
+def remake_page(output: Path | str, image_root: ImageRoot, shard: str = "") -> str:
+    """Replaces report.html of an output at a path or a URL; returns where it is."""
+    with output_files(output, shard) as files, files.workspace.locked():
+        page = write_page_again(files.workspace, image_root)
+        files.publish()
+    return str(page) if isinstance(output, Path) else output.removesuffix(".jsonl") + ".report.html"
+
+
+def write_page_again(workspace: Workspace, image_root: ImageRoot) -> Path:
+    """Replaces report.html; returns its path. Raises UsageError without a report.json that can be read."""
+    report = read_report(workspace.report)
+    if report is None:
+        raise UsageError(f"{workspace.report} does not exist: a run of {workspace.output} writes it when it ends")
+    try:
+        charts = telemetry_charts(read_samples(workspace.telemetry, report.started))
+        write_page(workspace, image_root, report, charts)
+    except (KeyError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        raise UsageError(
+            f"{workspace.report} is damaged or of another version ({error!r:.200}): run the flow again, which repeats "
+            "no request"
+        ) from None
+    return workspace.page

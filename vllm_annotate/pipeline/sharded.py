@@ -1,0 +1,65 @@
+"""The end of a job in shards: merged, reported on, published."""
+
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.plan import POLARS_ERRORS
+from vllm_annotate.inputs.source import Source
+from vllm_annotate.report.page import write_page
+from vllm_annotate.report.report import Report, read_report, write_report
+from vllm_annotate.report.sharded import summarise_shards
+from vllm_annotate.results.merge_shards import merge_shards
+from vllm_annotate.results.provenance import makers_in
+from vllm_annotate.results.shards import shard_files
+from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.workspace import Workspace
+
+
+def merge_and_publish(
+    source: Source,
+    output: Path | str,
+    image_root: ImageRoot,
+    unfinished: Sequence[str],
+    warn: Callable[[str], None],
+) -> Report:
+    """Merges the shards of an output at a path or a URL, writes report.json and report.html; returns the report.
+
+    `unfinished` names the shards that did not finish. Raises what `merge_shards` does, and OSError.
+    """
+    _raise_limit_of_files()
+    with shard_files(output, warn) as files:
+        whole, *shards = (each.workspace for each in files)
+        try:
+            counts, merged = merge_shards(source, whole, shards)
+        except POLARS_ERRORS as error:
+            raise UsageError(f"{source.path} or {output} is truncated or corrupt: {error!s:.300}") from None
+        for each in files:  # the output first: only then do its shards give up what they have
+            each.publish()
+        report = summarise_shards(counts, merged, shard_reports(shards), unfinished, makers_in(whole.report))
+        write_report(whole.report, report)
+        try:
+            write_page(whole, image_root, report, [])
+        except Exception as error:  # every answer is in the output by now: no page is worth a failed run
+            warn(f"report.html could not be written: {error!r}")
+        files[0].publish()
+    return report
+
+
+def shard_reports(shards: Sequence[Workspace]) -> Mapping[str, Report]:
+    """The report of each shard by its name; of one that is damaged the figures are lost, its answers are not."""
+    reports = {}
+    for shard in shards:
+        with suppress(UsageError):
+            if (report := read_report(shard.report)) is not None:
+                reports[shard.output.stem] = report
+    return reports
+
+
+def _raise_limit_of_files() -> None:
+    """A merge holds three files of every shard open; the usual limit of 1024 is one that a process may raise itself."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # a system may say no to "unlimited"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,0 +1,139 @@
+"""The steps of a run, in their order: plan → annotate chunks → merge → report."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from vllm_annotate.errors import ImageFailure, ServerFault, UsageError
+from vllm_annotate.inputs.plan import POLARS_ERRORS, input_has_changed, keep_plan, remove_plan
+from vllm_annotate.inputs.plan_file import Chunk, Plan
+from vllm_annotate.pipeline.outcome import outcome
+from vllm_annotate.pipeline.recording import Telemetry
+from vllm_annotate.pipeline.session import Run, plan_or_resume
+from vllm_annotate.report.figures import telemetry_charts
+from vllm_annotate.report.page import write_page
+from vllm_annotate.report.report import Report, write_report
+from vllm_annotate.report.summary import sentence
+from vllm_annotate.results.merge import Merged, merge
+from vllm_annotate.results.parts import Part, pending_rows
+from vllm_annotate.storage.atomic import disk_is_full
+from vllm_annotate.telemetry.bottleneck import UNIMPORTANT
+from vllm_annotate.threads import run_to_end
+
+Logger = logging.Logger | logging.LoggerAdapter[Any]
+ChunkRunner = Callable[[Chunk], Awaitable[BaseException | None]]
+
+
+async def plan_chunks(run: Run, logger: Logger) -> Plan:
+    """Rows without an answer, cut into chunks."""
+    plan = await run_to_end(plan_or_resume, run)
+    counts = plan.counts
+    logger.info(
+        "%s: %d images in %d chunks; the output had %d of the input's %d distinct images when it was made",
+        "Resuming an unfinished plan" if plan.resumed else "New plan",
+        plan.rows, len(plan.chunks), counts.already_done, counts.distinct,
+    )  # fmt: skip
+    if counts.broken_in_output:
+        logger.warning(
+            "%d lines of %s are torn or hold no image path (the first is line %d): they stay, and their images are "
+            "asked again",
+            counts.broken_in_output, run.workspace.output, counts.first_broken,
+        )  # fmt: skip
+    if counts.malformed or counts.without_path or counts.duplicates:
+        logger.warning(
+            "Skipped lines of the input: %d malformed, %d without an image path, %d duplicates; see %s",
+            counts.malformed, counts.without_path, counts.duplicates, run.workspace.skipped,
+        )  # fmt: skip
+    return plan
+
+
+async def annotate_chunks(run: Run, plan: Plan, run_chunk: ChunkRunner) -> dict[int, ImageFailure]:
+    """Runs the chunks, each as soon as its rows are about to be needed. `run_chunk` returns what stopped a chunk.
+
+    Returns the chunks (by number) that stopped early, with what their open images fail with. Once the server is gone or
+    refuses, no further chunk starts. Raises what ends all of them: OSError where the disk takes no more answers,
+    UsageError where the output has become another run's.
+    """
+    stopped: dict[int, ImageFailure] = {}
+    annotator = run.annotator
+    of_all: BaseException | None = None  # what no other chunk will escape either
+
+    async def annotate(chunk: Chunk) -> None:
+        nonlocal of_all
+        error: BaseException | None
+        try:
+            error = of_all or await run_chunk(chunk)
+        except (Exception, *POLARS_ERRORS) as failure:  # outside the chunk itself: the workspace's disk, its plan
+            error = failure
+        finally:
+            annotator.end_turn(chunk)
+        if isinstance(error, UsageError):  # the output is another run's by now, or the plan is not of this input
+            annotator.stop(error)
+        if isinstance(error, ServerFault | UsageError) or disk_is_full(error):
+            of_all = of_all or error
+        if error is not None:
+            kind = "server" if isinstance(error, ServerFault) else "unasked"
+            stopped[chunk.number] = ImageFailure(kind, str(error) or repr(error))
+
+    async with asyncio.TaskGroup() as group:
+        for chunk in plan.chunks:
+            await annotator.turn(chunk)
+            group.create_task(annotate(chunk))
+    if of_all is not None and not isinstance(of_all, ServerFault):
+        raise of_all
+    return stopped
+
+
+async def count_settled(run: Run, chunk: Chunk) -> int:
+    """Counts what an interrupted run settled of a chunk; returns how many rows are still open."""
+    pending = await run_to_end(pending_rows, run.workspace, chunk, run.source)
+    run.annotator.tally.settled_before += chunk.length - len(pending)
+    return len(pending)
+
+
+async def annotate_chunk(run: Run, chunk: Chunk, logger: Logger) -> dict[str, Any]:
+    """Annotates what is open of a chunk into its part files; returns part, images and failed.
+
+    Raises ServerFault, ErrorBudgetExceeded and OSError, as `Annotator.annotate` does.
+    """
+    rows = await run_to_end(pending_rows, run.workspace, chunk, run.source)
+    part = Part(run.workspace, chunk)
+    try:
+        await run.annotator.annotate(rows, part)
+    finally:
+        await run_to_end(part.close)
+        await run.files.keep(chunk)
+    logger.info("%d images asked, %d of the chunk failed", len(rows), part.failed)
+    return {"part": chunk.name, "images": chunk.length, "failed": part.failed}
+
+
+async def merge_parts(run: Run, plan: Plan, stopped: dict[int, ImageFailure], logger: Logger) -> Merged:
+    """Moves answers into the output and writes the failures file; removes the plan if all its chunks are complete."""
+    workspace = run.workspace
+    merged = await run_to_end(merge, workspace, plan, stopped)
+    if input_has_changed(workspace, run.source):
+        logger.warning("%s has changed since this run planned it: run again for the rest", run.source.path)
+    if stopped:
+        keep_plan(workspace, run.source, plan)
+    else:
+        remove_plan(workspace)
+    return merged
+
+
+async def publish_report(
+    run: Run, plan: Plan, merged: Merged, telemetry: Telemetry, stopped: list[int], seconds: float, logger: Logger
+) -> Report:
+    """Writes report.json and report.html, and publishes the run's files; returns the report."""
+    failed_chunks = [f"chunk {number} of {len(plan.chunks)}" for number in stopped]
+    report = outcome(run, plan, merged, telemetry, seconds=seconds, failed_chunks=failed_chunks)
+    write_report(run.workspace.report, report)
+    try:
+        await run_to_end(write_page, run.workspace, run.files.image_root, report, telemetry_charts(telemetry))
+    except Exception as error:  # every answer is in the output by now: no page is worth a failed run
+        logger.warning("report.html could not be written: %r", error)
+    await run.files.publish()
+    logger.info("%s", sentence(report))
+    if (verdict := telemetry.bottleneck.verdict()).kind not in UNIMPORTANT:
+        logger.info("What limited the run: %s (%s). %s", verdict.title, verdict.evidence, verdict.advice)
+    return report

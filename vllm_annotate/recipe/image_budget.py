@@ -1,0 +1,13 @@
+"""How large an image the model sees."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ImageBudget:
+    """How large an image the model is to see."""
+
+    min_pixels: int
+    max_pixels: int
+    factor: int = 28  # patch × merge: 28 for Qwen2-VL and Qwen2.5-VL
+    jpeg_quality: int = 90

@@ -1,0 +1,53 @@
+"""The chat completion that asks for an annotation."""
+
+import secrets
+from typing import Any
+
+import orjson
+
+from vllm_annotate.recipe.families import Family
+from vllm_annotate.recipe.prompts import answer_schema, system_prompt, user_prompt
+from vllm_annotate.recipe.settings import REPETITION_DETECTION, Recipe
+
+
+class RequestTemplate:
+    """A chat completion as JSON, made once, into which each row's image and caption are put.
+
+    The image part carries no `uuid`: vLLM would serve the pixels it first saw under it.
+    """
+
+    def __init__(self, recipe: Recipe, family: Family, model: str, attempt: int = 1) -> None:
+        """The request of the `attempt`th try (from 1) of a row."""
+        image, caption = secrets.token_hex(16), secrets.token_hex(16)
+        # str.replace, not str.format: captions and prompts are full of braces.
+        text = user_prompt(recipe).replace("{caption}", caption)
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": [
+                {"role": "system", "content": system_prompt(recipe, family)},
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": image}},
+                        {"type": "text", "text": text},
+                    ],
+                },
+            ],
+            "temperature": recipe.temperature_of(attempt),
+            "top_p": recipe.top_p,
+            "max_tokens": recipe.max_tokens,
+        }
+        if recipe.structured_output:
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "annotation", "schema": answer_schema(recipe, family), "strict": True},
+            }
+        if recipe.repetition_detection:
+            body["repetition_detection"] = REPETITION_DETECTION
+        self._before_image, after_image = orjson.dumps(body).split(image.encode())
+        self._around_captions = after_image.split(caption.encode())
+
+    def body(self, caption: str, image_url: bytes) -> bytes:
+        """The JSON body of a row's request."""
+        written = orjson.dumps(caption)[1:-1]
+        return b"".join((self._before_image, image_url, written.join(self._around_captions)))

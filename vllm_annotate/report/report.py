@@ -1,0 +1,110 @@
+"""report.json: what a run did and what was seen of it, typed and versioned."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.plan_file import Counts
+from vllm_annotate.storage.atomic import read_json, write_json
+from vllm_annotate.telemetry.bottleneck import Verdict
+
+
+class Figures(BaseModel):
+    """Figures of an earlier version may lack a field, and those of a later one may have more."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Images(Figures):
+    """Counts of images. `answered` includes those that an interrupted run had answered, `already_done` does not."""
+
+    input: int  # lines that are not blank
+    distinct: int
+    already_done: int  # that the output had before
+    answered: int  # rows that came into the output
+    answered_before_an_interruption: int = 0
+    without_caption: int = 0
+    failed: int
+    annotations_error: int = 0  # answers that hold no annotation
+
+
+class SkippedLines(Figures):
+    """Lines of the input that are no image to annotate, and lines of the output that cannot be read."""
+
+    malformed: int = 0
+    without_path: int = 0
+    duplicates: int = 0
+    broken_in_output: int = 0
+
+    @classmethod
+    def counted(cls, counts: Counts) -> Self:
+        """Those that a plan has counted."""
+        names = ("malformed", "without_path", "duplicates", "broken_in_output")
+        return cls(**{name: getattr(counts, name) for name in names})
+
+
+class Tokens(Figures):
+    """Tokens of this run, without those of an interrupted one."""
+
+    prompt: int = 0
+    completion: int = 0
+
+
+class Seen(Figures):
+    """Means and extremes of GPUs (by index and name), servers (by URL) and client; None where not seen."""
+
+    samples: int = 0
+    missing: list[str] = []  # what could not be seen, and why
+    gpus: dict[str, dict[str, float | None]] = {}
+    servers: dict[str, dict[str, float | None]] = {}
+    client: dict[str, float | None] = {}
+
+
+class Report(Figures):
+    """The content of report.json.
+
+    Rates are of the time in which images were annotated; `seconds` includes the start of servers, the plan and the
+    merge.
+    """
+
+    version: Literal[1] = 1
+    images: Images
+    skipped_lines: SkippedLines = SkippedLines()
+    failures: dict[str, int]  # by kind
+    failures_left_alone: int = 0  # of other kinds than were asked again
+    failed_chunks: list[str]
+    started: str  # ISO 8601, UTC
+    seconds: float = Field(ge=0)
+    annotating_seconds: float = Field(ge=0)
+    images_per_second: float
+    tokens: Tokens
+    quality: dict[str, Any]
+    recipe: str
+    made_by: list[dict[str, Any]] = []
+    family: str
+    model: str
+    endpoints: list[str]
+    servers: dict[str, dict[str, Any]]  # by URL: what each says of itself, what it was given and gave
+    bottleneck: Verdict
+    telemetry: Seen
+    shards: dict[str, dict[str, Any]] | None = None  # by name, where the output was merged from shards
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Replaces report.json."""
+    write_json(path, report.model_dump(mode="json", exclude={"shards"} if report.shards is None else None))
+
+
+def read_report(path: Path) -> Report | None:
+    """The report in `path`; None if there is none. Raises UsageError for a damaged one, or one of a later version."""
+    try:
+        report = read_json(path)
+        return None if report is None else Report.model_validate(report)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except ValueError as error:
+        why = f"{error!s:.100}"
+    raise UsageError(f"{path} is damaged or of another version ({why}): the next run writes it again")

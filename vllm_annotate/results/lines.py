@@ -1,0 +1,60 @@
+"""The lines of output and failures file: our fields, and the input's other columns as they stand."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vllm_annotate.errors import ImageFailure
+from vllm_annotate.images.prepare import PreparedImage
+from vllm_annotate.inputs.rows import Row
+from vllm_annotate.storage.json_text import dumped, object_line, raw_members, text_member
+
+OUR_FIELDS = (
+    "vlm_output", "annotations", "objects", "annotations_error", "flags", "parse_stage", "attempts",
+    "width", "height", "sent_size",
+)  # fmt: skip
+OUR_FAILURE = {"kind", "message", "attempts"}
+_FAILURE = '"failure"'
+
+
+def answer_line(row: Row, image: PreparedImage, vlm_output: str, parsed: Mapping[str, Any]) -> bytes:
+    """The output line of an answered image: image_path, caption, the input's other columns as they stand, then ours.
+
+    `parsed` holds annotations and objects, and whatever else there is to say of the answer. Input columns named like a
+    field of ours are left out: an old flag would be read as ours.
+    """
+    identity = {"image_path": row.image_path}
+    if row.has_caption or "caption" not in raw_members(row.text):
+        identity["caption"] = row.caption
+    sizes = {"width": image.width, "height": image.height, "sent_size": [image.sent_width, image.sent_height]}
+    ours = {"vlm_output": vlm_output} | dict(parsed) | sizes
+    return object_line(dumped(identity), *other_members(row.text, *identity, *OUR_FIELDS), dumped(ours))
+
+
+def other_members(text: str, *names: str) -> Iterator[str]:
+    """The members of a row that have other names, as they stand in it.
+
+    Of a row from a failures file the failure is left out; a column that was called so comes back.
+    """
+    for name, (written, value) in raw_members(text).items():
+        failure = raw_members(value) if name == "failure" and value[0] == "{" else {}
+        if failure.keys() >= OUR_FAILURE:
+            written, value = failure.get("column", ("", ""))
+        if name not in names and written:
+            yield f"{written if name != 'failure' else _FAILURE}:{value}"
+
+
+def failure_line(text: str, image_path: str, failure: ImageFailure) -> bytes:
+    """The failures line of an image: the input row as it stands, with its image path, and why it has no answer.
+
+    A column of the input that is called failure is kept within ours.
+    """
+    details = {"kind": failure.kind, "message": failure.message, "attempts": failure.attempts}
+    own = [member.partition(":")[2] for member in other_members(text) if member.startswith(f"{_FAILURE}:")]
+    why = b",".join([dumped(details), *(f'"column":{value}'.encode() for value in own)])
+    others = other_members(text, "image_path", "failure")
+    return object_line(dumped({"image_path": image_path}), *others, b'"failure":{' + why + b"}")
+
+
+def path_of(line: bytes) -> str | None:
+    """The image path of a JSON line, as it is found in inputs and outputs; None for a torn line, or one without."""
+    return text_member(line.decode(errors="replace"), "image_path")

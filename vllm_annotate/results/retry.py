@@ -1,0 +1,38 @@
+"""The failures of an output that are to be asked again."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from vllm_annotate.results.mirror import output_files
+from vllm_annotate.storage.atomic import replacing
+from vllm_annotate.storage.json_text import json_object
+from vllm_annotate.storage.workspace import Workspace
+
+
+def chosen_failures(output: Path | str, kinds: Sequence[str]) -> tuple[Workspace, Counter[str], Counter[str]]:
+    """Splits the failures of an output at a path or a URL; returns its workspace and what `split_failures` does."""
+    with output_files(output) as files, files.workspace.locked():
+        return files.workspace, *split_failures(files.workspace, kinds)
+
+
+def split_failures(workspace: Workspace, kinds: Sequence[str]) -> tuple[Counter[str], Counter[str]]:
+    """Writes the rows to ask again; returns how many of each kind these are, and how many the next merge leaves."""
+    chosen, others = Counter[str](), Counter[str]()
+    if not workspace.failures.exists():
+        return chosen, others
+    with workspace.failures.open("rb") as failures, replacing(workspace.retried) as retried:
+        for line in failures:
+            failure = (json_object(line) or {}).get("failure")
+            kind = str(failure.get("kind")) if isinstance(failure, dict) else "unknown"
+            if kind in kinds or not kinds:
+                chosen[kind] += 1
+                retried.write(line)
+            else:
+                others[kind] += 1
+    return chosen, others
+
+
+def counted(kinds: Counter[str]) -> str:
+    """`3 timeout, 1 missing`."""
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
