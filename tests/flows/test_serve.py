@@ -9,10 +9,12 @@ from blocks import VLLMServer
 from flows.serve import serve, stop_server
 from tests.conftest import Job
 from tests.flows.test_annotate import annotate_with
+from tests.serving.conftest import launch, make_model, vllm
 from vllm_annotate.serving.launch import Launch
 from vllm_annotate.serving.probe import served_models
 from vllm_annotate.serving.record import Users, record_path
 
+__all__ = ["launch", "make_model", "vllm"]  # fixtures
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
