@@ -21,6 +21,7 @@ import pytest
 from flows.support.prefect_server import TemporaryPrefectServer
 from stand_in.ports import free_port
 from stand_in.process import StandIn
+from tests.support.command import FORKS
 
 ROOT = Path(__file__).parent.parent
 pytest_plugins = ["tests.support.s3"]
@@ -35,6 +36,11 @@ hypothesis.settings.load_profile("same")
 def pytest_configure() -> None:
     """In the background of a script SIGINT is ignored, by all that the tests start, too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """Ends what runs the commands of the tests."""
+    FORKS.end()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -173,9 +179,11 @@ class Job:
 
     def run(self, server: str, *more: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         """Runs the command to its end."""
-        process = self.start(server, *more, **environment)
-        out, err = process.communicate(timeout=120)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        return self.run_with(self.arguments(server, *more), **environment)
+
+    def run_with(self, arguments: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
+        """Runs the command with these arguments alone to its end."""
+        return FORKS.run("flows.annotate", arguments, os.environ | environment)
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

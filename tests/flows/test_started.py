@@ -37,9 +37,8 @@ def started_job(make_job: Callable[..., Job], vllm: Path, make_model: Callable[.
 
 
 def run(job: Job, **environment: str) -> tuple[int, str]:
-    process = job.start_with(arguments(job), **environment)
-    _, errors = process.communicate(timeout=120)
-    return process.returncode, errors
+    ran = job.run_with(arguments(job), **environment)
+    return ran.returncode, ran.stderr
 
 
 def test_the_flow_starts_the_server_uses_it_and_stops_it(started_job: Callable[..., Job]) -> None:
