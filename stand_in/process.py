@@ -57,6 +57,20 @@ class StandIn:
                 raise RuntimeError("the stand-in did not start")
             time.sleep(0.05)
 
+    def renew(self) -> None:
+        """Leaves nothing of what it was asked and told before: as after a start, which it takes only if it must."""
+        if self._process is None or self._process.poll() is not None or not self.answers():
+            self.start()
+            return
+        self.set_faults()
+        deadline = time.monotonic() + 10
+        while self._call("GET", "/load")["server_load"]:  # of clients that are gone
+            if time.monotonic() > deadline:
+                self.start()
+                return
+            time.sleep(0.02)
+        self.forget()
+
     def kill(self) -> None:
         """Ends the process without a word."""
         if self._process is not None:

@@ -109,11 +109,18 @@ def rng(request: pytest.FixtureRequest, fuzzing: bool) -> random.Random:
     return random.Random(int(seed))
 
 
-@pytest.fixture
-def stand_in() -> Iterator[StandIn]:
-    """A stand-in vLLM with default settings."""
+@pytest.fixture(scope="session")
+def lasting_stand_in() -> Iterator[StandIn]:
+    """A stand-in vLLM with default settings, for all tests that take one."""
     with StandIn.started() as server:
         yield server
+
+
+@pytest.fixture
+def stand_in(lasting_stand_in: StandIn) -> StandIn:
+    """A stand-in vLLM with default settings that was asked nothing yet; a test may also kill it."""
+    lasting_stand_in.renew()
+    return lasting_stand_in
 
 
 @dataclass
