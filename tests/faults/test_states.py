@@ -190,5 +190,5 @@ class Runs(RuleBasedStateMachine):
 @pytest.mark.timeout(1800)
 def test_the_promises_of_a_run_hold_after_any_sequence_of_runs_kills_and_edits(steps: Steps, fuzzing: bool) -> None:
     Runs.steps = steps
-    wanted = settings(max_examples=250 if fuzzing else 80, stateful_step_count=20, report_multiple_bugs=False)
+    wanted = settings(max_examples=250 if fuzzing else 40, stateful_step_count=20, report_multiple_bugs=False)
     run_state_machine_as_test(Runs, settings=wanted)
