@@ -244,10 +244,10 @@ async def test_the_last_of_two_runs_stops_the_server(launch: Callable[..., Launc
 
 
 async def test_a_server_that_is_to_be_kept_outlives_the_run(launch: Callable[..., Launch], tmp_path: Path) -> None:
-    start = launch(keep=True)
+    start = launch(keep=True, linger_seconds=1)
     async with kept_servers(replicas(start), tmp_path / "logs", print):
         pass
-    await asyncio.sleep(6)  # longer than the guardian lingers
+    await asyncio.sleep(3)  # longer than the guardian would linger
     assert served_models(start.urls()[0]) == ["qwen2.5-vl-7b"]
     record_of(start).end()
 

@@ -19,12 +19,15 @@ def lease(bucket: Bucket, token: str, said: list[str] | None = None) -> Lease:
 
 
 def test_who_releases_it_lets_the_next_one_in_who_waits(bucket: Bucket) -> None:
-    first, second = lease(bucket, "one"), lease(bucket, "two")
+    said: list[str] = []
+    first, second = lease(bucket, "one"), lease(bucket, "two", said)
     first.take()
     waiting = threading.Thread(target=second.take)
     waiting.start()
-    time.sleep(1)
-    assert waiting.is_alive()
+    while not said:
+        assert waiting.is_alive()
+        time.sleep(0.02)
+    assert "to see if it lives" in said[0]
     first.release()
     waiting.join(20)
     with pytest.raises(UsageError, match=r"is being written by another run \(.* since .*\): wait for it, stop it"):
@@ -49,7 +52,10 @@ def test_who_was_taken_over_writes_no_more(bucket: Bucket) -> None:
     held = lease(bucket, "one")
     held.take()
     bucket.fs.pipe_file(f"{bucket.url}/lease", b'{"token": "another"}')
-    time.sleep(RENEW_SECONDS + 3)
+    deadline = time.monotonic() + RENEW_SECONDS + 10
+    while held.held:  # it looks by itself
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     with pytest.raises(UsageError, match="another run has taken over"):
         held.check()
     held.release()

@@ -15,12 +15,15 @@ MakeJob = Callable[..., Job]
 KEYS = [f"annotate-{what}" for what in ("bottleneck", "failures", "gpus", "progress", "samples", "summary")]
 
 
-def artifacts_of_latest_run(api: str) -> dict[str, dict[str, Any]]:
+def latest_run(api: str) -> str:
+    """The id of the flow run that began last; empty before the first."""
     runs = ask_prefect(api, "/flow_runs/filter", sort="START_TIME_DESC", limit=1)
-    of_it = {"artifacts": {"flow_run_id": {"any_": [runs[0]["id"]]}}}
-    found = {artifact["key"]: artifact for artifact in ask_prefect(api, "/artifacts/filter", **of_it)}
-    assert all(artifact["flow_run_id"] == runs[0]["id"] for artifact in found.values())
-    return found
+    return str(runs[0]["id"]) if runs else ""
+
+
+def artifacts_of(api: str, run: str) -> dict[str, dict[str, Any]]:
+    of_it = {"artifacts": {"flow_run_id": {"any_": [run]}}}
+    return {artifact["key"]: artifact for artifact in ask_prefect(api, "/artifacts/filter", **of_it)}
 
 
 @pytest.fixture
@@ -34,11 +37,16 @@ async def test_artifacts_are_kept_up_to_date_under_the_same_keys_and_are_final_a
 ) -> None:
     job = make_job(90)
     (job.images / job.names[3]).unlink()
+    earlier = run = latest_run(prefect_api)
     running = asyncio.create_task(annotate(job, slow, max_concurrency=8))
-    await asyncio.sleep(7)
-    live = await asyncio.to_thread(artifacts_of_latest_run, prefect_api)
+    live: dict[str, dict[str, Any]] = {}
+    while run == earlier or sorted(live) != KEYS:
+        assert not running.done()
+        await asyncio.sleep(0.2)
+        run = await asyncio.to_thread(latest_run, prefect_api)
+        live = await asyncio.to_thread(artifacts_of, prefect_api, run)
     await running
-    final = artifacts_of_latest_run(prefect_api)
+    final = artifacts_of(prefect_api, run)
     assert sorted(live) == sorted(final) == KEYS
     assert [live[key]["id"] for key in KEYS] == [final[key]["id"] for key in KEYS]
     assert 0 < float(live["annotate-progress"]["data"]) < 90
@@ -59,7 +67,7 @@ async def test_a_resumed_run_says_what_it_skipped_and_still_shows_images(
     job = make_job(5)
     await annotate(job, stand_in)
     await annotate(job, stand_in)
-    artifacts = artifacts_of_latest_run(prefect_api)
+    artifacts = artifacts_of(prefect_api, latest_run(prefect_api))
     assert "| Had an answer before | 5 |" in artifacts["annotate-summary"]["data"]
     assert "![boxes]" in artifacts["annotate-samples"]["data"]
     assert artifacts["annotate-failures"]["data"] == "No image has failed.\n"
