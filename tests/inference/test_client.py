@@ -212,6 +212,7 @@ async def test_a_poison_image_does_not_take_its_neighbours_with_it(stand_in: Sta
     assert all(isinstance(result, Completion) for result in results[1:])
 
 
+@pytest.mark.long
 async def test_a_server_that_dribbles_is_timed_out() -> None:
     async def dribble(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")

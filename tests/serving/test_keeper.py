@@ -281,6 +281,7 @@ async def test_a_start_that_is_cancelled_at_once_leaves_nothing(launch: Callable
     assert read_record(record_path(start.port)) is None
 
 
+@pytest.mark.long  # its guardian gives a server 40 s to end
 async def test_a_server_that_hangs_is_ended_and_started_again(
     launch: Callable[..., Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
