@@ -24,11 +24,14 @@ PREFECT = str(Path(sys.executable).with_name("prefect"))
 
 # The tests wait for what Prefect does, not for when it looks: it would look every 10, 20, 30 and 60 seconds.
 IMPATIENT = {
-    "PREFECT_WORKER_QUERY_SECONDS": "2",
-    "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS": "2",
-    "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
-    "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+    "PREFECT_WORKER_QUERY_SECONDS": "1",
+    "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+    "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_LOOP_SECONDS": "1",
+    "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
 }
+# For what is another thing on PostgreSQL: locks, and what the server's own services write.
+ON_BOTH_DATABASES = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Deployed:
     api: str
     folder: Path
     environment: dict[str, str]
+    worker: "subprocess.Popen[bytes] | None" = None  # the one for all tests that want any
 
     def prefect(self, *arguments: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
         """Runs a prefect command."""
@@ -53,6 +57,16 @@ class Deployed:
                 [PREFECT, "worker", "start", "--pool", "annotate", "--type", "process", "--name", name, *more],
                 cwd=self.folder, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
+
+    def stop_worker(self) -> None:
+        """Stops the one for all tests, for a test with workers of its own."""
+        if self.worker is not None:
+            self.worker.terminate()
+            try:
+                self.worker.wait(30)
+            finally:
+                self.worker.kill()
+                self.worker = None
 
     def run(self, deployment: str, /, **parameters: Any) -> str:
         """Starts a run of a deployment; returns its id."""
@@ -93,7 +107,7 @@ class Deployed:
         return state
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="session", params=["sqlite"])
 def database(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """The setting that gives a Prefect server its database; SQLite needs none."""
     if request.param == "sqlite":
@@ -125,6 +139,7 @@ def deployed_in(folder: Path, settings: dict[str, str]) -> Iterator[Deployed]:
     ran = made.prefect("deploy", "--prefect-file", "deployments/prefect.yaml", "--all")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     yield made
+    made.stop_worker()
     server.stop()
 
 
@@ -135,15 +150,17 @@ def no_other_prefect_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def worker(deployed: Deployed) -> Iterator["subprocess.Popen[bytes]"]:
+def worker(deployed: Deployed) -> None:
     """A worker that polls."""
-    process = deployed.start_worker("worker-1")
-    yield process
-    process.terminate()
-    try:
-        process.wait(30)
-    finally:
-        process.kill()
+    if deployed.worker is None:
+        deployed.worker = deployed.start_worker("worker-1")
+    assert deployed.worker.poll() is None, (deployed.folder / "worker-1.log").read_text()
+
+
+@pytest.fixture
+def no_worker(deployed: Deployed) -> None:
+    """None but those that the test starts."""
+    deployed.stop_worker()
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
-"""What people do with the deployments: run them, watch them, retry, schedule and cancel them, lose a worker."""
+"""What people do with the deployments: run them, watch them, retry, schedule and cancel them."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +17,8 @@ from prefect.flows import load_flow_from_entrypoint
 
 from stand_in.process import StandIn
 from tests.conftest import ROOT, Job, ask_prefect, lines_of
-from tests.deployed.conftest import Deployed, descendants
+from tests.deployed.conftest import ON_BOTH_DATABASES, Deployed
+from stand_in.process import StandIn
 
 MakeJob = Callable[..., Job]
 Parameters = Callable[..., dict[str, Any]]
@@ -91,12 +90,13 @@ def test_a_retry_of_the_run_asks_only_what_its_failed_chunks_lack_and_a_new_run_
     assert [row["image_path"] for row in lines_of(job.output)] == job.names
 
 
+@ON_BOTH_DATABASES
 @pytest.mark.usefixtures("worker")
 def test_a_schedule_fires(deployed: Deployed, make_job: MakeJob, stand_in: StandIn, parameters: Parameters) -> None:
     job = make_job(3)
     with urllib.request.urlopen(f"{deployed.api}/deployments/name/annotate-images/annotate") as response:
         deployment = json.load(response)["id"]
-    soon = datetime.now(UTC) + timedelta(seconds=30)
+    soon = datetime.now(UTC) + timedelta(seconds=15)
     interval = {"interval": 86400, "anchor_date": soon.isoformat(), "timezone": "UTC"}
     schedule = [{"schedule": interval, "active": True, "parameters": parameters(job, stand_in.url)}]
     request = urllib.request.Request(
@@ -114,6 +114,7 @@ def test_a_schedule_fires(deployed: Deployed, make_job: MakeJob, stand_in: Stand
     assert len(lines_of(job.output)) == 3
 
 
+@ON_BOTH_DATABASES
 @pytest.mark.usefixtures("worker")
 def test_the_second_of_two_runs_waits_for_the_first(
     deployed: Deployed, make_job: MakeJob, parameters: Parameters
@@ -150,36 +151,3 @@ def test_a_cancelled_run_stops_asking_within_seconds_and_keeps_its_answers(
         assert deployed.wait_for(again, "Completed", "Failed", "Crashed")["name"] == "Completed"
         assert len(server.asked()) <= 400 - asked + 4, "only what was in flight is asked twice"
     assert [row["image_path"] for row in lines_of(job.output)] == job.names
-
-
-def test_a_run_whose_worker_is_killed_is_crashed_by_the_automation_and_the_next_goes_on(
-    deployed: Deployed, make_job: MakeJob, parameters: Parameters
-) -> None:
-    worker = deployed.start_worker("doomed")
-    with StandIn.started("--canned", "--prefill-seconds", "0.3") as server:
-        job = make_job(300)
-        run = deployed.run("annotate-images/annotate", **parameters(job, server.url, max_concurrency=4))
-        while len(server.asked()) < 20:
-            time.sleep(0.2)
-        for process in [worker.pid, *descendants(worker.pid)]:
-            os.kill(process, signal.SIGKILL)
-        worker.wait()
-        asked = len(server.asked())
-        others = []  # that a worker left before their first heartbeat: too short a time to kill one in
-        for names in (["Pending"], ["Pending", "Submitting"], ["Running"]):
-            others.append(deployed.run("annotate-images/shard", **parameters(job, server.url)))
-            for name in names:
-                state = {"type": name.upper().replace("SUBMITTING", "PENDING"), "name": name}
-                ask_prefect(deployed.api, f"/flow_runs/{others[-1]}/set_state", state=state, force=True)
-        for lost in (run, *others):
-            assert "no heartbeat" in deployed.wait_for(lost, "Crashed", seconds=200)["message"]
-        server.forget()
-        successor = deployed.start_worker("successor")
-        try:
-            again = deployed.run("annotate-images/annotate", **parameters(job, server.url, max_concurrency=32))
-            assert deployed.wait_for(again, "Completed", "Failed", "Crashed")["name"] == "Completed"
-        finally:
-            successor.terminate()
-            successor.wait(30)
-        assert len(server.asked()) <= 300 - asked + 4
-    assert [row["image_path"] for row in lines_of(job.output)] == job.names, "0 lost, 0 twice"

@@ -1,4 +1,4 @@
-"""What whoever runs this for others needs: it starts with one command, tells of failures, and leaves nothing behind."""
+"""What whoever runs this for others needs: it tells of failures, survives a dead worker, and leaves nothing behind."""
 
 import http.server
 import json
@@ -23,7 +23,7 @@ from flows.support.prefect_server import answers
 from stand_in.ports import free_port
 from stand_in.process import StandIn
 from tests.conftest import ROOT, Job, ask_prefect, lines_of
-from tests.deployed.conftest import Deployed
+from tests.deployed.conftest import ON_BOTH_DATABASES, Deployed, descendants
 from tests.serving.conftest import launch, make_model, vllm  # noqa: F401 - fixtures
 from vllm_annotate.serving.launch import Launch
 from vllm_annotate.serving.probe import served_models
@@ -102,6 +102,41 @@ def test_a_run_that_is_cancelled_at_full_speed_leaves_no_server_behind(
     while served_models(start.urls()[0]) is not None:
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+@ON_BOTH_DATABASES
+@pytest.mark.usefixtures("no_worker")
+def test_a_run_whose_worker_is_killed_is_crashed_by_the_automation_and_the_next_goes_on(
+    deployed: Deployed, make_job: MakeJob, parameters: Parameters
+) -> None:
+    worker = deployed.start_worker("doomed")
+    with StandIn.started("--canned", "--prefill-seconds", "0.3") as server:
+        job = make_job(300)
+        run = deployed.run("annotate-images/annotate", **parameters(job, server.url, max_concurrency=4))
+        while len(server.asked()) < 20:
+            time.sleep(0.2)
+        for process in [worker.pid, *descendants(worker.pid)]:
+            os.kill(process, signal.SIGKILL)
+        worker.wait()
+        asked = len(server.asked())
+        others = []  # that a worker left before their first heartbeat: too short a time to kill one in
+        for names in (["Pending"], ["Pending", "Submitting"], ["Running"]):
+            others.append(deployed.run("annotate-images/shard", **parameters(job, server.url)))
+            for name in names:
+                state = {"type": name.upper().replace("SUBMITTING", "PENDING"), "name": name}
+                ask_prefect(deployed.api, f"/flow_runs/{others[-1]}/set_state", state=state, force=True)
+        for lost in (run, *others):
+            assert "no heartbeat" in deployed.wait_for(lost, "Crashed", seconds=200)["message"]
+        server.forget()
+        successor = deployed.start_worker("successor")
+        try:
+            again = deployed.run("annotate-images/annotate", **parameters(job, server.url, max_concurrency=32))
+            assert deployed.wait_for(again, "Completed", "Failed", "Crashed")["name"] == "Completed"
+        finally:
+            successor.terminate()
+            successor.wait(30)
+        assert len(server.asked()) <= 300 - asked + 4
+    assert [row["image_path"] for row in lines_of(job.output)] == job.names, "0 lost, 0 twice"
 
 
 def test_deploy_local_brings_everything_up_and_takes_it_down(

@@ -47,7 +47,7 @@ def test_a_run_in_a_bucket_gives_what_a_run_in_folders_does(
     bucket.put(job)
     local = job.run(stand_in.url)
     stand_in.forget()
-    remote = ended(job.start_with(bucket.arguments(stand_in.url, "--chunk-size", "5")))
+    remote = job.run_with(bucket.arguments(stand_in.url, "--chunk-size", "5"))
     assert remote.returncode == local.returncode == 1, remote.stderr
     assert bucket.lines("out/labeled.jsonl") == job.output.read_bytes()
     kinds = [json.loads(line)["failure"]["kind"] for line in bucket.lines("out/labeled.failures.jsonl").splitlines()]
@@ -61,11 +61,12 @@ def test_a_run_in_a_bucket_gives_what_a_run_in_folders_does(
     bucket.fs.rm_file(f"{bucket.url}/out/labeled.failures.jsonl")
     lines = bucket.lines("out/labeled.jsonl").splitlines(keepends=True)
     bucket.fs.pipe_file(f"{bucket.url}/out/labeled.jsonl", b"".join([*lines[:3], *lines[4:]]))
-    again = ended(job.start_with(bucket.arguments(stand_in.url)))
+    again = job.run_with(bucket.arguments(stand_in.url))
     assert list(stand_in.asked()) == ["caption of 0003.jpg"], again.stderr + "what was edited there is seen here"
     assert paths(bucket.lines("out/labeled.jsonl")) == [*job.names[:3], *job.names[4:], "0003.jpg"]
 
 
+@pytest.mark.long  # a lease is a minute
 def test_after_a_kill_the_next_run_goes_on_on_this_machine_and_on_another(
     make_remote_job: MakeJob, bucket: Bucket, tmp_path: Path
 ) -> None:
@@ -83,18 +84,19 @@ def test_after_a_kill_the_next_run_goes_on_on_this_machine_and_on_another(
         kept = bucket.fs.find(f"{bucket.url}/out/labeled.work/parts")
         assert len(kept) >= 2, "chunks that have ended are in the bucket"
         server.forget()
-        done = ended(job.start_with(arguments, XDG_STATE_HOME=str(tmp_path / "another machine")))
+        done = job.run_with(arguments, XDG_STATE_HOME=str(tmp_path / "another machine"))
         assert done.returncode == 0, done.stderr
         assert "waiting 60 s to see if it lives" in done.stderr
         assert sum(server.asked().values()) <= 60 - 10 * len(kept), "what was kept in the bucket is not asked again"
         assert sorted(paths(bucket.lines("out/labeled.jsonl"))) == job.names
         server.forget()
-        back = ended(job.start_with(arguments))
+        back = job.run_with(arguments)
         assert back.returncode == 0, back.stderr
         assert server.asked() == {}
     assert sorted(paths(bucket.lines("out/labeled.jsonl"))) == job.names, "0 lost, 0 twice"
 
 
+@pytest.mark.long
 def test_two_machines_never_write_one_output(make_remote_job: MakeJob, bucket: Bucket, tmp_path: Path) -> None:
     with StandIn.started("--canned", "--prefill-seconds", "2.5") as server:
         job = make_remote_job(100)  # two minutes
@@ -102,9 +104,9 @@ def test_two_machines_never_write_one_output(make_remote_job: MakeJob, bucket: B
         while not server.asked():
             time.sleep(0.05)
         other = bucket.arguments(server.url)
-        here = ended(job.start_with(other))
+        here = job.run_with(other)
         assert (here.returncode, "another run on this machine" in here.stderr) == (2, True)
-        there = ended(job.start_with(other, XDG_STATE_HOME=str(tmp_path / "another machine")))
+        there = job.run_with(other, XDG_STATE_HOME=str(tmp_path / "another machine"))
         assert there.returncode == 2
         assert "labeled.jsonl is being written by another run" in there.stderr
         first.send_signal(signal.SIGTERM)
@@ -137,10 +139,10 @@ def test_shards_on_two_machines_are_merged_in_the_bucket(
     job = make_remote_job(20)
     assert job.run(stand_in.url).returncode == 0
     for number in (1, 2):
-        ran = job.start_with(
+        ran = job.run_with(
             bucket.arguments(stand_in.url, "--shard", f"{number}/2"), XDG_STATE_HOME=str(tmp_path / f"machine {number}")
         )
-        assert ended(ran).returncode == 0
+        assert ran.returncode == 0
     command = [sys.executable, "-m", "flows.merge_shards", *bucket.arguments("")[:6]]
     merged = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert merged.returncode == 0, merged.stderr
@@ -154,7 +156,7 @@ async def test_failures_are_asked_again_and_the_report_is_made_anew_by_url(
 ) -> None:
     job = make_remote_job(5)
     bucket.fs.rm_file(f"{bucket.url}/images/0002.jpg")
-    assert ended(job.start_with(bucket.arguments(stand_in.url))).returncode == 1
+    assert job.run_with(bucket.arguments(stand_in.url)).returncode == 1
     bucket.fs.put_file(str(job.images / "0002.jpg"), f"{bucket.url}/images/0002.jpg")
     files: dict[str, Any] = {"output": f"{bucket.url}/out/labeled.jsonl", "image_root": f"{bucket.url}/images"}
     from blocks import VLLMServer
@@ -181,7 +183,7 @@ def test_a_store_that_cannot_be_reached_is_a_refusal_with_a_remedy(
     make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn, changed: dict[str, str], complaint: str
 ) -> None:
     job = make_remote_job(1)
-    refused = ended(job.start_with(bucket.arguments(stand_in.url), **changed))
+    refused = job.run_with(bucket.arguments(stand_in.url), **changed)
     assert refused.returncode == 2, refused.stderr
     assert complaint in refused.stderr
 
@@ -197,7 +199,7 @@ def test_what_is_not_in_the_bucket_is_told(make_remote_job: MakeJob, bucket: Buc
         (5, "gs://bucket/labeled.jsonl", "needs a driver"),
         (5, "nonsense://bucket/labeled.jsonl", "is no URL that fsspec knows"),
     ):
-        refused = ended(job.start_with([*given[:number], wrong, *given[number + 1 :]]))
+        refused = job.run_with([*given[:number], wrong, *given[number + 1 :]])
         assert refused.returncode == 2, refused.stderr
         assert complaint in refused.stderr, refused.stderr
 
@@ -207,7 +209,7 @@ def test_answers_that_were_merged_here_but_not_published_survive_an_edit_there(
     make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn, left: str
 ) -> None:
     job = make_remote_job(6)
-    assert ended(job.start_with(bucket.arguments(stand_in.url))).returncode == 0
+    assert job.run_with(bucket.arguments(stand_in.url)).returncode == 0
     local = next((Path(os.environ["XDG_STATE_HOME"]) / "vllm-annotate" / "mirrors").glob("*/labeled.jsonl"))
     local = local.parent / left  # the second: a run was killed while it brought the edited output
     lines = bucket.lines("out/labeled.jsonl").splitlines(keepends=True)
@@ -215,7 +217,7 @@ def test_answers_that_were_merged_here_but_not_published_survive_an_edit_there(
     local.write_bytes(b"".join(lines))
     bucket.fs.pipe_file(f"{bucket.url}/out/labeled.jsonl", b"".join(lines[:4]).replace(b"0001.jpg", b"0001.JPG"))
     stand_in.forget()
-    assert ended(job.start_with(bucket.arguments(stand_in.url))).returncode == 0
+    assert job.run_with(bucket.arguments(stand_in.url)).returncode == 0
     kept = paths(bucket.lines("out/labeled.jsonl"))
     assert kept[:4] == ["0000.jpg", "0001.JPG", "0002.jpg", "0003.jpg"]
     assert set(job.names) <= set(kept)
@@ -237,8 +239,8 @@ def test_answers_of_another_recipe_that_wait_here_are_not_mixed_in(
         first.communicate()
         bucket.fs.rm_file(f"{bucket.url}/out/labeled.work/lease")  # or wait a minute
         other = bucket.arguments(server.url, "--recipe", str(recipe))
-        assert ended(job.start_with(other, XDG_STATE_HOME=str(tmp_path / "another machine"))).returncode == 0
-        refused = ended(job.start_with(other))
+        assert job.run_with(other, XDG_STATE_HOME=str(tmp_path / "another machine")).returncode == 0
+        refused = job.run_with(other)
         assert refused.returncode == 2, refused.stderr
         assert "made with another recipe than" in refused.stderr
         assert not bucket.fs.exists(f"{bucket.url}/out/labeled.work/lease"), "others need not wait for it"
