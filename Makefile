@@ -1,9 +1,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 VLLM_BIN := .venv-vllm/bin
-FAST := not vllm and not ui and not deployed
+FAST := not vllm and not ui and not deployed and not prove
 
-.PHONY: demo deploy-local test test-fuzz test-ui test-deployed test-vllm demo-vllm check bench bench-peers bench-concurrency bench-vllm clean
+.PHONY: demo deploy-local test test-fuzz prove test-ui test-deployed test-vllm demo-vllm check bench bench-peers bench-concurrency bench-vllm clean
 
 # Annotates 60 drawn scenes through the stand-in; the second time it resumes.
 demo: .venv/.installed
@@ -20,9 +20,13 @@ test-fuzz: .venv/.installed
 	$(BIN)/python -m pytest -n 2 -m "$(or $(ONLY),hypothesis or fuzz)" \
 		--hypothesis-profile=fuzz $(if $(SEED),--hypothesis-seed=$(SEED))
 
+# What is too slow for each change: all kills, of each call twice, all that is left to chance, and what repeats others.
+prove: .venv/.installed .venv-vllm/.installed
+	$(BIN)/python -m pytest -n 2 -m "hypothesis or fuzz or prove" --hypothesis-profile=fuzz
+
 # The deployments: real Prefect servers on SQLite and PostgreSQL, workers, schedules, retries, kills; an S3 on loopback.
 test-deployed: .venv/.installed
-	$(BIN)/python -m pytest -n 4 -m deployed
+	$(BIN)/python -m pytest -n 5 -m "deployed and not prove"
 
 # Report and artifacts in a real browser: Debian's Chromium (apt-get install chromium fonts-noto-cjk).
 test-ui: .venv/.installed-ui
@@ -37,7 +41,7 @@ demo-vllm: .venv/.installed .venv-vllm/.installed
 	$(BIN)/python -m demo.run_vllm
 
 test-vllm: .venv/.installed .venv-vllm/.installed
-	$(BIN)/python -m pytest -m vllm
+	$(BIN)/python -m pytest -n 2 -m "vllm and not prove"
 
 # Style and types.
 check: .venv/.installed-ui

@@ -51,7 +51,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives each process of `-n` one test after the other; a file's tests on one database stay with its Prefect server.
+    """Gives each process of `-n` one test after the other; those of a Prefect server stay with it.
+
+    All tests on PostgreSQL share one, and so do those of a file on SQLite. One vLLM serves all that need none of their
+    own.
 
     The mark xdist_group would do, but with pytest 9.2 xdist 3.8 does not see it.
     """
@@ -61,7 +64,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             database = re.search(r"\[(sqlite|postgresql)]$", nodeid)
-            return f"{file} {database[1]}" if database else nodeid
+            if database is None:
+                return file if file == "tests/test_vllm.py" else nodeid
+            return f"{file} {database[1]}" if database[1] == "sqlite" else database[1]
 
     return Scheduling(config, log) if config.getoption("dist") == "load" else None
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from stand_in.process import StandIn
 from tests.conftest import Job
-from tests.support.client import StandIn
 
 REJECTED = {"kind": "400", "count": None, "match": "0001"}
 

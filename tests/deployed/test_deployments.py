@@ -18,7 +18,6 @@ from prefect.flows import load_flow_from_entrypoint
 from stand_in.process import StandIn
 from tests.conftest import ROOT, Job, ask_prefect, lines_of
 from tests.deployed.conftest import ON_BOTH_DATABASES, Deployed
-from stand_in.process import StandIn
 
 MakeJob = Callable[..., Job]
 Parameters = Callable[..., dict[str, Any]]

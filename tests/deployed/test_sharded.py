@@ -12,7 +12,6 @@ import pytest
 from stand_in.process import StandIn
 from tests.conftest import Job, ask_prefect, lines_of
 from tests.deployed.conftest import ON_BOTH_DATABASES, Deployed, descendants
-from stand_in.process import StandIn
 
 MakeJob = Callable[..., Job]
 Parameters = Callable[..., dict[str, Any]]

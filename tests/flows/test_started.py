@@ -13,6 +13,7 @@ import yaml
 
 from demo.scenes import draw_scene
 from stand_in.ports import free_port
+from stand_in.process import StandIn
 from tests.conftest import Job, lines_of
 from tests.serving.conftest import arguments, make_model, port_of, qwen_config, vllm, wait_for_answers
 from vllm_annotate.serving.probe import served_models
@@ -84,6 +85,21 @@ def test_what_cannot_work_is_refused_before_anything_starts(
     assert f"error: {message}" in errors
     assert len(errors.strip().splitlines()) == 1
     assert not job.work.exists()
+
+
+def test_tp_3_on_40_heads_is_refused_with_what_would_work(
+    started_job: Callable[..., Job], make_model: Callable[..., Path]
+) -> None:
+    model = make_model(qwen_config("32B"), "Qwen2.5-VL-32B-Instruct")
+    code, errors = run(started_job(2, model_path=str(model), tensor_parallel_size=3))
+    assert code == 2
+    assert "TP=3 cannot split 40 heads: TP can be 1, 2, 4, 8; or use replicas, or PP" in errors
+
+
+def test_a_taken_port_is_refused_with_a_free_one(started_job: Callable[..., Job], stand_in: StandIn) -> None:
+    code, errors = run(started_job(2, port=stand_in.port))
+    assert code == 2
+    assert f"port {stand_in.port} is taken by a server of stand-in-qwen2.5-vl: set port to a free one" in errors
 
 
 def test_a_start_that_fails_ends_the_command_with_its_cause(started_job: Callable[..., Job]) -> None:
