@@ -72,18 +72,21 @@ async def rate(client: Inference, count: int = 600) -> float:
 
 @pytest.mark.timeout(180)
 async def test_no_request_is_lost_while_each_endpoint_in_turn_is_killed_and_revived() -> None:
-    """One of three is dead at any time, for a minute; the kills are real."""
+    """One of three is dead at any time; the kills are real."""
     with ExitStack() as stack:
         servers = [stack.enter_context(StandIn.started(*SLOW)) for _ in range(3)]
         over = asyncio.Event()
 
-        async def kill_in_turn() -> None:
-            for turn in range(12):
-                victim = servers[turn % 3]
+        async def kill_in_turn(client: Inference) -> None:
+            for turn in range(6):
+                victim, endpoint = servers[turn % 3], client.pool.endpoints[turn % 3]
                 victim.kill()
-                await asyncio.sleep(4)
+                while endpoint.up.is_set():
+                    await asyncio.sleep(0.02)
                 await asyncio.to_thread(victim.start)
-                await asyncio.sleep(1)
+                await endpoint.up.wait()
+                while len(await asyncio.to_thread(victim.asked)) < 10:
+                    await asyncio.sleep(0.1)
             over.set()
 
         async def keep_asking(number: int, client: Inference, got: dict[str, int]) -> None:
@@ -98,11 +101,11 @@ async def test_no_request_is_lost_while_each_endpoint_in_turn_is_killed_and_revi
             inference(*(server.url for server in servers), max_concurrency="auto") as client,
             asyncio.TaskGroup() as group,
         ):
-            group.create_task(kill_in_turn())
+            group.create_task(kill_in_turn(client))
             for number in range(48):
                 group.create_task(keep_asking(number, client, got))
     assert set(got.values()) == {1}
-    assert len(got) > 1000
+    assert len(got) > 300
 
 
 async def test_a_request_that_is_cancelled_in_the_queue_gives_its_turn_away(stand_in: StandIn) -> None:
