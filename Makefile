@@ -75,8 +75,9 @@ clean:
 	rm -rf .venv .venv-vllm .venv-peers demo-output ui-screenshots
 
 .venv/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "Installing into .venv: a minute or two, once"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 .venv/.installed-ui: .venv/.installed

@@ -4,14 +4,19 @@ import json
 import os
 import random
 import shutil
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect import Flow
+from prefect.flows import load_flow_from_entrypoint
 
+from blocks import AnnotationRecipe, VLLMServer
 from demo.scenes import draw_scene
 from stand_in.process import StandIn
-from tests.conftest import Job, lines_of
+from tests.conftest import Job, ask_prefect, lines_of
 from tests.flows.test_annotate import annotate
 
 EARLIER = Path(__file__).parent / "earlier" / "half_finished"
@@ -90,3 +95,63 @@ async def test_a_plan_is_not_taken_for_rows_of_another(
     rows = lines_of(half_finished.output) + lines_of(half_finished.failures)
     assert sorted(row["image_path"] for row in rows) == half_finished.names
     assert all(row["caption"] == f"caption of {row['image_path']}" for row in rows)
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Job:
+    """12 images of the version before the library moved out of `flows`: 4 in the output, 4 in the parts."""
+    job = Job(tmp_path / "job", [f"{number:04d}.jpg" for number in range(12)])
+    shutil.copytree(EARLIER.with_name("killed"), job.folder)
+    job.images.mkdir()
+    for name in job.names:
+        draw_scene(random.Random(20), 196, 168, 1).image.save(job.images / name, quality=90)
+    plan = json.loads((job.work / "plan.json").read_text().replace("FOLDER", str(job.folder)))
+    (job.work / "plan.json").write_text(json.dumps(plan))
+    for path, (_, changed) in ((job.input, plan["source"]["version"]), (job.output, plan["outputs"][0])):
+        os.utime(path, ns=(changed, changed))
+    return job
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_a_run_that_was_killed_before_the_library_moved_resumes(killed: Job, stand_in: StandIn) -> None:
+    before = killed.output.read_bytes()
+    state = await annotate(killed, stand_in, chunk_size=3)
+    assert state.message == "12 images: 8 answered (4 of them before an interruption), 4 had answers before, 0 failed"
+    assert sorted(stand_in.asked()) == [f"caption of {number:04d}.jpg" for number in (7, 9, 10, 11)]
+    assert killed.output.read_bytes().startswith(before)
+    assert sorted(row["image_path"] for row in lines_of(killed.output)) == killed.names
+
+
+def test_blocks_that_were_saved_before_the_library_moved_load(prefect_api: str) -> None:
+    earlier = json.loads(EARLIER.with_name("prefect.json").read_text())
+    for kind in (VLLMServer, AnnotationRecipe):
+        kind.register_type_and_schema()
+    for block in earlier["blocks"]:
+        of_type = get_prefect(prefect_api, f"/block_types/slug/{block['type']}")["id"]
+        schema = earlier["schemas"][block["type"]]
+        saved = ask_prefect(prefect_api, "/block_schemas/", fields=schema["fields"], block_type_id=of_type)
+        ask_prefect(
+            prefect_api, "/block_documents/",
+            name=block["name"], data=block["data"], block_schema_id=saved["id"], block_type_id=of_type,
+        )  # fmt: skip
+    server: Any = VLLMServer.load("old-endpoints")
+    assert (server.urls(), server.model, server.resolved_api_key()) == (["http://gpu-1:8000/v1"], "m", "sk-old")
+    started: Any = VLLMServer.load("old-start")
+    start = started.start
+    assert (start.tensor_parallel_size, start.environment, start.extra_arguments) == (2, {"A": "b"}, ["--seed=1"])
+    recipe: Any = AnnotationRecipe.load("old-recipe")
+    assert (recipe.language, recipe.user_prompt, recipe.max_objects) == ("zh", "Say {caption}", 7)
+
+
+def test_deployments_that_were_made_before_the_library_moved_find_their_flows() -> None:
+    deployments = json.loads(EARLIER.with_name("prefect.json").read_text())["deployments"]
+    assert len(deployments) == 7
+    for deployment in deployments:
+        assert not deployment["pull_steps"]
+        flow: Any = load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
+        assert isinstance(flow, Flow), deployment["name"]
+
+
+def get_prefect(api: str, path: str) -> dict[str, Any]:
+    with urllib.request.urlopen(api + path, timeout=30) as response:
+        return dict(json.load(response))

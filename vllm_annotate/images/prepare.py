@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pybase64
@@ -18,15 +19,11 @@ from vllm_annotate.images.upright import Upright, upright
 from vllm_annotate.recipe.image_budget import ImageBudget
 from vllm_annotate.storage.locations import ImageRoot
 
-# What Pillow warns about decodes all the same, raises later, or is checked here: no news in a run of a million files.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it warns; twice that it raises
 
 # What photographs and drawings come in. Named, because Pillow's list includes EPS, for which it runs Ghostscript on
 # whatever the file says.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO", "TGA")
-Image.init()  # registers them all; `open` alone registers some, and fails on a name it has not met
 
 MOST_ASPECT = 200  # that Qwen's image processor takes
 
@@ -86,6 +83,7 @@ def prepare(
     Where the server reads files of the image root itself, those that need no change are not read here. Raises
     ImageFailure of kind missing, outside_root, unreadable or too_large.
     """
+    _set_up_pillow()
     if server_reads and isinstance(image_root, Path):
         with suppress(Exception):  # whatever is wrong with it is found out, and told, below
             if (named := _prepare_by_name(image_root, image_path, budget)) is not None:
@@ -101,6 +99,7 @@ def thumbnail(
 
     Raises ImageFailure as `prepare` does.
     """
+    _set_up_pillow()
     with _opened(image_root, image_path) as (image, _):
         _check_pixels(image)
         shown = upright(image)
@@ -112,6 +111,14 @@ def thumbnail(
         if buffer.tell() <= max_bytes:
             break
     return buffer.getvalue(), small.size
+
+
+@cache
+def _set_up_pillow() -> None:
+    Image.init()  # registers all formats; `open` alone registers some, and fails on a name it has not met
+    # What Pillow warns about decodes anyway, raises later, or is checked here: no news in a run of a million files.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @contextmanager

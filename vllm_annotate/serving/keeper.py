@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from functools import cache
 from pathlib import Path
 
 from vllm_annotate.errors import ServerUnavailable, UsageError
@@ -171,6 +172,7 @@ class Keeper:
             )  # fmt: skip
         self.starts += 1
         _reap()
+        _reap_at_exit()
         _STARTED.append(process)
         self._guardian = process
         await self._wait_until_healthy(log, lambda: process.poll() is None)
@@ -262,7 +264,12 @@ async def watching(keepers: Sequence[Keeper], pool: Pool) -> AsyncIterator[None]
         await asyncio.gather(*watches, return_exceptions=True)  # what went wrong in one was told to the pool
 
 
-@atexit.register  # or Python would complain of those that were ended from elsewhere, such as by stop-server
+@cache
+def _reap_at_exit() -> None:
+    """Or Python would complain of those that were ended from elsewhere, such as by stop-server."""
+    atexit.register(_reap)
+
+
 def _reap() -> None:
     """Forgets the guardians that have ended."""
     _STARTED[:] = [process for process in _STARTED if process.poll() is None]
