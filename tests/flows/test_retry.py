@@ -92,7 +92,7 @@ async def test_what_fails_again_stays_in_the_file_once(failed: Job, stand_in: St
 async def test_nothing_to_ask_again_is_no_failure(make_job: MakeJob, stand_in: StandIn, failed: Job) -> None:
     state = await retry(failed, stand_in, kinds=["timeout"])
     assert state.is_completed()
-    assert "nothing to ask again: 3 rejected, 2 unreadable, 1 missing failures" in state.message
+    assert "nothing to retry: 3 rejected, 2 unreadable, 1 missing failures" in state.message
     assert stand_in.asked() == {}
 
 
