@@ -123,9 +123,10 @@ async def test_slots_bound_what_runs_and_the_rest_waits_in_the_queue() -> None:
     assert running["vllm:kv_cache_usage_perc"] > 0
 
 
-def test_metrics_have_vllms_names(stand_in: StandIn) -> None:
-    chat(stand_in, Image.new("RGB", (56, 56), "white"))
-    values = metrics(stand_in)
+def test_metrics_have_vllms_names_and_count_from_the_start() -> None:
+    with StandIn.started() as server:
+        chat(server, Image.new("RGB", (56, 56), "white"))
+        values = metrics(server)
     assert values["vllm:generation_tokens_total"] > 0
     assert values["vllm:prompt_tokens_total"] > 0
     assert values["vllm:request_success_total"] == 1
