@@ -15,6 +15,33 @@ from typing import Literal
 FailureKind = Literal[
     "missing", "unreadable", "outside_root", "too_large", "rejected", "truncated", "timeout", "server", "unasked"
 ]
+FAILURE_KINDS = {  # what a kind means, and what to do about it
+    "missing": ("no such file", "restore the file, or remove the row"),
+    "unreadable": (
+        "not a complete image (JPEG, PNG, WebP, GIF, AVIF, BMP, TIFF, JPEG 2000, PPM, ICO, TGA), or an aspect ratio "
+        "over 200",
+        "repair, crop or remove the file",
+    ),
+    "too_large": ("over 89 million pixels or 256 MiB", "shrink the file"),
+    "outside_root": (
+        "the path, or a link on it, leads out of `--image-root`",
+        "move the file in, or widen the root",
+    ),
+    "rejected": (
+        "the server refused this request (HTTP 4xx); the message is the server's",
+        "often a caption longer than the context",
+    ),
+    "truncated": (
+        "every attempt reached `max_tokens` or ran in a loop, and none contained a complete object",
+        "raise `max_tokens`; that is another recipe, so use another `--output`",
+    ),
+    "timeout": ("four attempts failed on a healthy server, the last by taking too long", "run again"),
+    "server": ("four attempts failed on a healthy server; or the chunk's server went away", "run again"),
+    "unasked": (
+        "the chunk was stopped before the image's turn, for the reason in the message",
+        "see the reason, run again",
+    ),
+}
 
 
 class AnnotateError(Exception):
@@ -28,8 +55,7 @@ class UsageError(AnnotateError):
 class ImageFailure(AnnotateError):
     """One image that gets no answer in this run.
 
-    `kind` is one of missing, outside_root, unreadable, too_large (the file), rejected, timeout, server, truncated
-    (the request); server also stands for a chunk whose server went away, unasked for one that was stopped otherwise.
+    `kind` is one of FAILURE_KINDS.
     """
 
     def __init__(self, kind: str, message: str, attempts: int = 0) -> None:

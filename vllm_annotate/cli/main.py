@@ -1,8 +1,4 @@
-"""`vllm-annotate COMMAND`: which commands there are, and how a process runs one.
-
-Exit codes: 0 every image answered; 1 finished, with failures or failed chunks; 2 refused, no row written; 130
-interrupted.
-"""
+"""`vllm-annotate COMMAND`: which commands there are, and how a process runs one."""
 
 import importlib
 import signal
@@ -18,6 +14,12 @@ from vllm_annotate.cli.options import COMMAND
 from vllm_annotate.errors import ServerFault, UsageError
 
 COMPLETION = "--install-completion"
+EXIT_CODES = {
+    0: "every image has an answer",
+    1: "finished, with failures or failed chunks",
+    2: "refused: bad usage, input or server; no row written",
+    130: "interrupted",
+}
 COMMANDS = {  # name → its module, and what it does. Modules are imported when they are needed: help comes at once
     "annotate": ("annotate", "Annotate the images of a file; run it again to resume."),
     "retry": ("retry", "Retry the images in the failures file of an output."),

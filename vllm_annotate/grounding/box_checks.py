@@ -1,14 +1,4 @@
-"""What boxes are checked for: mended where that is safe, left out where nothing is left of them, flagged always.
-
-swapped          corners in the wrong order; put right
-beyond_edge      over the edge of the image by more than 5 %; clamped (up to 5 % is rounding, clamped in silence)
-unit_coordinates all four are at most 1 in a space that is larger: another space than the model was asked for
-degenerate       under 5 ‰ wide or high; left out
-duplicate        same name and box as an earlier one; left out
-near_duplicate   same name, IoU over 0.9 with an earlier one; kept
-whole_image      95 % of the image or more; kept
-progression      four or more of one size in equal steps, as loops write them; kept
-"""
+"""What boxes are checked for: put right where that is safe, left out where nothing is left of them, flagged always."""
 
 from itertools import pairwise
 from typing import TypedDict
@@ -18,6 +8,27 @@ SMALLEST_SIDE = 5  # ‰
 NEAR_DUPLICATE_IOU = 0.9
 WHOLE_IMAGE_SHARE = 0.95
 PROGRESSION_LENGTH = 4
+
+FLAGS = {  # what was found, and what was done about it
+    "swapped": ("corners in the wrong order", "put right"),
+    "beyond_edge": (
+        "over the image's edge by more than 5 %",
+        "clamped (up to 5 % is clamped without a flag)",
+    ),
+    "degenerate": ("less than 5 ‰ wide or high", "left out"),
+    "malformed_box": ("not four numbers", "left out"),
+    "malformed_object": ("not an object", "left out"),
+    "duplicate": ("same name and box as an earlier one", "left out"),
+    "near_duplicate": ("IoU over 0.9 with an earlier one of the same name", "unchanged"),
+    "whole_image": ("covers 95 % of the image or more", "unchanged"),
+    "progression": ("four or more boxes of one size in equal steps, as loops write them", "unchanged"),
+    "empty_name": ("no name", "unchanged"),
+    "unit_coordinates": (
+        "all four numbers are at most 1 in a larger space: the model answers in another space than it was asked for",
+        "converted as written, so usually left out as `degenerate`",
+    ),
+    "truncated": ("the answer breaks off", "its last object was left out"),
+}
 
 
 class Object(TypedDict):

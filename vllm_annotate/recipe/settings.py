@@ -19,7 +19,8 @@ class Recipe(BaseModel):
     family: FamilyName = Field(
         default="auto",
         title="Model family",
-        description="Decides the space and form of boxes; auto goes by the served model's name and refuses to guess.",
+        description="Space and form in which the model writes boxes; auto goes by the served model's name and refuses "
+        "to guess.",
     )
     language: Literal["en", "zh"] = Field(
         default="en", title="Language", description="Language of the built-in prompts, and so of the answers."
@@ -50,7 +51,8 @@ class Recipe(BaseModel):
         ge=0,
         le=len(REASK_TEMPERATURES),
         title="Re-asks",
-        description="How often an unparsable, truncated or looping answer is asked again, hotter each time.",
+        description="How often an unparsable, truncated or looping answer is asked again, at temperatures 0.3, 0.6, … "
+        "The best attempt is taken.",
     )
     max_objects: int = Field(default=50, ge=1, title="Max objects", description="Most objects an answer may list.")
     min_visual_tokens: int = Field(
@@ -62,7 +64,13 @@ class Recipe(BaseModel):
     max_visual_tokens: int = Field(
         default=1280, ge=4, title="Max visual tokens", description="Larger images are reduced to this budget."
     )
-    jpeg_quality: int = Field(default=90, ge=50, le=100, title="JPEG quality", description="Of re-encoded images.")
+    jpeg_quality: int = Field(
+        default=90,
+        ge=50,
+        le=100,
+        title="JPEG quality",
+        description="Of images that must be turned, converted or resized; others are sent unchanged.",
+    )
 
     @field_validator("user_prompt")
     @classmethod

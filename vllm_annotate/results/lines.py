@@ -8,10 +8,22 @@ from vllm_annotate.images.prepare import PreparedImage
 from vllm_annotate.inputs.rows import Row
 from vllm_annotate.storage.json_text import dumped, object_line, raw_members, text_member
 
-OUR_FIELDS = (
-    "vlm_output", "annotations", "objects", "annotations_error", "flags", "parse_stage", "attempts",
-    "width", "height", "sent_size",
-)  # fmt: skip
+OUTPUT_FIELDS = {  # what each means
+    "image_path": "as in the input, also if its column has another name",
+    "caption": "as in the input, also if its column has another name",
+    "vlm_output": "the model's raw text",
+    "annotations": "`rationale` and `objects`; `null` if the text could not be parsed",
+    "objects": "a list of `name` and `bbox`; empty if the text could not be parsed. `bbox` is `[x1, y1, x2, y2]`, "
+    "integers 0–1000 of the upright image, x1 < x2 and y1 < y2",
+    "width": "of the upright image, pixels",
+    "height": "of the upright image, pixels",
+    "sent_size": "width and height of the image that the model saw, pixels",
+    "flags": "only if something was flagged: see the next table",
+    "parse_stage": "only if the text was not valid JSON as it stood: `repaired` or `tags`",
+    "attempts": "only if the model was asked more than once",
+    "annotations_error": "`true`, only if the text could not be parsed or contained no usable box",
+}
+OUR_FIELDS = tuple(OUTPUT_FIELDS)[2:]  # what stands beside the input's own columns
 OUR_FAILURE = {"kind", "message", "attempts"}
 _FAILURE = '"failure"'
 

@@ -28,15 +28,13 @@ class Launch(BaseModel):
     executable: str = Field(
         default="vllm", description="The vllm command: a name on the PATH, or a path into vLLM's own environment."
     )
-    quantization: str | None = Field(
-        default=None, description="Empty takes what the model's config.json says, as it should be."
-    )
-    tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(default=1, description="GPUs that share each layer.")
+    quantization: str | None = Field(default=None, description="Leave it empty: vLLM then reads it from the model.")
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(default=1, description="GPUs that split each layer.")
     pipeline_parallel_size: Annotated[int, Field(ge=1)] = Field(
-        default=1, description="GPUs that share the layers out among them."
+        default=1, description="GPUs that each hold a share of the layers."
     )
     data_parallel_size: Annotated[int, Field(ge=1)] = Field(
-        default=1, description="Replicas: servers of their own on ports that follow each other, each on its own GPUs."
+        default=1, description="Replicas: separate servers on consecutive ports, each on its own GPUs."
     )
     max_model_len: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
@@ -45,7 +43,7 @@ class Launch(BaseModel):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="Share of each GPU's memory that vLLM may take."
     )
-    port: Annotated[int, Field(ge=1024, le=LAST_PORT)] = Field(default=8000, description="Of the first replica.")
+    port: Annotated[int, Field(ge=1024, le=LAST_PORT)] = Field(default=8000, description="Port of the first replica.")
     host: str = Field(default="127.0.0.1", description="Where it listens; 0.0.0.0 lets other machines in.")
     gpus: list[Annotated[int, Field(ge=0)]] | None = Field(
         default=None,
@@ -57,17 +55,21 @@ class Launch(BaseModel):
     )
     trust_remote_code: bool = Field(default=False, description="Whether code that comes with the model may run.")
     extra_arguments: list[str] = Field(
-        default=[], description="More arguments of vllm serve, one an entry; they win over ours."
+        default=[],
+        description="More arguments of vllm serve, each an entry; they win over those that vllm-annotate sets.",
     )
     environment: dict[str, str] = Field(default={}, description="More environment variables.")
     start_timeout_seconds: Annotated[float, Field(gt=0)] = Field(default=1800, description="How long loading may take.")
     max_restarts: Annotated[int, Field(ge=0)] = Field(
-        default=5, description="How often a server that dies is started again."
+        default=5,
+        description="How often a server that dies is restarted, with growing pauses; requests wait meanwhile.",
     )
     linger_seconds: Annotated[float, Field(ge=0)] = Field(
-        default=60, description="How long a server outlives a run that was killed, for the next one to take it over."
+        default=60, description="How long a server outlives a run that was killed, for the next run to take over."
     )
-    log_folder: str | None = Field(default=None, description="Empty takes the folder logs in the run's work folder.")
+    log_folder: str | None = Field(
+        default=None, description="Where the server's log goes; empty takes labeled.work/logs, next to the output."
+    )
     keep: bool = Field(default=False, description="Whether the servers stay up after the run.")
 
     @field_validator("extra_arguments")
