@@ -49,7 +49,7 @@ check: .venv/.installed-ui
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The figures of the README: an hour (apt-get install nginx-light libnginx-mod-http-echo).
+# The figures of docs/benchmarks.md: an hour (apt-get install nginx-light libnginx-mod-http-echo).
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.grounding

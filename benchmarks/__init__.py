@@ -1,1 +1,1 @@
-"""The figures of the README, reproducible."""
+"""The figures of docs/benchmarks.md, reproducible."""

@@ -1,4 +1,4 @@
-"""A Prefect server of its own, set up and deployed to as the README says, and a real worker."""
+"""A Prefect server of its own, set up and deployed to as docs/deploy.md says, and a real worker."""
 
 import json
 import os
@@ -119,7 +119,7 @@ def database(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def deployed(tmp_path_factory: pytest.TempPathFactory, database: dict[str, str]) -> Iterator[Deployed]:
-    """Everything deployed, as the README's deployment chapter does it."""
+    """Everything deployed, as docs/deploy.md does it."""
     with deployed_in(tmp_path_factory.mktemp("deployed"), database) as made:
         yield made
 
