@@ -35,7 +35,7 @@ async def test_the_page_comes_back_with_its_charts_and_gallery(make_job: MakeJob
 
 def test_without_a_report_that_can_be_read_it_says_so(tmp_path: Path) -> None:
     workspace = Workspace.at(tmp_path / "labeled.jsonl")
-    with pytest.raises(UsageError, match=r"is not there: a run of .* writes it at its end"):
+    with pytest.raises(UsageError, match=r"does not exist: a run of .* writes it when it ends"):
         write_page_again(workspace, tmp_path)
     damages: list[dict[str, object]] = [
         {},
@@ -44,6 +44,6 @@ def test_without_a_report_that_can_be_read_it_says_so(tmp_path: Path) -> None:
     ]
     for damaged in damages:
         workspace.report.write_text(json.dumps(damaged))
-        with pytest.raises(UsageError, match="is damaged, or of another version"):
+        with pytest.raises(UsageError, match="is damaged or of another version"):
             write_page_again(workspace, tmp_path)
     assert not workspace.page.exists()
