@@ -3,7 +3,7 @@
 if __name__ == "__main__":
     # Before the imports below: the command line settles Prefect's environment first, and imports this module under its
     # own name, where deployments and pickles look for the flow.
-    from vllm_annotate.cli.main import start
+    from vllm_annotate.cli.start import start
 
     start("annotate")
 

@@ -1,6 +1,6 @@
 """`python -m flows.merge_shards`, the older name of `vllm-annotate merge-shards`."""
 
 if __name__ == "__main__":
-    from vllm_annotate.cli.main import start
+    from vllm_annotate.cli.start import start
 
     start("merge-shards")

@@ -1,6 +1,6 @@
 """`python -m flows.reparse`, the older name of `vllm-annotate reparse`."""
 
 if __name__ == "__main__":
-    from vllm_annotate.cli.main import start
+    from vllm_annotate.cli.start import start
 
     start("reparse")

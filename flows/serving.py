@@ -1,6 +1,6 @@
 """`python -m flows.serving`, the older name of `vllm-annotate check-server`."""
 
 if __name__ == "__main__":
-    from vllm_annotate.cli.main import start
+    from vllm_annotate.cli.start import start
 
     start("check-server")

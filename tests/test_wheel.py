@@ -80,7 +80,9 @@ def test_a_projects_own_package_of_the_same_name_is_refused_with_its_path(
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text("")
     job = ["--input", "i.jsonl", "--image-root", ".", "--output", "labeled.jsonl"]
-    program = "from vllm_annotate.cli.main import start; start()"  # with this folder on the path, as `python -m` has it
+    program = (
+        "from vllm_annotate.cli.start import start; start()"  # with this folder on the path, as `python -m` has it
+    )
     refused = run(installed, "python", "-c", program, "annotate", *job, cwd=tmp_path)
     assert refused.returncode == 2, refused.stderr
     assert f"{tmp_path / package} stands in the place of vllm-annotate's own package {package!r}" in refused.stderr

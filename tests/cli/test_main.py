@@ -82,6 +82,14 @@ def test_bad_usage_is_one_line_and_exit_code_2(command: Command, arguments: list
     assert len(done.err.strip().splitlines()) == 1, done.err
 
 
+def test_the_last_of_an_option_that_is_given_again_wins(command: Command) -> None:
+    urls = ["--api-base", "http://a/v1", "--api-base", "http://b/v1"]
+    done = command("config", "--chunk-size", "5", *urls, "--chunk-size=7", "--input", "i", "--chunk-size", "9")
+    assert done.code == 0, done.err
+    assert "chunk_size: '9'" in done.out
+    assert "- http://a/v1\n  - http://b/v1" in done.out
+
+
 def test_a_secret_value_is_never_shown(command: Command, tmp_path: object) -> None:
     done = command("annotate", "--input", "i", "--image-root", "r", "--output", "o.jsonl",
                    "--api-base", "http://user:hunter2@gpu/v1")  # fmt: skip
@@ -96,7 +104,7 @@ def test_help_comes_within_half_a_second() -> None:
         seconds = []
         for _ in range(5):
             begun = time.monotonic()
-            program = "from vllm_annotate.cli.main import start; start()"
+            program = "from vllm_annotate.cli.start import start; start()"
             subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
             seconds.append(time.monotonic() - begun)
         print(arguments, [round(each, 2) for each in seconds])  # a figure, no gate: machines differ

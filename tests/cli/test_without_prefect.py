@@ -17,7 +17,7 @@ from tests.conftest import ROOT, Job, lines_of
 
 Command = Callable[..., Done]
 MakeJob = Callable[..., Job]
-PROGRAM = "from vllm_annotate.cli.main import start; start()"
+PROGRAM = "from vllm_annotate.cli.start import start; start()"
 
 
 def test_it_writes_what_the_flow_writes_and_never_imports_prefect(make_job: MakeJob, stand_in: StandIn) -> None:

@@ -1,8 +1,6 @@
 """`vllm-annotate COMMAND`: which commands there are, and how a process runs one."""
 
 import importlib
-import signal
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +8,7 @@ from cyclopts import App, CycloptsError
 
 from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.interrupts import INTERRUPTED, Interrupts
-from vllm_annotate.cli.options import COMMAND
+from vllm_annotate.cli.options import COMMAND, last_of_each
 from vllm_annotate.errors import ServerFault, UsageError
 
 COMPLETION = "--install-completion"
@@ -31,18 +29,13 @@ COMMANDS = {  # name → its module, and what it does. Modules are imported when
 }
 
 
-def start(*command: str) -> None:
-    """Runs a command as this process: the words in `command`, then the process's own arguments."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` handles it, it would end in a traceback
-    sys.exit(main([*command, *sys.argv[1:]], own_process=True))
-
-
 def main(arguments: Sequence[str], *, own_process: bool = False) -> int:
     """Runs a command and returns its exit code; signals are handled if it is the whole process that runs it."""
     name = arguments[0] if arguments else ""
     needed = [name] if name in COMMANDS else COMMANDS if name == COMPLETION else []
     app = app_with(needed)
+    if name in COMMANDS:
+        arguments = [name, *last_of_each(arguments[1:], app[name])]
     try:
         function, bound, _ = app.parse_args(list(arguments), exit_on_error=False, print_error=False)
     except CycloptsError as error:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
+from itertools import islice
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -48,6 +49,26 @@ def command(name: str, text: str, options: Iterable[Option], epilogue: str = "")
     app = App(name=name, help=text, help_format="plaintext", help_epilogue=epilogue, version_flags=[])
     app.default(given)
     return app
+
+
+def last_of_each(arguments: Iterable[str], app: App) -> list[str]:
+    """The arguments without the earlier ones of an option that is given again and takes one value: the last wins.
+
+    Wrappers count on that: `annotate.sh "$@"` with options of its own, which whoever calls it overrides.
+    """
+    assert app.default_command is not None  # noqa: S101 - for the type checker
+    options = inspect.signature(app.default_command).parameters.values()
+    single = {f"--{each.name.replace('_', '-')}" for each in options if get_args(each.annotation)[0] == str | None}
+    kept: dict[object, list[str]] = {}
+    words = iter(arguments)
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name not in single:
+            kept[object()] = [word]
+            continue
+        kept.pop(name, None)
+        kept[name] = [word] if equals else [word, *islice(words, 1)]
+    return [word for group in kept.values() for word in group]
 
 
 def _kind(annotation: Any) -> Any:
