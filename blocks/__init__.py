@@ -1,4 +1,4 @@
-"""Prefect blocks: what outlives a run. `prefect block register -m blocks` makes them known to a Prefect server."""
+"""Prefect blocks: settings that outlive a run. Register them with `prefect block register -m blocks`."""
 
 from blocks.annotation_recipe import AnnotationRecipe
 from blocks.vllm_server import VLLMServer

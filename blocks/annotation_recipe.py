@@ -1,4 +1,4 @@
-"""The recipe as a block: saved and edited in the Prefect UI, loaded by name."""
+"""The recipe as a Prefect block: edited in the UI, loaded by name."""
 
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from vllm_annotate.recipe.settings import Recipe
 
 
 class AnnotationRecipe(Recipe, Block):
-    """Everything that decides an answer: prompts, sampling, schema and image budget."""
+    """Everything that decides an answer: model family, prompts, schema, sampling and image budget."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(json_schema_extra=referable_schema)
 

@@ -1,4 +1,4 @@
-"""What lets a saved block be chosen where a flow takes one."""
+"""A JSON schema for blocks that also accepts a reference to a saved block."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ from prefect.blocks.core import Block, schema_extra
 
 
 def referable_schema(schema: dict[str, Any], model: type[Block]) -> None:
-    """Has a block's JSON schema take a reference, `{"$ref": …}`, in the block's place, and no other unknown field.
+    """Makes a block's JSON schema accept a reference, `{"$ref": …}`, instead of the block, and no other unknown field.
 
-    Prefect's server adds that alternative itself, to the definition that is named like the schema's title. All our
-    fields have defaults, so a reference would then be valid as both, which it refuses; and what its first UI sends is
-    checked without the alternative. So the title is another name, and the schema takes references by itself.
+    Prefect's server adds this alternative to the definition that has the schema's title as its name. All our fields
+    have defaults, so a reference would match both alternatives, and the server would refuse it. Values from its first
+    UI are validated without the alternative. Hence the different title, and a schema that accepts references itself.
     """
     schema_extra(schema, model)
     schema["title"] = model._block_type_name
-    schema["patternProperties"] = {r"^\$ref$": {}}  # a pattern and not a property: forms show properties
+    schema["patternProperties"] = {r"^\$ref$": {}}  # not a property: forms show properties
     schema["additionalProperties"] = False

@@ -1,4 +1,4 @@
-"""The server as a block: saved and edited in the Prefect UI, loaded by name."""
+"""The server as a Prefect block: edited in the UI, loaded by name."""
 
 from typing import ClassVar
 
@@ -10,10 +10,10 @@ from vllm_annotate.serving.settings import Server
 
 
 class VLLMServer(Server, Block):
-    """One or several OpenAI-compatible endpoints that serve one model; with `start` also servers of one's own."""
+    """One or more OpenAI-compatible endpoints that serve one model, including servers that the run starts."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(json_schema_extra=referable_schema)
 
     _block_type_name = "vLLM Server"
     _block_type_slug = "vllm-server"
-    _description = "Endpoints, model and key of the vLLM servers that annotate, and how to start them."
+    _description = "Endpoints, model and API key of vLLM servers, and how to start them."

@@ -64,15 +64,15 @@ async def annotate_images(
         input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row. A path,
             or a URL such as s3://bucket/captions.jsonl.
         image_root: Folder or URL that image paths are relative to; nothing outside it is read.
-        output: The result, a .jsonl file or URL; images it already holds are not asked again.
-        server: Where vLLM answers, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
+        output: The result, a .jsonl file or URL; images that are already in it are skipped.
+        server: Endpoints of vLLM, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
         recipe: Prompts, sampling, schema and image budget; empty uses the built-in recipe.
-        max_concurrency: Most requests in flight; auto finds what each server can use, and follows it.
+        max_concurrency: Maximum requests in flight; auto finds and follows what each server can use.
         chunk_size: Images per chunk; each chunk is one task run.
         image_column: Input column with the image path.
         caption_column: Input column with the caption; empty if there are no captions.
         shard: Share of the input to annotate, such as 3/16; empty for all of it.
-        error_budget: Share of a chunk's images that may fail before the chunk is stopped. Ten failures are always
+        error_budget: Share of a chunk's images that may fail before the chunk stops. Ten failures are always
             allowed, unless it is 0.
         server_wait_seconds: How long requests wait for a server that went away.
         request_timeout_seconds: How long one request may take.

@@ -67,25 +67,25 @@ async def annotate_sharded(
         input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row. A path,
             or a URL such as s3://bucket/captions.jsonl.
         image_root: Folder or URL that image paths are relative to; nothing outside it is read.
-        output: The result, a .jsonl file or URL; images it already holds are not asked again.
+        output: The result, a .jsonl file or URL; images that are already in it are skipped.
         shards: Into how many shards the input is split.
         at_once: How many of them run at the same time; 0 leaves it to the workers.
         shard_retries: How often a shard whose run was lost or failed is restarted.
         deployment: What runs a shard, as flow/deployment.
-        server: Where vLLM answers, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
+        server: Endpoints of vLLM, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
         recipe: Prompts, sampling, schema and image budget; empty uses the built-in recipe.
-        max_concurrency: Most requests in flight; auto finds what each server can use, and follows it.
+        max_concurrency: Maximum requests in flight; auto finds and follows what each server can use.
         chunk_size: Images per chunk; each chunk is one task run.
         image_column: Input column with the image path.
         caption_column: Input column with the caption; empty if there are no captions.
-        error_budget: Share of a chunk's images that may fail before the chunk is stopped. Ten failures are always
+        error_budget: Share of a chunk's images that may fail before the chunk stops. Ten failures are always
             allowed, unless it is 0.
         server_wait_seconds: How long requests wait for a server that went away.
         request_timeout_seconds: How long one request may take.
         chunk_retries: How often a chunk that lost its server is retried.
 
     """
-    job, logger = Job.among(locals()), get_run_logger()
+    job, logger = Job.from_parameters(locals()), get_run_logger()
     try:
         check_distinct(input, output)
         root = found_image_root(image_root)

@@ -39,12 +39,12 @@ async def retry_failures(
     """Retries the images in the failures file of an output; what fails again stays in it.
 
     Args:
-        output: The result, a .jsonl file or URL; images it already holds are not asked again.
+        output: The result, a .jsonl file or URL; images that are already in it are skipped.
         image_root: Folder or URL that image paths are relative to; nothing outside it is read.
         kinds: Only failures of these kinds, such as timeout; the others stay as they are. Empty retries all.
-        server: Where vLLM answers, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
+        server: Endpoints of vLLM, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
         recipe: Prompts, sampling, schema and image budget; empty uses the built-in recipe.
-        max_concurrency: Most requests in flight; auto finds what each server can use, and follows it.
+        max_concurrency: Maximum requests in flight; auto finds and follows what each server can use.
         chunk_size: Images per chunk; each chunk is one task run.
         caption_column: Input column with the caption; empty if there are no captions.
         server_wait_seconds: How long requests wait for a server that went away.

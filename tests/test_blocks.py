@@ -20,11 +20,11 @@ def test_every_field_has_a_default_so_that_saved_blocks_stay_loadable(block: typ
 
 
 @pytest.mark.parametrize("block", [AnnotationRecipe, VLLMServer])
-def test_every_field_explains_itself_in_the_form_of_the_ui(block: type[Block]) -> None:
+def test_every_field_has_a_title_and_a_description_for_the_ui(block: type[Block]) -> None:
     assert not [name for name, field in block.model_fields.items() if not (field.title and field.description)]
 
 
-def test_endpoints_are_urls_without_a_trailing_slash_each_once() -> None:
+def test_endpoints_have_no_trailing_slash_and_no_duplicates() -> None:
     assert VLLMServer(endpoints=["http://a:1/v1/", " http://a:1/v1", "https://b/v1"]).endpoints == [
         "http://a:1/v1",
         "https://b/v1",
@@ -34,7 +34,7 @@ def test_endpoints_are_urls_without_a_trailing_slash_each_once() -> None:
     assert VLLMServer().urls() == ["http://localhost:8000/v1"]
 
 
-def test_the_servers_to_start_are_endpoints_too() -> None:
+def test_servers_to_start_are_endpoints_too() -> None:
     start = {"model_path": "/models/Qwen2.5-VL-7B", "port": 9000, "data_parallel_size": 2}
     server = VLLMServer(start=start, endpoints=["http://gpu-2:8000/v1"])
     assert server.urls() == ["http://127.0.0.1:9000/v1", "http://127.0.0.1:9001/v1", "http://gpu-2:8000/v1"]
@@ -43,19 +43,19 @@ def test_the_servers_to_start_are_endpoints_too() -> None:
 
 
 @pytest.mark.parametrize("url", ["http://", "http://a:abc/v1", "http://a:99999/v1", "http://[bad/v1"])
-def test_an_endpoint_that_is_no_url_is_refused(url: str) -> None:
+def test_an_endpoint_that_is_not_a_url_is_refused(url: str) -> None:
     with pytest.raises(ValidationError):
         VLLMServer(endpoints=[url])
 
 
 @pytest.mark.parametrize("url", ["http://user:s3cr3t@a/v1", "http://a/v1?token=s3cr3t"])
-def test_an_endpoint_that_holds_a_secret_is_refused_without_repeating_it(url: str) -> None:
+def test_an_endpoint_with_a_secret_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(ValidationError, match="VLLM_API_KEY") as caught:
         VLLMServer(endpoints=[url])
     assert "s3cr3t" not in caught.value.errors()[0]["msg"]
 
 
-def test_a_key_that_no_header_can_hold_is_refused() -> None:
+def test_a_key_that_is_not_valid_in_a_header_is_refused() -> None:
     with pytest.raises(UsageError, match="no HTTP header can hold"):
         VLLMServer(api_key="schlüssel").resolved_api_key()
 

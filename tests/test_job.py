@@ -1,4 +1,4 @@
-"""A run's parameters are declared once: flows, command line and job files say the same."""
+"""A run's parameters are declared once: flows, command line and job files agree."""
 
 import inspect
 import typing
@@ -47,7 +47,7 @@ def test_a_flow_has_the_parameters_of_a_job_with_its_types_defaults_and_texts(fl
             }
 
 
-def test_the_flow_has_all_of_them_in_the_same_order() -> None:
+def test_the_flow_has_all_parameters_in_the_same_order() -> None:
     assert list(inspect.signature(annotate_images.fn).parameters) == list(Job.model_fields)
 
 
@@ -56,7 +56,7 @@ def test_blocks_have_the_fields_of_the_librarys_settings() -> None:
     assert set(AnnotationRecipe.model_fields) == set(Recipe.model_fields)
 
 
-def test_a_job_is_remembered_without_its_secrets_and_with_paths_that_hold_elsewhere(
+def test_a_job_is_saved_without_its_secrets_and_with_absolute_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -75,7 +75,7 @@ def test_a_job_is_remembered_without_its_secrets_and_with_paths_that_hold_elsewh
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"input": "a", "of_a_later_version": 1}'])
-def test_a_damaged_memory_is_no_memory(tmp_path: Path, content: str) -> None:
+def test_a_damaged_job_file_is_ignored(tmp_path: Path, content: str) -> None:
     (tmp_path / "labeled.work").mkdir()
     (tmp_path / "labeled.work" / "job.json").write_text(content)
     assert set(remembered_job(tmp_path / "labeled.jsonl")) <= {"input"}

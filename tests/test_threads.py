@@ -1,4 +1,4 @@
-"""Threads that are waited for, whatever becomes of who started them."""
+"""Threads that a cancellation waits for."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ from vllm_annotate.threads import in_thread, run_to_end
 
 
 class Writer:
-    """Writes until it is let go of, or given up."""
+    """Writes until it may end, or is asked to give up."""
 
     def __init__(self) -> None:
         self.begun, self.may_end, self.ended = threading.Event(), threading.Event(), threading.Event()
@@ -29,27 +29,27 @@ async def begun(task: "asyncio.Task[object]", writer: Writer) -> None:
         assert not task.done()
 
 
-async def test_a_cancellation_is_raised_once_the_thread_has_ended() -> None:
+async def test_a_cancellation_is_raised_after_the_thread_ends() -> None:
     writer = Writer()
     task = asyncio.create_task(run_to_end(writer.write))
     await begun(task, writer)
     for _ in range(3):
         task.cancel()
         await asyncio.sleep(0.02)
-        assert not task.done(), "nobody releases a lock now"
+        assert not task.done(), "no lock is released yet"
     writer.may_end.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert writer.ended.is_set()
 
 
-async def test_what_goes_wrong_in_the_thread_is_raised_here() -> None:
+async def test_an_exception_in_the_thread_is_raised_in_the_caller() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         await run_to_end(int, "x")
     assert await run_to_end(int, "7") == 7
 
 
-async def test_a_cancelled_thread_that_can_give_up_is_told_so() -> None:
+async def test_cancelling_calls_give_up() -> None:
     writer = Writer()
     task = asyncio.create_task(run_to_end(writer.write, give_up=writer.may_end.set))
     await begun(task, writer)
@@ -71,7 +71,7 @@ def test_closing_the_event_loop_waits_too() -> None:
     assert writer.ended.is_set()
 
 
-async def test_a_context_that_is_entered_while_it_is_cancelled_is_left() -> None:
+async def test_a_context_that_was_entered_during_a_cancellation_is_exited() -> None:
     writer, did = Writer(), list[str]()
 
     @contextmanager

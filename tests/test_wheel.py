@@ -85,7 +85,7 @@ def test_a_projects_own_package_of_the_same_name_is_refused_with_its_path(
     )
     refused = run(installed, "python", "-c", program, "annotate", *job, cwd=tmp_path)
     assert refused.returncode == 2, refused.stderr
-    assert f"{tmp_path / package} stands in the place of vllm-annotate's own package {package!r}" in refused.stderr
+    assert f"Python finds {tmp_path / package} instead of vllm-annotate's package {package!r}" in refused.stderr
     assert "Traceback" not in refused.stderr
     other = run(installed, "vllm-annotate", "annotate", *job, cwd=tmp_path)
     assert "i.jsonl' does not exist" in other.stderr, "the command itself does not look in this folder"

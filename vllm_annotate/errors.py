@@ -1,12 +1,12 @@
-"""What can go wrong, by whose fault it is.
+"""Exceptions, by what is at fault.
 
 AnnotateError
-├── UsageError            a parameter, the input or the workspace: nothing is written, the message holds the remedy
-├── ImageFailure          this one image has no answer; recorded by kind, the run goes on
-├── UnparsableAnswer      the model's text holds no annotation; the text is kept
-├── ServerFault           the server's fault, never an image's
-│   ├── ServerUnavailable down, overloaded or unreachable: may heal
-│   └── ServerRefused     wrong key, wrong model: does not heal by waiting
+├── UsageError            a parameter, the input or the workspace; nothing is written, the message has the remedy
+├── ImageFailure          one image has no answer; recorded by kind, the run continues
+├── UnparsableAnswer      the model's text contains no annotation; the text is saved
+├── ServerFault           the server, never an image
+│   ├── ServerUnavailable down, overloaded or unreachable; worth a retry
+│   └── ServerRefused     wrong key or wrong model; not worth a retry
 └── ErrorBudgetExceeded   too many images of one chunk failed
 """
 
@@ -45,11 +45,11 @@ FAILURE_KINDS = {  # what a kind means, and what to do about it
 
 
 class AnnotateError(Exception):
-    """Base of every error this project raises on purpose."""
+    """Base of all exceptions of this package."""
 
 
 class UsageError(AnnotateError):
-    """A bad parameter, input file or workspace; the message says value, rule and remedy."""
+    """A bad parameter, input file or workspace. The message gives the value, the rule and the remedy."""
 
 
 class ImageFailure(AnnotateError):
@@ -66,20 +66,20 @@ class ImageFailure(AnnotateError):
 
 
 class UnparsableAnswer(AnnotateError):
-    """The model's text holds no annotation."""
+    """The model's text contains no annotation."""
 
 
 class ServerFault(AnnotateError):
-    """The server is at fault; no image is blamed for it."""
+    """The server is at fault, not the image."""
 
 
 class ServerUnavailable(ServerFault):
-    """No endpoint answers, or none takes requests; waiting or a restart may help."""
+    """No endpoint answers or accepts requests. Waiting or a restart may help."""
 
 
 class ServerRefused(ServerFault):
-    """The server answers and says no to everything: wrong key or wrong model."""
+    """The server refuses every request: wrong key or wrong model."""
 
 
 class ErrorBudgetExceeded(AnnotateError):
-    """More images of a chunk failed than the run allows: the cause is likely common to all."""
+    """More images of a chunk failed than the run allows, probably for a common cause."""

@@ -1,4 +1,4 @@
-"""The parameters of a run, declared once: the flow's signature, the command line and docs/parameters.md follow."""
+"""The parameters of a run, declared once. Flow signatures, the command line and docs/parameters.md follow."""
 
 import os
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ SECRETS: Any = {"server": {"api_key": True, "start": {"environment"}}}
 
 
 class Job(BaseModel):
-    """What a run does: which images, with which server and recipe, how much at once, and when it gives up."""
+    """What a run does: which images, which server and recipe, how many requests, and when it gives up."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,19 +31,17 @@ class Job(BaseModel):
     image_root: Location = Field(
         description="Folder or URL that image paths are relative to; nothing outside it is read."
     )
-    output: Location = Field(
-        description="The result, a .jsonl file or URL; images it already holds are not asked again."
-    )
+    output: Location = Field(description="The result, a .jsonl file or URL; images that are already in it are skipped.")
     server: Server | None = Field(
         default=None,
-        description="Where vLLM answers, or how to start it; empty uses http://localhost:8000/v1 and the model it "
+        description="Endpoints of vLLM, or how to start it; empty uses http://localhost:8000/v1 and the model it "
         "serves.",
     )
     recipe: Recipe | None = Field(
         default=None, description="Prompts, sampling, schema and image budget; empty uses the built-in recipe."
     )
     max_concurrency: MaxConcurrency = Field(
-        default="auto", description="Most requests in flight; auto finds what each server can use, and follows it."
+        default="auto", description="Maximum requests in flight; auto finds and follows what each server can use."
     )
     chunk_size: Annotated[int, Field(ge=1, le=100_000)] = Field(
         default=500, description="Images per chunk; each chunk is one task run."
@@ -57,8 +55,8 @@ class Job(BaseModel):
     shard: str = Field(default="", description="Share of the input to annotate, such as 3/16; empty for all of it.")
     error_budget: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5,
-        description="Share of a chunk's images that may fail before the chunk is stopped. Ten failures are always "
-        "allowed, unless it is 0.",
+        description="Share of a chunk's images that may fail before the chunk stops. Ten failures are always allowed, "
+        "unless it is 0.",
     )
     server_wait_seconds: Annotated[float, Field(ge=0)] = Field(
         default=300, description="How long requests wait for a server that went away."
@@ -71,12 +69,12 @@ class Job(BaseModel):
     )
 
     @classmethod
-    def among(cls, parameters: Mapping[str, Any]) -> Self:
-        """The job within a flow's parameters, which may have more than these."""
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
+        """Returns the job in a flow's parameters, and ignores those of other names."""
         return cls(**{name: value for name, value in parameters.items() if name in cls.model_fields})
 
     def remember(self, path: Path) -> None:
-        """Writes the job to a file, without its secrets: for the commands that come after the run."""
+        """Saves the job without its secrets, for later commands on the same output."""
         fields = self.model_dump(mode="json", exclude=SECRETS, exclude_defaults=True)
         for name in ("input", "image_root", "output"):
             if isinstance(where := getattr(self, name), Path):
@@ -85,13 +83,13 @@ class Job(BaseModel):
 
 
 class OutputOf(BaseModel):
-    """The output of a job that an earlier run remembers."""
+    """The output of an earlier run, whose job is saved beside it."""
 
     output: Location
 
 
 def remembered_job(output: Path | str) -> dict[str, Any]:
-    """The fields that the last run of an output, at a path or a URL, remembers; empty where it remembers none."""
+    """Returns the fields of the job that the last run of an output saved; empty if there are none."""
     if isinstance(output, Path):
         workspace = Workspace.at(output)
         shards = sorted(shards_folder(workspace.output).glob(f"*{workspace.work.suffix}/{workspace.job.name}"))

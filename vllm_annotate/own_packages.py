@@ -1,4 +1,4 @@
-"""The packages beside this one, which a project's own `flows` or `blocks` may hide."""
+"""Checks that `flows` and `blocks` are ours and not another project's."""
 
 import importlib.util
 from pathlib import Path
@@ -10,12 +10,13 @@ PACKAGES = ("flows", "blocks")
 
 
 def check_own_packages() -> None:
-    """Raises UsageError where Python would import another project's package instead of ours."""
+    """Raises UsageError if Python would import another project's package instead of ours."""
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
         found = Path(next(iter(spec.submodule_search_locations or [spec.origin or ""]))) if spec is not None else None
         if found is None or found.parent.resolve() != HERE.resolve():
             raise UsageError(
-                f"{found or 'nothing'} stands in the place of vllm-annotate's own package {name!r}: run from another "
-                "folder, take that folder off PYTHONPATH, or rename it; --without-prefect needs neither package"
+                f"Python finds {found or 'nothing'} instead of vllm-annotate's package {name!r}: run from another "
+                "folder, remove that folder from PYTHONPATH, rename it, or use --without-prefect, which does not need "
+                "the package"
             )

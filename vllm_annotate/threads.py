@@ -1,4 +1,4 @@
-"""Work in a thread that nobody leaves behind: a cancellation waits for its end."""
+"""Threads that a cancellation waits for."""
 
 import asyncio
 import contextvars
@@ -15,10 +15,10 @@ def _nothing() -> None:
 
 
 async def run_to_end(function: Callable[..., Result], *arguments: Any, give_up: Callable[[], Any] = _nothing) -> Result:
-    """The result of a function that writes, run in a thread. A cancellation is raised once the function has ended.
+    """Runs a function in a thread and returns its result. A cancellation is raised only after the function returns.
 
-    `asyncio.to_thread` raises it at once. The caller then releases its lock while the thread still replaces files.
-    `give_up` is called when it is cancelled, and may make the function end soon.
+    `asyncio.to_thread` raises it at once: the caller would release its lock while the thread still replaces files.
+    On cancellation, `give_up` is called; it may make the function return early.
     """
     context = contextvars.copy_context()
     # A plain future: a task would be cancelled with all others when the event loop closes.
@@ -39,10 +39,10 @@ async def run_to_end(function: Callable[..., Result], *arguments: Any, give_up: 
 async def in_thread(
     context: AbstractContextManager[Result], give_up: Callable[[], Any] = _nothing
 ) -> AsyncIterator[Result]:
-    """A context that is entered and left in a thread.
+    """Enters and exits a context manager in a thread.
 
-    When this is cancelled while it enters, `give_up` is called, which should make it return soon. What was entered is
-    always left.
+    If it is cancelled while it enters, `give_up` is called, which should make it return early. A context that was
+    entered is always exited.
     """
     entered = False
 

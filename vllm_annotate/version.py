@@ -1,8 +1,8 @@
-"""The version of this project, as it was installed."""
+"""The installed version of vllm-annotate."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 try:
     VERSION = version("vllm-annotate")
-except PackageNotFoundError:  # run from a checkout that is not installed
+except PackageNotFoundError:  # a checkout that is not installed
     VERSION = "unknown"
