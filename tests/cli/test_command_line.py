@@ -91,7 +91,7 @@ class TestExitCodes:
     def test_2_when_the_models_name_does_not_tell_its_family(self, job: Job) -> None:
         with StandIn.started("--model", "my-finetune") as server:
             told = refused(job.run(server.url), job)
-        assert re.search("'my-finetune', does not tell .*set the recipe's family .*qwen2.5-vl", told)
+        assert re.search("'my-finetune', does not identify .*set the recipe's family .*qwen2.5-vl", told)
 
     def test_2_when_no_server_answers(self, job: Job, nobody: str) -> None:
         assert re.search(f"no vLLM answers at {nobody}/v1 .*vllm serve MODEL --port", refused(job.run(nobody), job))

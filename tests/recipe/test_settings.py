@@ -49,16 +49,16 @@ def test_the_fingerprint_of_a_recipe_stays_what_it_was() -> None:
     fixed = Recipe(system_prompt="Look.", user_prompt="{caption}")
     assert (
         fingerprint(fixed, MODEL) == "95438950019f"
-    )  # a change here orphans people's outputs: say so in the changelog
+    )  # a change here orphans existing outputs: add it to the changelog
 
 
-def test_auto_and_the_family_it_finds_are_one_recipe() -> None:
+def test_auto_and_the_family_that_it_finds_have_one_fingerprint() -> None:
     assert fingerprint(Recipe(), MODEL) == fingerprint(Recipe(family="qwen2.5-vl"), MODEL)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=str)
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_each_family_is_asked_in_its_native_form(family: Family, language: Literal["en", "zh"]) -> None:
+def test_each_family_is_prompted_in_its_own_form(family: Family, language: Literal["en", "zh"]) -> None:
     recipe = Recipe(language=language)
     prompt = system_prompt(recipe, family)
     assert "{" not in prompt.replace('{"', "").replace("{x", "")
@@ -73,7 +73,7 @@ def test_each_family_is_asked_in_its_native_form(family: Family, language: Liter
     assert family.box_key in properties["objects"]["items"]["properties"]
 
 
-def test_tries_after_the_first_are_hotter() -> None:
+def test_later_attempts_have_higher_temperatures() -> None:
     recipe = Recipe(temperature=0.5)
     assert [recipe.temperature_of(attempt) for attempt in (1, 2, 3, 4)] == [0.5, 0.5, 0.6, 0.9]
 
@@ -92,7 +92,7 @@ def test_the_static_prompt_comes_first_and_the_caption_last() -> None:
     assert user["content"][1]["text"] == "Caption: a cat"
 
 
-def test_a_caption_full_of_braces_is_sent_as_it_is() -> None:
+def test_a_caption_with_braces_is_sent_unchanged() -> None:
     assert body(Recipe(), "{x} {caption} {{")["messages"][1]["content"][1]["text"] == "Caption: {x} {caption} {{"
 
 
@@ -128,7 +128,9 @@ def test_a_bad_setting_is_refused(bad: dict[str, Any]) -> None:
     ("text", "complaint"),
     [("temprature: 0.5", "temprature"), ("- a", "mapping"), ("a: [", "not YAML"), (None, "cannot be read")],
 )
-def test_a_bad_recipe_file_is_named_with_its_fault(tmp_path: Path, text: str | None, complaint: str) -> None:
+def test_a_bad_recipe_file_is_refused_with_its_name_and_the_reason(
+    tmp_path: Path, text: str | None, complaint: str
+) -> None:
     path = tmp_path / "recipe.yaml"
     if text is not None:
         path.write_text(text)
@@ -143,15 +145,15 @@ def test_a_recipe_file_gives_its_fields(tmp_path: Path) -> None:
 
 
 class Tomorrow(Recipe):
-    """A recipe as a later version may have it."""
+    """A recipe of a later version."""
 
     min_side: int = 0
     examples: list[str] = Field(default_factory=list)
 
 
-def test_a_field_that_a_later_version_adds_changes_no_fingerprint_until_it_is_used() -> None:
+def test_a_new_field_does_not_change_the_fingerprint_while_it_has_its_default() -> None:
     model = "Qwen2.5-VL-7B"
-    assert fingerprint(Recipe(), model) == "b252a1a9592d", "of outputs that people have"
+    assert fingerprint(Recipe(), model) == "b252a1a9592d", "the fingerprint of existing outputs"
     assert fingerprint(Recipe(), f"{model}-Instruct") == "3a6237829e22"
     assert fingerprint(Tomorrow(), model) == "b252a1a9592d"
     assert fingerprint(Tomorrow(temperature=0.5), model) == fingerprint(Recipe(temperature=0.5), model)

@@ -1,1 +1,1 @@
-"""What decides an answer: model family, prompts, schema, sampling and image budget."""
+"""The recipe: model family, prompts, schema, sampling and image budget."""

@@ -1,4 +1,4 @@
-"""Model families: the space in which each writes its boxes, and how it is asked for them."""
+"""Model families: the coordinate space and the keys in which each writes boxes."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Literal
 
 from vllm_annotate.errors import UsageError
 
-# How a prompt names the space. Another than a model was trained on costs accuracy, so each is asked for its own.
+# How a prompt describes each space. A model is least accurate in a space that it was not trained on.
 SPACES = {
     "pixels": {
         "en": "in absolute pixel coordinates of the image",
@@ -35,18 +35,18 @@ FamilyName = Literal[
 
 @dataclass(frozen=True)
 class Family:
-    """How one family of models writes boxes."""
+    """How a family of models writes boxes."""
 
     name: FamilyName
-    served_as: str  # regular expression over the lower-case name of a served model
+    served_as: str  # regular expression for the lower-case name of a served model
     space: Literal["pixels", "thousandths", "999ths", "unit"]
     box_key: str = "bbox_2d"
     name_key: str = "label"
     y_first: bool = False  # [y1, x1, y2, x2]
-    factor: int = 28  # patch × merge of Qwen's image processors; elsewhere any size will do
+    factor: int = 28  # patch × merge of Qwen's image processors; other families accept any size
 
     def denominators(self, sent_width: int, sent_height: int) -> tuple[float, float]:
-        """What x and y are divided by to give a share of the image: the sent image's pixels, or a constant."""
+        """Returns the divisors that turn x and y into shares of the image: the sent image's size, or a constant."""
         if self.space == "pixels":
             return sent_width, sent_height
         return DENOMINATORS[self.space], DENOMINATORS[self.space]
@@ -70,9 +70,9 @@ FAMILIES: dict[str, Family] = {
 
 
 def resolve_family(name: FamilyName, model: str) -> Family:
-    """The family of that name; for `auto`, the one that the served model's name speaks of.
+    """Returns the family of that name; for `auto`, the one that matches the served model's name.
 
-    Raises UsageError for a name that speaks of none or of several: a guess would put every box in a wrong place.
+    Raises UsageError if none or several match: a wrong guess would put every box in a wrong place.
     """
     if name != "auto":
         return FAMILIES[name]
@@ -80,6 +80,6 @@ def resolve_family(name: FamilyName, model: str) -> Family:
     if len(found) == 1:
         return found[0]
     raise UsageError(
-        f"the name of the served model, {model!r}, does not tell in which space it writes boxes: set the recipe's "
-        f"family (in the block, or `family: …` in the --recipe file) to one of {', '.join(FAMILIES)}"
+        f"the name of the served model, {model!r}, does not identify its family, which decides the space of its boxes: "
+        f"set the recipe's family (in the block, or `family: …` in the --recipe file) to one of {', '.join(FAMILIES)}"
     )

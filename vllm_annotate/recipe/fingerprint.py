@@ -1,4 +1,4 @@
-"""The identity of a recipe: what an output was made with."""
+"""The fingerprint of a recipe: identifies what wrote an output."""
 
 import hashlib
 import json
@@ -8,8 +8,8 @@ from vllm_annotate.recipe.families import resolve_family
 from vllm_annotate.recipe.prompts import answer_schema, system_prompt, user_prompt
 from vllm_annotate.recipe.settings import REASK_TEMPERATURES, REPETITION_DETECTION, Recipe
 
-# Always part of the fingerprint, as in the first outputs. A field that is added later is part of it where it is not at
-# its default: half-finished outputs of earlier versions go on.
+# Always part of the fingerprint, as in the first version. Fields added later are part of it unless they have their
+# default: unfinished outputs of earlier versions can be resumed.
 FIRST_FIELDS = frozenset((
     "family", "language", "system_prompt", "user_prompt", "structured_output", "temperature", "top_p", "max_tokens",
     "repetition_detection", "reasks", "max_objects", "min_visual_tokens", "max_visual_tokens", "jpeg_quality",
@@ -17,7 +17,7 @@ FIRST_FIELDS = frozenset((
 
 
 def recipe_settings(recipe: Recipe, model: str) -> dict[str, Any]:
-    """The recipe and the model as plain data: what the fingerprint covers and `recipe.json` shows."""
+    """Returns the model and the recipe as plain data, for the fingerprint and `recipe.json`."""
     settings = {
         name: value
         for name, field in sorted(type(recipe).model_fields.items())
@@ -27,9 +27,9 @@ def recipe_settings(recipe: Recipe, model: str) -> dict[str, Any]:
 
 
 def fingerprint(recipe: Recipe, model: str) -> str:
-    """12 hexadecimal digits that change whenever an answer could: settings, built-in prompts and schema alike.
+    """Returns 12 hexadecimal digits that change with everything that decides an answer.
 
-    How an image is sent (its bytes, its name, by which connection) is no part of it.
+    Covers settings, built-in prompts and schema. How an image is sent (bytes, name, connection) does not count.
     """
     family = resolve_family(recipe.family, model)
     decides = recipe_settings(recipe, model) | {

@@ -1,4 +1,4 @@
-"""Two recipes never mix in one output: which one wrote it is recorded, and checked before every run."""
+"""Keeps answers of two recipes out of one output: the recipe is recorded, and checked before every run."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from vllm_annotate.storage.workspace import FORMAT, Workspace
 
 
 def guard_recipe(workspace: Workspace, settings: dict[str, Any], recipe_fingerprint: str) -> None:
-    """Raises UsageError for a recipe other than the one that wrote what is here.
+    """Raises UsageError if another recipe wrote the answers in this workspace.
 
-    An output without a `recipe.json` comes from an older script and is taken as it is.
+    An output without a `recipe.json` comes from an older script and is accepted.
     """
     if workspace.whole is not None:
         guard_recipe(Workspace(workspace.whole), settings, recipe_fingerprint)
@@ -27,32 +27,32 @@ def guard_recipe(workspace: Workspace, settings: dict[str, Any], recipe_fingerpr
         ]
         raise UsageError(
             f"{workspace.output} was written with another recipe ({'; '.join(changed) or 'other built-in prompts'}). "
-            "Answers of two recipes are not mixed: go back to the first, choose another --output, "
-            f"or delete {workspace.recipe} to mix them knowingly"
+            "Answers of two recipes do not mix: use the first recipe, choose another --output, "
+            f"or delete {workspace.recipe} to mix them on purpose"
         )
 
 
 def read_recipe(workspace: Workspace) -> dict[str, Any] | None:
-    """Fingerprint and settings of the recipe that wrote the output; None where none is recorded.
+    """Returns fingerprint and settings of the recipe that wrote the output; None if none is recorded.
 
-    Raises UsageError for a file that is torn or edited: it is no permission to mix recipes.
+    Raises UsageError if the file is damaged.
     """
     try:
         recipe = read_json(workspace.recipe)
     except ValueError as error:
         recipe, why = {}, str(error)
     else:
-        why = "it lacks fingerprint and settings"
+        why = "it has no fingerprint or no settings"
     if recipe is None or (isinstance(recipe.get("fingerprint"), str) and isinstance(recipe.get("settings"), dict)):
         return recipe
     raise UsageError(
-        f"{workspace.recipe} is damaged ({why:.100}), so nobody can tell which recipe wrote {workspace.output}: "
-        "restore it, choose another --output, or delete it to go on with the recipe of this run"
+        f"{workspace.recipe} is damaged ({why:.100}), so the recipe that wrote {workspace.output} is unknown: "
+        "restore it, choose another --output, or delete it to continue with the recipe of this run"
     )
 
 
 def record_recipe(workspace: Workspace, settings: dict[str, Any], recipe_fingerprint: str) -> None:
-    """Writes down which recipe the answers of this workspace come from, and the format of its work folder."""
+    """Records the recipe of this workspace's answers, and the format of its work folder."""
     with replacing(workspace.format) as file:
         file.write(f"{FORMAT}\n".encode())
     write_json(workspace.recipe, {"fingerprint": recipe_fingerprint, "settings": settings})

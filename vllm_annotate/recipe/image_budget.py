@@ -1,11 +1,11 @@
-"""How large an image the model sees."""
+"""The size of the images that the model sees."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ImageBudget:
-    """How large an image the model is to see."""
+    """Limits on the size of the image that the model sees."""
 
     min_pixels: int
     max_pixels: int

@@ -5,7 +5,7 @@ from typing import Any
 from vllm_annotate.recipe.families import SPACES, Family
 from vllm_annotate.recipe.settings import Recipe
 
-# {space}, {box}, {corners} and {name} are filled in by the model's family.
+# The model's family fills in {space}, {box}, {corners} and {name}.
 SYSTEM_PROMPTS = {
     "en": (
         "You annotate images for training a text-to-image layout model. Look at the image, then answer with one JSON "
@@ -28,7 +28,7 @@ USER_PROMPTS = {"en": "Caption: {caption}", "zh": "图片描述:{caption}"}
 
 
 def system_prompt(recipe: Recipe, family: Family) -> str:
-    """The instructions, in the family's native form: the same for every image, so vLLM's prefix cache serves them."""
+    """Returns the instructions, in the family's form. The same for every image: vLLM's prefix cache serves them."""
     if recipe.system_prompt is not None:
         return recipe.system_prompt
     corners = "[y1, x1, y2, x2]" if family.y_first else "[x1, y1, x2, y2]"
@@ -38,12 +38,12 @@ def system_prompt(recipe: Recipe, family: Family) -> str:
 
 
 def user_prompt(recipe: Recipe) -> str:
-    """The text after the image, with `{caption}` still in it."""
+    """Returns the text after the image, with the placeholder `{caption}`."""
     return USER_PROMPTS[recipe.language] if recipe.user_prompt is None else recipe.user_prompt
 
 
 def answer_schema(recipe: Recipe, family: Family) -> dict[str, Any]:
-    """JSON schema of an answer. Every string and array is bounded: an unbounded one lets a model run to max_tokens."""
+    """Returns the JSON schema of an answer. All strings and arrays are bounded: else a model can run to max_tokens."""
     coordinate = {"type": "number" if family.space == "unit" else "integer"}
     item = {
         "type": "object",

@@ -1,4 +1,4 @@
-"""The chat completion that asks for an annotation."""
+"""The request body of a chat completion."""
 
 import secrets
 from typing import Any
@@ -11,15 +11,15 @@ from vllm_annotate.recipe.settings import REPETITION_DETECTION, Recipe
 
 
 class RequestTemplate:
-    """A chat completion as JSON, made once, into which each row's image and caption are put.
+    """The JSON of a chat completion, built once; each row's image and caption are inserted.
 
-    The image part carries no `uuid`: vLLM would serve the pixels it first saw under it.
+    The image part has no `uuid`: vLLM would reuse the first pixels that it saw under it.
     """
 
     def __init__(self, recipe: Recipe, family: Family, model: str, attempt: int = 1) -> None:
-        """The request of the `attempt`th try (from 1) of a row."""
+        """Builds the request of a row's `attempt`, the first being 1."""
         image, caption = secrets.token_hex(16), secrets.token_hex(16)
-        # str.replace, not str.format: captions and prompts are full of braces.
+        # Not str.format: prompts contain braces.
         text = user_prompt(recipe).replace("{caption}", caption)
         body: dict[str, Any] = {
             "model": model,
@@ -48,6 +48,6 @@ class RequestTemplate:
         self._around_captions = after_image.split(caption.encode())
 
     def body(self, caption: str, image_url: bytes) -> bytes:
-        """The JSON body of a row's request."""
+        """Returns the JSON body of a row's request."""
         written = orjson.dumps(caption)[1:-1]
         return b"".join((self._before_image, image_url, written.join(self._around_captions)))

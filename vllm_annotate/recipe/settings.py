@@ -1,4 +1,4 @@
-"""What decides an answer: prompt, schema, sampling and image budget."""
+"""The settings of a recipe: prompts, schema, sampling and image budget."""
 
 from typing import Literal
 
@@ -7,9 +7,9 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from vllm_annotate.recipe.families import Family, FamilyName
 from vllm_annotate.recipe.image_budget import ImageBudget
 
-# Sampling temperatures of the tries after the first, and vLLM's stop for what repeats: an object that is written out
-# takes about 30 tokens, and no honest answer writes the same 8 to 80 tokens five times in a row.
+# Sampling temperatures of the attempts after the first.
 REASK_TEMPERATURES = (0.3, 0.6, 0.9, 1.2)
+# An object takes about 30 tokens; no good answer has the same 8 to 80 tokens five times in a row.
 REPETITION_DETECTION = {"min_pattern_size": 8, "max_pattern_size": 80, "min_count": 5}
 
 
@@ -23,7 +23,7 @@ class Recipe(BaseModel):
         "to guess.",
     )
     language: Literal["en", "zh"] = Field(
-        default="en", title="Language", description="Language of the built-in prompts, and so of the answers."
+        default="en", title="Language", description="Language of the built-in prompts, and therefore of the answers."
     )
     system_prompt: str | None = Field(
         default=None, title="System prompt", description="Replaces the built-in instructions when set."
@@ -36,7 +36,7 @@ class Recipe(BaseModel):
     structured_output: bool = Field(
         default=True,
         title="Structured output",
-        description="Let the server hold the model to the answer's JSON schema.",
+        description="Have the server enforce the answer's JSON schema.",
     )
     temperature: float = Field(default=0.0, ge=0, le=2, title="Temperature", description="0 is greedy decoding.")
     top_p: float = Field(default=1.0, gt=0, le=1, title="Top p", description="Nucleus sampling; 1 is off.")
@@ -44,7 +44,7 @@ class Recipe(BaseModel):
         default=1536, ge=16, title="Max tokens", description="Longest answer in tokens; longer ones are truncated."
     )
     repetition_detection: bool = Field(
-        default=True, title="Repetition detection", description="Let vLLM stop an answer that repeats itself."
+        default=True, title="Repetition detection", description="Have vLLM stop an answer that repeats itself."
     )
     reasks: int = Field(
         default=2,
@@ -54,12 +54,12 @@ class Recipe(BaseModel):
         description="How often an unparsable, truncated or looping answer is asked again, at temperatures 0.3, 0.6, … "
         "The best attempt is taken.",
     )
-    max_objects: int = Field(default=50, ge=1, title="Max objects", description="Most objects an answer may list.")
+    max_objects: int = Field(default=50, ge=1, title="Max objects", description="Maximum objects per answer.")
     min_visual_tokens: int = Field(
         default=128,
         ge=4,
         title="Min visual tokens",
-        description="Smaller images are enlarged to this budget (28 × 28 pixels a token, 32 × 32 for Qwen3-VL).",
+        description="Smaller images are enlarged to this budget (28 × 28 pixels per token, 32 × 32 for Qwen3-VL).",
     )
     max_visual_tokens: int = Field(
         default=1280, ge=4, title="Max visual tokens", description="Larger images are reduced to this budget."
@@ -83,12 +83,13 @@ class Recipe(BaseModel):
     def _budget_is_a_range(self) -> "Recipe":
         if self.min_visual_tokens > self.max_visual_tokens:
             raise ValueError(
-                f"min_visual_tokens {self.min_visual_tokens} is above max_visual_tokens {self.max_visual_tokens}"
+                f"min_visual_tokens {self.min_visual_tokens} is above max_visual_tokens {self.max_visual_tokens}: "
+                "lower the one or raise the other"
             )
         return self
 
     def image_budget(self, family: Family) -> ImageBudget:
-        """The image budget in pixels, as smart_resize wants it."""
+        """Returns the image budget in pixels, as smart_resize takes it."""
         pixels_per_token = family.factor**2
         return ImageBudget(
             min_pixels=self.min_visual_tokens * pixels_per_token,
@@ -98,5 +99,5 @@ class Recipe(BaseModel):
         )
 
     def temperature_of(self, attempt: int) -> float:
-        """The sampling temperature of a try, the first being 1: the recipe's own, then up the ladder."""
+        """Returns the sampling temperature of an attempt, the first being 1."""
         return self.temperature if attempt == 1 else max(self.temperature, REASK_TEMPERATURES[attempt - 2])
