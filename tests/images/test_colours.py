@@ -18,7 +18,7 @@ Colour = tuple[int, int, int]
 
 
 def shown(data: bytes) -> list[Colour]:
-    """The pixels of the first row, as they are sent."""
+    """Returns the pixels of the first row, as sent."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         rgb = upright(image).resized(image.size)
     assert rgb.mode == "RGB"
@@ -96,13 +96,13 @@ PNGS: dict[str, tuple[bytes, list[Colour]]] = {
 
 
 @pytest.mark.parametrize("name", PNGS)
-def test_a_png_of_every_depth_keeps_its_colours_and_shows_white_where_it_is_clear(name: str) -> None:
+def test_a_png_of_every_depth_keeps_its_colours_and_turns_transparent_pixels_white(name: str) -> None:
     data, expected = PNGS[name]
     assert shown(data) == expected
 
 
 LITTLE_16 = struct.pack("<4H", 0, 300, 0x8000, 0xFFFF)
-TIFFS: dict[str, tuple[tuple[int, ...], int, bytes, list[Colour]]] = {  # bits a channel, photometric, pixels
+TIFFS: dict[str, tuple[tuple[int, ...], int, bytes, list[Colour]]] = {  # bits per channel, photometric, pixels
     "1-bit": ((1,), 1, b"\x50", [BLACK, WHITE, BLACK, WHITE]),
     "1-bit, white is 0": ((1,), 0, b"\x50", [WHITE, BLACK, WHITE, BLACK]),
     "4-bit grey": ((4,), 1, b"\x07\xaf", grey(0, 119, 170, 255)),
@@ -127,7 +127,7 @@ def test_a_tiff_of_every_depth_keeps_its_colours(name: str, deflate: bool) -> No
 
 @pytest.mark.parametrize("deflate", [False, True])
 @pytest.mark.parametrize("premultiplied", [True, False])
-def test_alpha_of_a_tiff_is_laid_on_white(premultiplied: bool, deflate: bool) -> None:
+def test_alpha_of_a_tiff_is_composited_on_white(premultiplied: bool, deflate: bool) -> None:
     extra = short(338, 1 if premultiplied else 2)
     half = 32 if premultiplied else 64
     pixels = bytes([64, 255, 0, 0, half, 128])
@@ -139,7 +139,7 @@ def test_alpha_of_a_tiff_is_laid_on_white(premultiplied: bool, deflate: bool) ->
 
 
 @pytest.mark.parametrize("photometric", [0, 1])
-def test_a_float_tiff_is_stretched_the_way_its_shades_go(photometric: int) -> None:
+def test_a_float_tiff_is_stretched_in_the_direction_of_its_shades(photometric: int) -> None:
     pixels = struct.pack("<3f", -1.0, 0.0, 1.0)
     expected = grey(0, 127, 255)
     found = shown(tiff((3, 1), (32,), photometric, pixels, short(339, 3)))
@@ -175,7 +175,7 @@ def test_every_mode_in_every_format_keeps_its_colours(file_format: str, mode: st
 
 
 @pytest.mark.parametrize("file_format", [name for name in MODES if name not in ("BMP", "JPEG", "PPM")])
-def test_alpha_of_every_format_is_laid_on_white(file_format: str) -> None:
+def test_alpha_of_every_format_is_composited_on_white(file_format: str) -> None:
     image = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
     image.paste((204, 102, 51, 255), (0, 0, 16, 32))
     found = shown(saved(image, file_format))
@@ -183,25 +183,25 @@ def test_alpha_of_every_format_is_laid_on_white(file_format: str) -> None:
     assert found[28] == pytest.approx(WHITE, abs=6)
 
 
-def test_a_palette_with_alpha_is_laid_on_white() -> None:
+def test_a_palette_with_alpha_is_composited_on_white() -> None:
     header = struct.pack("<BBBHHBHHHHBB", 0, 1, 1, 0, 2, 32, 0, 0, 2, 1, 8, 0x20)
     assert shown(header + bytes([10, 20, 30, 0, 40, 50, 60, 255]) + b"\0\1") == [WHITE, (60, 50, 40)]
 
 
-def test_a_gif_shows_white_where_it_is_clear() -> None:
+def test_transparent_pixels_of_a_gif_are_white() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
     assert shown(saved(image, "GIF", transparency=0)) == [WHITE, (40, 50, 60)]
 
 
-def test_a_png_in_an_icon_shows_white_where_it_is_clear() -> None:
+def test_transparent_pixels_of_a_png_in_an_icon_are_white() -> None:
     data = png((4, 1), 2, PALETTE, b"\0\x1b", COLOURS, chunk(b"tRNS", b"\xff\0"))
     icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 4, 1, 0, 0, 1, 8, len(data), 22) + data
     assert shown(icon) == [COLOURS_SHOWN[0], WHITE, *COLOURS_SHOWN[2:]]
 
 
-def test_alpha_that_nobody_filled_in_hides_nothing() -> None:
+def test_alpha_that_was_never_set_hides_nothing() -> None:
     pixels = bytes([30, 20, 10, 0, 60, 50, 40, 0])
     tga = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 2, 1, 32, 0x20)
     masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
@@ -211,7 +211,7 @@ def test_alpha_that_nobody_filled_in_hides_nothing() -> None:
         assert shown(header + pixels) == [(10, 20, 30), (40, 50, 60)]
 
 
-def test_a_16_bit_scan_with_a_clear_margin_is_sent_and_shown_in_its_shades(tmp_path: Path) -> None:
+def test_a_16_bit_scan_with_a_transparent_margin_keeps_its_shades(tmp_path: Path) -> None:
     row = b"\0" + big_endian(*[0] * 28, *[0x4000] * 28, *[0xC000] * 28, *[0xFFFF] * 28)
     (tmp_path / "scan.png").write_bytes(png((112, 56), 16, GREY, row * 56, clear(0)))
     sent = prepare(tmp_path, "scan.png", ImageBudget(56 * 56, 112 * 56)).jpeg

@@ -1,4 +1,4 @@
-"""An image's file, inside the root."""
+"""Image files inside the root."""
 
 import os
 import resource
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vllm_annotate.errors import ImageFailure
-from vllm_annotate.images.files import FOLDER_SECONDS, let_go_of_folders, read_image
+from vllm_annotate.images.files import FOLDER_SECONDS, close_folders, read_image
 
 
 def failure(root: Path, image_path: str) -> ImageFailure:
@@ -47,14 +47,14 @@ def test_only_regular_files_inside_the_root_are_read_whatever_links_say(
     }  # fmt: skip
 
 
-def test_a_root_is_not_taken_for_another_whose_name_begins_like_it(tmp_path: Path) -> None:
+def test_a_folder_whose_name_starts_with_the_roots_is_outside(tmp_path: Path) -> None:
     for name in ("root", "root-twin"):
         (tmp_path / name).mkdir()
     (tmp_path / "root-twin" / "a.jpg").write_bytes(b"secret")
     assert failure(tmp_path / "root", "../root-twin/a.jpg").kind == "outside_root"
 
 
-def test_a_root_that_is_itself_a_link_is_fine(tmp_path: Path) -> None:
+def test_a_root_can_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.jpg").write_bytes(b"read")
     (tmp_path / "root").symlink_to(tmp_path / "real")
@@ -68,7 +68,7 @@ def test_a_missing_file_is_missing(tmp_path: Path) -> None:
     assert failure(tmp_path, "\ud800.jpg").kind == "missing"
 
 
-def test_a_folder_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+def test_a_replaced_folder_is_read_again(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(b"old")
     assert read_image(tmp_path, "images/a.jpg") == b"old"
@@ -90,7 +90,7 @@ def test_folders_are_closed(tmp_path: Path) -> None:
         (tmp_path / str(number) / "a.jpg").write_bytes(b"read")
         read_image(tmp_path, f"{number}/a.jpg")
     assert len([path for path in descriptors() if path.startswith(str(tmp_path))]) < 70
-    let_go_of_folders()
+    close_folders()
     assert not [path for path in descriptors() if path.startswith(str(tmp_path))]
 
 

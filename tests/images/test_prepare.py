@@ -60,7 +60,7 @@ def test_resizing_a_second_time_on_the_server_changes_nothing(width: int, height
 
 @pytest.mark.parametrize(
     ("size", "budget", "expected"),
-    [  # what transformers 5.19 says, for factor 28
+    [  # values of transformers 5.19, for factor 28
         ((640, 480), (3136, 1_003_520), (644, 476)),
         ((4000, 3000), (3136, 1_003_520), (1148, 840)),
         ((100, 50), (100_352, 1_003_520), (448, 224)),
@@ -97,12 +97,12 @@ def test_every_exif_orientation_is_turned_upright(tmp_path: Path, orientation: i
     assert worst < 30
 
 
-def test_an_upright_jpeg_of_the_right_size_is_sent_as_it_is(tmp_path: Path) -> None:
+def test_an_upright_jpeg_of_the_right_size_is_sent_unchanged(tmp_path: Path) -> None:
     Image.new("RGB", (644, 476), "red").save(tmp_path / "a.jpg")
     assert prepare(tmp_path, "a.jpg", BUDGET).jpeg == (tmp_path / "a.jpg").read_bytes()
 
 
-def test_a_server_that_reads_the_images_is_told_a_name_only_where_nothing_need_be_changed(tmp_path: Path) -> None:
+def test_a_server_that_reads_images_gets_a_file_name_only_if_the_file_needs_no_change(tmp_path: Path) -> None:
     whole = Image.new("RGB", (644, 476), "red")
     whole.save(tmp_path / "as it is.jpg")
     (tmp_path / "link.jpg").symlink_to("as it is.jpg")
@@ -125,7 +125,7 @@ def test_a_server_that_reads_the_images_is_told_a_name_only_where_nothing_need_b
         assert caught.value.kind == kind
 
 
-def test_a_jpeg_with_something_behind_its_end_is_sent_as_it_is(tmp_path: Path) -> None:
+def test_a_jpeg_with_data_after_its_end_is_sent_unchanged(tmp_path: Path) -> None:
     Image.new("RGB", (644, 476), "red").save(tmp_path / "a.jpg")
     for more in (b"\0\0\0", b"\n", b"what a phone appends" * 9):
         data = (tmp_path / "a.jpg").read_bytes() + more
@@ -140,7 +140,7 @@ def test_a_jpeg_that_draft_mode_reduces_to_the_target_is_not_sent_in_full(tmp_pa
     assert (prepared.width, prepared.height) == (2576, 1904)
 
 
-def test_what_alpha_hides_is_shown_as_white(tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(tmp_path: Path) -> None:
     save_with_alpha(Image.new("RGB", (644, 476), "red"), tmp_path / "a.png")
     shown = pixels(prepare(tmp_path, "a.png", BUDGET))
     assert min(shown.getpixel((640, 100))) > 245  # type: ignore[arg-type]
@@ -165,20 +165,20 @@ def test_a_decompression_bomb_is_too_large_and_is_not_decoded(tmp_path: Path) ->
     assert failure(tmp_path, "large.png").kind == "too_large"
 
 
-def test_a_sliver_is_refused_with_its_size(tmp_path: Path) -> None:
+def test_an_aspect_ratio_over_200_is_refused_with_the_size(tmp_path: Path) -> None:
     Image.new("RGB", (3000, 10)).save(tmp_path / "sliver.png")
     assert "3000×10" in failure(tmp_path, "sliver.png").message
 
 
 @pytest.mark.parametrize(("size", "resized"), [((29, 5615), "28×5628"), ((5640, 41), "5628×28")])
-def test_an_image_that_rounding_makes_a_sliver_is_refused_with_both_sizes(
+def test_an_aspect_ratio_over_200_after_rounding_is_refused_with_both_sizes(
     tmp_path: Path, size: tuple[int, int], resized: str
 ) -> None:
     Image.new("RGB", size).save(tmp_path / "long.png")
     refused = failure(tmp_path, "long.png")
     assert refused.kind == "unreadable"
     assert refused.message == (
-        f"{size[0]}×{size[1]} pixels, resized to {resized}: the aspect ratio is over 200, crop the image"
+        f"{size[0]}×{size[1]} pixels, resized to {resized}: the aspect ratio is over 200; crop the image"
     )
 
 
@@ -205,7 +205,7 @@ def test_no_bytes_raise_anything_but_a_failure(
     assert pixels(prepared).mode in ("RGB", "L")
 
 
-def test_eps_is_not_handed_to_ghostscript(tmp_path: Path) -> None:
+def test_eps_never_reaches_ghostscript(tmp_path: Path) -> None:
     (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n")
     assert failure(tmp_path, "a.eps").kind == "unreadable"
 
@@ -219,14 +219,14 @@ def test_a_broken_avif_is_unreadable(tmp_path: Path) -> None:
             prepare(tmp_path, "b.avif", BUDGET)
 
 
-def test_where_a_picture_was_taken_is_not_sent(tmp_path: Path) -> None:
+def test_the_location_in_exif_is_not_sent(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x8825] = {1: "N", 2: (52.0, 31.0, 12.0)}
     Image.new("RGB", (644, 476), "red").save(tmp_path / "a.jpg", exif=exif)
     assert b"Exif" not in prepare(tmp_path, "a.jpg", BUDGET).jpeg
 
 
-def test_of_an_animated_image_the_first_frame_is_sent(tmp_path: Path) -> None:
+def test_the_first_frame_of_an_animated_image_is_sent(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (644, 476), colour) for colour in ("red", "blue")]
     for name in ("a.gif", "a.webp"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])

@@ -15,7 +15,7 @@ from vllm_annotate.recipe.image_budget import ImageBudget
 ORIENTATION, XMP = 274, 700
 BUDGET = ImageBudget(min_pixels=56 * 56, max_pixels=336 * 168)
 CORNERS = ("red", "lime", "blue", "yellow")  # top left, top right, bottom left, bottom right
-# How the upright image is stored under each orientation: the inverse of what the tag asks for.
+# How each orientation stores the upright image: the inverse of the tag's transposition.
 STORED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -30,7 +30,7 @@ Save = Callable[[Image.Image, Path, "int | str | None"], None]
 
 
 def drawing(width: int, height: int) -> Image.Image:
-    """Four corners, each of another colour: no two orientations look the same."""
+    """Draws four corners of different colours: no two orientations look the same."""
     image = Image.new("RGB", (width, height))
     for number, colour in enumerate(CORNERS):
         left, top = number % 2 * width // 2, number // 2 * height // 2
@@ -39,7 +39,7 @@ def drawing(width: int, height: int) -> Image.Image:
 
 
 def corners(jpeg: bytes) -> list[str]:
-    """The name of the colour in each corner."""
+    """Returns the name of the colour in each corner."""
     with Image.open(io.BytesIO(jpeg)) as image:
         across, down = image.width // 4, image.height // 4
         places = [(x, y) for y in (down, 3 * down) for x in (across, 3 * across)]
@@ -50,14 +50,14 @@ def corners(jpeg: bytes) -> list[str]:
 
 
 def value(orientation: int | str) -> bytes:
-    """Type, count and value as in EXIF and TIFF, least significant byte first."""
+    """Returns type, count and value as in EXIF and TIFF, little-endian."""
     if isinstance(orientation, str):
         return struct.pack("<HI4s", 2, 2, orientation.encode())
     return struct.pack("<HIHH", 3, 1, orientation, 0)
 
 
 def exif(orientation: int | str | None) -> bytes:
-    """EXIF with the tag and nothing else."""
+    """Returns EXIF with only this tag."""
     if orientation is None:
         return b""
     return b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack("<H", ORIENTATION) + value(orientation) + bytes(4)
@@ -99,7 +99,7 @@ def saved_tiff(**options: object) -> Save:
     def save(image: Image.Image, path: Path, orientation: int | str | None) -> None:
         image.save(path, "TIFF", tiffinfo={} if orientation is None else {ORIENTATION: 1}, **options)
         data = path.read_bytes()
-        if orientation is not None:  # libtiff writes no nonsense
+        if orientation is not None:  # libtiff refuses invalid values
             entry = struct.pack("<H", ORIENTATION)
             assert entry + value(1) in data
             path.write_bytes(data.replace(entry + value(1), entry + value(orientation), 1))
@@ -137,7 +137,7 @@ FORMATS: dict[str, Save] = {
 
 
 def check(path: Path, size: tuple[int, int]) -> None:
-    """Both pictures show the drawing, and the sizes are its own."""
+    """Checks that both images show the drawing in its size."""
     prepared = prepare(path.parent, path.name, BUDGET)
     assert (prepared.width, prepared.height) == size
     assert prepared.sent_width > prepared.sent_height
@@ -151,7 +151,7 @@ def check(path: Path, size: tuple[int, int]) -> None:
 
 
 def save(name: str, upright: Image.Image, path: Path, orientation: int | str | None) -> None:
-    """A file that viewers show as `upright`."""
+    """Writes a file that viewers show as `upright`."""
     method = STORED.get(orientation) if isinstance(orientation, int) else None
     FORMATS[name](upright if method is None else upright.transpose(method), path, orientation)
 
@@ -169,7 +169,7 @@ CASES = [
 def test_every_orientation_in_every_format_is_turned_upright_once(
     tmp_path: Path, name: str, orientation: int | str | None
 ) -> None:
-    for size in ((112, 56), (300, 200)):  # sent as large as it is, and resized
+    for size in ((112, 56), (300, 200)):  # sent in full size, and resized
         save(name, drawing(*size), tmp_path / "a", orientation)
         check(tmp_path / "a", size)
 
@@ -182,7 +182,7 @@ def test_a_large_jpeg_is_turned_upright_from_reduced_pixels(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_a_server_that_reads_the_images_is_sent_those_that_must_be_turned(tmp_path: Path, orientation: int) -> None:
+def test_images_that_must_be_turned_are_sent_to_a_server_that_reads_files(tmp_path: Path, orientation: int) -> None:
     for name in FORMATS:
         save(name, drawing(112, 56), tmp_path / "a", orientation)
         sent = prepare(tmp_path, "a", BUDGET, server_reads=True)
@@ -203,7 +203,7 @@ def test_a_format_without_orientation_is_shown_as_stored(tmp_path: Path, file_fo
     [(0x20, None), (0x00, Image.Transpose.FLIP_TOP_BOTTOM), (0x30, Image.Transpose.FLIP_LEFT_RIGHT),
      (0x10, Image.Transpose.ROTATE_180)],
 )  # fmt: skip
-def test_a_tga_begins_in_any_corner(tmp_path: Path, origin: int, flipped: Image.Transpose | None) -> None:
+def test_a_tga_may_start_in_any_corner(tmp_path: Path, origin: int, flipped: Image.Transpose | None) -> None:
     stored = drawing(112, 56) if flipped is None else drawing(112, 56).transpose(flipped)
     header = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, *stored.size, 24, origin)
     (tmp_path / "a").write_bytes(header + stored.tobytes("raw", "BGR"))
@@ -218,7 +218,9 @@ def test_an_image_with_broken_exif_is_shown_as_stored(tmp_path: Path, file_forma
 
 
 def test_a_jpeg_whose_exif_pillow_refuses_is_shown_and_sent_without_it(tmp_path: Path) -> None:
-    resolution = struct.pack("<HHHI4sHHIHH", 2, 0x011A, 2, 1, b"7", 0x0128, 3, 1, 2, 0)  # one letter for a fraction
+    resolution = struct.pack(
+        "<HHHI4sHHIHH", 2, 0x011A, 2, 1, b"7", 0x0128, 3, 1, 2, 0
+    )  # a letter instead of a fraction
     refused = b"Exif\0\0II*\0\x08\0\0\0" + resolution + bytes(4)
     drawing(112, 56).save(tmp_path / "a", "JPEG", exif=refused)
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes().replace(b"JFIF", b"none"))
@@ -228,7 +230,7 @@ def test_a_jpeg_whose_exif_pillow_refuses_is_shown_and_sent_without_it(tmp_path:
     assert refused[6:] not in prepare(tmp_path, "a", BUDGET).jpeg
 
 
-def test_an_avif_whose_exif_is_none_is_shown(tmp_path: Path) -> None:
+def test_an_avif_with_invalid_exif_is_shown(tmp_path: Path) -> None:
     drawing(112, 56).save(tmp_path / "a", "AVIF", quality=95, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0")
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes().replace(b"II*\0", b"none"))
     check(tmp_path / "a", (112, 56))

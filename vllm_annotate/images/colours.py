@@ -1,4 +1,4 @@
-"""An opened image of any mode → 8-bit RGB."""
+"""Images of any mode → 8-bit RGB."""
 
 import math
 
@@ -9,30 +9,30 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffI
 
 from vllm_annotate.errors import ImageFailure
 
-# Grey PNGs below 8 bit: how Pillow stores them → by how much it multiplies their pixels, but not the clear shade.
+# Grey PNGs below 8 bit: raw mode → the factor by which Pillow multiplies their pixels, but not the transparent shade.
 MULTIPLIED = {"L;2": 85, "L;4": 17}
-ALPHA_OFTEN_LEFT_AT_0 = ("BMP", "ICO", "TGA")  # by programs that know no alpha
+ALPHA_OFTEN_LEFT_AT_0 = ("BMP", "ICO", "TGA")  # by programs without alpha support
 
 
 def decoded(image: ImageFile.ImageFile) -> ImageFile.ImageFile:
-    """The image with its pixels, and a PNG's clear colour (`info["transparency"]`) in the scale of these."""
+    """Decodes the image, and scales a PNG's transparent colour (`info["transparency"]`) like its pixels."""
     if isinstance(image, IcoImageFile) and isinstance(icon := image.ico.getimage(image.size), PngImageFile):
-        image = icon  # Pillow drops its clear colour
+        image = icon  # Pillow drops the transparent colour of a PNG in an ICO
     stored_as = image.tile[0].args if isinstance(image, PngImageFile) and image.tile else None
     image.load()
     clear = image.info.get("transparency")
     if stored_as in MULTIPLIED and isinstance(clear, int):
         image.info["transparency"] = clear * MULTIPLIED[stored_as]
     if stored_as == "RGB;16B" and isinstance(clear, tuple):
-        image.info["transparency"] = tuple(value >> 8 for value in clear)  # Pillow keeps the high bytes alone
+        image.info["transparency"] = tuple(value >> 8 for value in clear)  # Pillow keeps the high bytes only
     return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of decoded pixels, without what `convert("RGB")` alone gets wrong.
+    """Converts decoded pixels to 8-bit RGB, and avoids the errors of a plain `convert("RGB")`.
 
-    Alpha is laid on white (`convert` shows the colours hidden under it), 16-bit is scaled (`convert` clips it to
-    white), 32-bit and float are stretched from their own extremes (no other range is known).
+    Alpha is composited on white (`convert` shows the hidden colours), 16-bit is scaled (`convert` clips it to white),
+    32-bit and float are stretched between their extremes (their range is unknown).
     """
     if image.mode.startswith(("I", "F")):
         is_16_bit = image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I")
@@ -60,7 +60,7 @@ def _from_extremes(image: Image.Image) -> Image.Image:
     values = image.convert("F")
     low, high = values.getextrema()
     if not (isinstance(low, float) and isinstance(high, float) and math.isfinite(low) and math.isfinite(high)):
-        raise ImageFailure("unreadable", "float pixels that are not finite")
+        raise ImageFailure("unreadable", "the image has float pixels that are not finite")
     if low >= 0 and high <= 255 and image.mode == "I":
         low, high = 0.0, 255.0
     scale = 255 / (high - low) if high > low else 0

@@ -1,4 +1,4 @@
-"""An image's file: found inside the image root whatever its path and the links on it say, and read."""
+"""Reads image files, and only those inside the image root, whatever paths and links say."""
 
 import errno
 import os
@@ -15,9 +15,9 @@ from vllm_annotate.errors import ImageFailure
 from vllm_annotate.storage.locations import ImageRoot
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
-FOLDERS, FOLDER_SECONDS = 64, 2  # as many folders are known, and that long: they may be renamed or replaced meanwhile
+FOLDERS, FOLDER_SECONDS = 64, 2  # cached, and for how long: folders may be renamed or replaced
 
-# The file is at fault; any other error of the system (too many open files, a failing disk) is not the image's.
+# Errors of the file itself. Others (too many open files, a failing disk) are not the image's fault.
 FILE_ERRORS = {
     errno.ENOENT: "missing", errno.ENOTDIR: "missing", errno.ENAMETOOLONG: "missing", errno.ELOOP: "unreadable",
     errno.EACCES: "unreadable", errno.EPERM: "unreadable", errno.ENXIO: "unreadable", errno.EISDIR: "unreadable",
@@ -34,7 +34,7 @@ class OpenFile:
 
 
 def read_image(image_root: ImageRoot, image_path: str) -> bytes:
-    """The bytes of an image: neither none nor over MAX_FILE_BYTES, and from inside the root. Raises ImageFailure."""
+    """Returns the bytes of an image: 1 to MAX_FILE_BYTES, from inside the root. Raises ImageFailure."""
     if isinstance(image_root, Path):
         with opened_inside(image_root, image_path) as file:
             data = _read(file)
@@ -48,22 +48,22 @@ def read_image(image_root: ImageRoot, image_path: str) -> bytes:
 
 
 def _read(file: OpenFile) -> bytes:
-    """The content of a file, and of one that is too large a byte too many.
+    """Returns at most MAX_FILE_BYTES + 1 bytes of a file.
 
-    Not by a file object: each of its system calls hands the interpreter to another thread, and has to wait for it.
+    Not through a file object: each of its system calls releases the GIL and has to wait for it again.
     """
     size = min(file.size, MAX_FILE_BYTES + 1)
     data = os.read(file.descriptor, size)
-    while len(data) < size and (more := os.read(file.descriptor, size - len(data))):  # some give it in pieces
+    while len(data) < size and (more := os.read(file.descriptor, size - len(data))):  # a read may return less
         data += more
     return data
 
 
 @contextmanager
 def opened_inside(image_root: Path, image_path: str) -> Iterator[OpenFile]:
-    """The file of an image.
+    """Opens the file of an image.
 
-    Raises ImageFailure unless it is a regular file inside `image_root` after all links are followed.
+    Raises ImageFailure unless it is a regular file inside `image_root` after following links.
     """
     root = _real(image_root)
     try:
@@ -74,8 +74,8 @@ def opened_inside(image_root: Path, image_path: str) -> Iterator[OpenFile]:
         _check_inside(root, os.path.realpath(image_root / image_path))
         message = f"{error.strerror}: {image_path!r:.300} under {image_root}"
         raise ImageFailure(FILE_ERRORS[error.errno], message) from None
-    except ValueError as error:  # an embedded null byte, or a surrogate that no file name can hold
-        raise ImageFailure("missing", f"{image_path!r:.300} is no file name: {error}") from None
+    except ValueError as error:  # a null byte or a surrogate
+        raise ImageFailure("missing", f"{image_path!r:.300} is not a valid file name: {error}") from None
     try:
         yield file
     finally:
@@ -94,7 +94,7 @@ def _open_inside(root: str, image_path: str) -> OpenFile:
         _check_inside(root, real)
         _check_regular(os.lstat(real), image_path)
         return _opened(os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), real)
-    # O_PATH opens nothing yet: where it leads to is looked at before a FIFO or a device could notice.
+    # O_PATH does not open the target: it is checked before a FIFO or a device could notice.
     found = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         real = os.readlink(f"/proc/self/fd/{found}")  # noqa: PTH115 - a Path costs as much as the call
@@ -107,7 +107,7 @@ def _open_inside(root: str, image_path: str) -> OpenFile:
 
 def _check_inside(root: str, real: str) -> None:
     if real != root and not real.startswith(root.rstrip(os.sep) + os.sep):
-        raise ImageFailure("outside_root", f"{real} lies outside the image root {root}")
+        raise ImageFailure("outside_root", f"{real} is outside the image root {root}")
 
 
 def _check_regular(found: os.stat_result, image_path: str) -> None:
@@ -116,11 +116,11 @@ def _check_regular(found: os.stat_result, image_path: str) -> None:
 
 
 def _opened(descriptor: int, real: str) -> OpenFile:
-    return OpenFile(descriptor, real, os.fstat(descriptor).st_size)  # of what is open: it may have been replaced
+    return OpenFile(descriptor, real, os.fstat(descriptor).st_size)  # of the open file: the path may have been replaced
 
 
 class Folder:
-    """A folder, held open: of a plain file in it only the name need be looked up, in five system calls, not eight."""
+    """An open folder. Opening a plain file relative to it takes five system calls instead of eight."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -131,7 +131,7 @@ class Folder:
 
 
 def _open_in_folder(root: str, image_path: str) -> OpenFile | None:
-    """The file, if it is a plain one; None for whatever else, which `_open_inside` looks at closely."""
+    """Opens a plain file; returns None for anything else, which `_open_inside` checks."""
     if sys.platform != "linux":
         return None
     path, name = os.path.split(os.path.join(root, image_path))  # noqa: PTH118
@@ -153,6 +153,6 @@ def _folder(root: str, path: str, _period: int) -> Folder:
     return folder
 
 
-def let_go_of_folders() -> None:
-    """Closes the folders, which could not be unmounted otherwise."""
+def close_folders() -> None:
+    """Closes the cached folders: an open folder cannot be unmounted."""
     _folder.cache_clear()

@@ -1,4 +1,4 @@
-"""An image file → a checked, upright JPEG of exactly the size the model will see."""
+"""An image file → a checked, upright JPEG of the exact size that the model sees."""
 
 import io
 import math
@@ -19,47 +19,46 @@ from vllm_annotate.images.upright import Upright, upright
 from vllm_annotate.recipe.image_budget import ImageBudget
 from vllm_annotate.storage.locations import ImageRoot
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it warns; twice that it raises
+MAX_PIXELS = 89_478_485  # Pillow warns above this, and raises above twice this
 
-# What photographs and drawings come in. Named, because Pillow's list includes EPS, for which it runs Ghostscript on
-# whatever the file says.
+# An explicit list: Pillow's includes EPS, for which it runs Ghostscript on untrusted files.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO", "TGA")
 
-MOST_ASPECT = 200  # that Qwen's image processor takes
+MAX_ASPECT = 200  # of Qwen's image processor
 
 JPEG_END = b"\xff\xd9"
-END_BYTES = 64  # in which it stands, padding after it included
+END_BYTES = 64  # searched for it at the end of a file, which may have padding
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """What is sent, and the two sizes that tie its boxes to the file."""
+    """What is sent, and the two sizes that map its boxes to the file."""
 
-    jpeg: bytes  # empty where the server reads the file itself
+    jpeg: bytes  # empty if the server reads the file itself
     width: int  # of the upright image, pixels
     height: int
-    sent_width: int  # of the JPEG, pixels: the space the model answers in
+    sent_width: int  # of the JPEG, pixels: the space in which the model answers
     sent_height: int
-    file: str = ""  # the real path, where the server reads it
+    file: str = ""  # the real path, if the server reads it
 
     def url(self) -> bytes:
-        """What stands for the image in a request: file:///… or data:…, ASCII without quotes."""
+        """Returns the image's URL for a request: file:///… or data:…, ASCII without quotes."""
         if self.file:
             return Path(self.file).as_uri().encode()
         return b"data:image/jpeg;base64," + pybase64.b64encode(self.jpeg)
 
 
 def smart_resize(width: int, height: int, budget: ImageBudget) -> tuple[int, int]:
-    """(width, height) as Qwen's image processor would resize to: multiples of `factor` within the pixel budget.
+    """Returns (width, height) as in Qwen's image processor: multiples of `factor` within the pixel budget.
 
-    Follows `smart_resize` of transformers' `image_processing_qwen2_vl.py`, banker's rounding included, so that a
-    second pass on the server changes nothing. Raises ImageFailure above an aspect ratio of 200, as it does; rounding
-    to the factor can take a long image there, which the server would refuse.
+    Follows `smart_resize` in transformers' `image_processing_qwen2_vl.py`, including banker's rounding, so that a
+    second pass on the server changes nothing. Raises ImageFailure above an aspect ratio of 200, also if it is only
+    exceeded by rounding to the factor: the server would refuse that image.
     """
     factor = budget.factor
     size = f"{width}×{height} pixels"
-    if max(width, height) > MOST_ASPECT * min(width, height):
-        raise ImageFailure("unreadable", f"{size}: the aspect ratio is over {MOST_ASPECT}, crop the image")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageFailure("unreadable", f"{size}: the aspect ratio is over {MAX_ASPECT}; crop the image")
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > budget.max_pixels:
         scale = math.sqrt(width * height / budget.max_pixels)
@@ -69,23 +68,23 @@ def smart_resize(width: int, height: int, budget: ImageBudget) -> tuple[int, int
         scale = math.sqrt(budget.min_pixels / (width * height))
         new_height = math.ceil(height * scale / factor) * factor
         new_width = math.ceil(width * scale / factor) * factor
-    if max(new_width, new_height) > MOST_ASPECT * min(new_width, new_height):
+    if max(new_width, new_height) > MAX_ASPECT * min(new_width, new_height):
         resized = f"{size}, resized to {new_width}×{new_height}"
-        raise ImageFailure("unreadable", f"{resized}: the aspect ratio is over {MOST_ASPECT}, crop the image")
+        raise ImageFailure("unreadable", f"{resized}: the aspect ratio is over {MAX_ASPECT}; crop the image")
     return new_width, new_height
 
 
 def prepare(
     image_root: ImageRoot, image_path: str, budget: ImageBudget, *, server_reads: bool = False
 ) -> PreparedImage:
-    """Reads, checks, turns and resizes one image; CPU-bound, so call it off the event loop.
+    """Reads, checks, turns and resizes one image. CPU-bound: call it off the event loop.
 
-    Where the server reads files of the image root itself, those that need no change are not read here. Raises
+    If the server reads files of the image root itself, files that need no change are not read here. Raises
     ImageFailure of kind missing, outside_root, unreadable or too_large.
     """
     _set_up_pillow()
     if server_reads and isinstance(image_root, Path):
-        with suppress(Exception):  # whatever is wrong with it is found out, and told, below
+        with suppress(Exception):  # the code below raises the cause
             if (named := _prepare_by_name(image_root, image_path, budget)) is not None:
                 return named
     with _opened(image_root, image_path) as (image, data):
@@ -95,9 +94,9 @@ def prepare(
 def thumbnail(
     image_root: ImageRoot, image_path: str, side: int, max_bytes: int = 20_000
 ) -> tuple[bytes, tuple[int, int]]:
-    """A JPEG of the upright image and its size, no side over `side` pixels; coarser where it is over `max_bytes`.
+    """Returns a JPEG of the upright image, no side over `side` pixels, and its size.
 
-    Raises ImageFailure as `prepare` does.
+    Lowers the quality to stay within `max_bytes`. Raises ImageFailure as `prepare` does.
     """
     _set_up_pillow()
     with _opened(image_root, image_path) as (image, _):
@@ -115,15 +114,15 @@ def thumbnail(
 
 @cache
 def _set_up_pillow() -> None:
-    Image.init()  # registers all formats; `open` alone registers some, and fails on a name it has not met
-    # What Pillow warns about decodes anyway, raises later, or is checked here: no news in a run of a million files.
+    Image.init()  # registers all formats; `open` registers only some, and fails on other names
+    # Images that Pillow warns about decode anyway, raise later, or are checked here: no noise in a large run.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @contextmanager
 def _opened(image_root: ImageRoot, image_path: str) -> Iterator[tuple[ImageFile.ImageFile, bytes]]:
-    """An image and its file's bytes. What goes wrong with it while the context lasts is an ImageFailure."""
+    """Opens an image; gives it and the file's bytes. Errors inside the context become an ImageFailure."""
     data = read_image(image_root, image_path)
     try:
         with _open(data) as image:
@@ -131,10 +130,10 @@ def _opened(image_root: ImageRoot, image_path: str) -> Iterator[tuple[ImageFile.
     except Image.DecompressionBombError as error:
         raise ImageFailure("too_large", f"{error}: shrink the image") from None
     except UnidentifiedImageError:
-        raise ImageFailure("unreadable", f"{len(data)} bytes that are no image Pillow knows") from None
+        raise ImageFailure("unreadable", f"the file ({len(data)} bytes) is not an image that Pillow supports") from None
     except ImageFailure:
         raise
-    except Exception as error:  # decoders raise whatever hostile bytes lead them to; no image may stop a run
+    except Exception as error:  # decoders can raise anything on hostile bytes; no image may stop a run
         raise ImageFailure("unreadable", f"cannot be decoded: {str(error) or repr(error):.300}") from None
 
 
@@ -144,14 +143,14 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     except (UnidentifiedImageError, ValueError):
         if b"Exif" not in data:
             raise
-    # Some broken EXIF is enough for Pillow to refuse a JPEG, and for libavif an AVIF: read as if it were none.
+    # Pillow refuses JPEGs, and libavif AVIFs, with some kinds of broken EXIF: ignore it.
     image = Image.open(io.BytesIO(data.replace(b"Exif", b"none")), formats=FORMATS)
-    image.info["exif"] = b""  # the file has it, and is not sent with it
+    image.info["exif"] = b""  # so that the file is re-encoded, without its EXIF
     return image
 
 
 def _prepare_by_name(image_root: Path, image_path: str, budget: ImageBudget) -> PreparedImage | None:
-    """The image by its header and its end, if it can be sent as it is."""
+    """Returns the image from its header and its end, if it can be sent unchanged; else None."""
     with (
         opened_inside(image_root, image_path) as opened,
         os.fdopen(opened.descriptor, "rb", closefd=False) as file,
@@ -187,12 +186,12 @@ def _prepare(image: ImageFile.ImageFile, data: bytes, budget: ImageBudget) -> Pr
 
 
 def _can_be_sent(shown: Upright, size: tuple[int, int]) -> bool:
-    """Whether nothing need be changed, by the header. EXIF must: where a picture was taken is nobody's business."""
+    """Whether the header allows sending the file unchanged. EXIF does not: it can contain the location."""
     image = shown.image
-    as_asked = image.size == size and image.format == "JPEG" and image.mode == "RGB" and shown.turn is None
-    return as_asked and "exif" not in image.info
+    unchanged = image.size == size and image.format == "JPEG" and image.mode == "RGB" and shown.turn is None
+    return unchanged and "exif" not in image.info
 
 
 def _is_whole(jpeg: bytes) -> bool:
-    """Whether a JPEG ends as one does, which costs nothing to see; what decodes all the same may end otherwise."""
+    """Whether a JPEG has its end marker, a cheap check. Some JPEGs without it decode too."""
     return jpeg[-END_BYTES:].rstrip(b"\0\r\n ").endswith(JPEG_END)

@@ -1,4 +1,4 @@
-"""An opened image, turned the way viewers show it."""
+"""Images, turned the way viewers show them."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from vllm_annotate.images.colours import decoded, to_rgb
 
-# EXIF orientation (tag 274) → what turns the stored image upright.
+# EXIF orientation (tag 274) → the transposition that makes the stored image upright.
 ORIENTATION_TAG = 274
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -20,12 +20,12 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDEWAYS = {UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}  # width and height change places
+SIDEWAYS = {UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}  # these swap width and height
 
 
 @dataclass(frozen=True)
 class Upright:
-    """An image and what is still to be done to its pixels. A JPEG may not have been decoded yet."""
+    """An image and the turn that its pixels still need. A JPEG may not be decoded yet."""
 
     image: ImageFile.ImageFile
     turn: Image.Transpose | None
@@ -33,7 +33,7 @@ class Upright:
     height: int
 
     def resized(self, size: tuple[int, int]) -> Image.Image:
-        """The upright image in 8-bit RGB, as (width, height) `size`."""
+        """Returns the upright image in 8-bit RGB, resized to `size` (width, height)."""
         stored_size = size[::-1] if self.turn in SIDEWAYS else size
         # Large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size, never below the target: at 12 MP 104 ms, not 512.
         self.image.draft(None, stored_size)
@@ -45,10 +45,10 @@ class Upright:
 
 
 def upright(image: ImageFile.ImageFile) -> Upright:
-    """What turns the image upright, and how large it is then.
+    """Returns the image with the turn that it needs and its upright size.
 
-    A JPEG's header tells. All others are decoded first: Pillow turns a TIFF while it decodes it, and a PNG may have its
-    orientation at its end.
+    For a JPEG the header is enough. All others are decoded first: Pillow turns a TIFF while decoding, and a PNG may
+    have its orientation at the end.
     """
     if isinstance(image, TiffImageFile):
         _drop_other_tags(image)
@@ -59,8 +59,8 @@ def upright(image: ImageFile.ImageFile) -> Upright:
 
 
 def _drop_other_tags(image: TiffImageFile) -> None:
-    """Leaves Pillow nothing but the orientation to read while it decodes; what else is broken would fail the image."""
-    with suppress(Exception):  # it raises once, and gives what it could read after that
+    """Removes all tags but the orientation: Pillow reads them while decoding, and a broken one would fail the image."""
+    with suppress(Exception):  # the first call raises, the next returns what could be read
         image.getexif()
     exif = image.getexif()
     for tag in set(exif) - {ORIENTATION_TAG}:
@@ -71,5 +71,5 @@ def _drop_other_tags(image: TiffImageFile) -> None:
 def _turn(image: ImageFile.ImageFile) -> Image.Transpose | None:
     try:
         return UPRIGHT.get(image.getexif().get(ORIENTATION_TAG, 1))
-    except Exception:  # broken EXIF in a readable image: viewers show it as stored, and so do we
+    except Exception:  # broken EXIF in a readable image: shown as stored, as viewers do
         return None

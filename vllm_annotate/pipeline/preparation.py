@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vllm_annotate.images.files import let_go_of_folders
+from vllm_annotate.images.files import close_folders
 from vllm_annotate.images.prepare import PreparedImage, prepare
 from vllm_annotate.inference.pool import Pool
 from vllm_annotate.inputs.rows import Row
@@ -80,7 +80,7 @@ class Preparation:
     def close(self) -> None:
         """Ends the threads; what waits for one is not begun."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        let_go_of_folders()
+        close_folders()
 
     async def begin(self, rows: deque[Row]) -> list[Begun]:
         """Takes rows from the left, once there is room for them. `let_go` is to follow for each."""
