@@ -1,4 +1,4 @@
-"""What boxes are checked for."""
+"""Checks of boxes."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from vllm_annotate.grounding.box_checks import Object, check_box, check_objects
         ([0.1, 0.1, 0.5, 0.9], None, ["unit_coordinates", "degenerate"]),
     ],
 )
-def test_a_box_is_mended_left_out_or_flagged(box: list[float], expected: list[int] | None, flags: list[str]) -> None:
+def test_a_box_is_corrected_removed_or_flagged(box: list[float], expected: list[int] | None, flags: list[str]) -> None:
     assert check_box(box, (280, 560), unit=False) == (expected, flags)
 
 
@@ -27,13 +27,13 @@ def named(*boxes: list[int], name: str = "x") -> list[Object]:
     return [{"name": name, "bbox": box} for box in boxes]
 
 
-def test_an_exact_duplicate_is_left_out_and_a_near_one_is_flagged() -> None:
+def test_an_exact_duplicate_is_removed_and_a_near_one_is_flagged() -> None:
     kept, flags = check_objects(named([0, 0, 500, 500], [0, 0, 500, 500], [0, 0, 500, 505]))
     assert [item["bbox"] for item in kept] == [[0, 0, 500, 500], [0, 0, 500, 505]]
     assert flags == {"duplicate", "near_duplicate"}
 
 
-def test_two_names_for_one_place_are_no_duplicates() -> None:
+def test_two_names_for_one_box_are_not_duplicates() -> None:
     objects = named([0, 0, 500, 500], name="man") + named([0, 0, 500, 500], name="person")
     assert check_objects(objects) == (objects, set())
 
@@ -43,7 +43,7 @@ def test_a_box_of_the_whole_image_is_flagged() -> None:
     assert check_objects(named([0, 0, 1000, 940]))[1] == set()
 
 
-def test_marching_boxes_are_flagged_and_a_row_of_windows_of_three_is_not() -> None:
+def test_boxes_in_equal_steps_are_flagged_but_three_are_not() -> None:
     marching = [[100 * n, 10, 100 * n + 50, 60] for n in range(4)]
     assert check_objects(named(*marching))[1] == {"progression"}
     assert check_objects(named(*marching[:3]))[1] == set()

@@ -1,4 +1,4 @@
-"""Model text → rationale and boxes 0–1000, for every family and every disease."""
+"""Model text → rationale and boxes 0–1000, for every family and every kind of bad text."""
 
 import contextlib
 import json
@@ -24,13 +24,13 @@ def parse(text: str, family: Family = QWEN, **options: Any) -> Annotation:
     return parse_answer(text, family, 280, 560, **options)
 
 
-def test_a_clean_answer_keeps_its_words_and_gets_boxes_of_1000() -> None:
+def test_a_clean_answer_keeps_its_text_and_gets_boxes_0_to_1000() -> None:
     annotation = parse(json.dumps(CLEAN, ensure_ascii=False))
     assert annotation == Annotation("一只猫在左边。", [{"name": "猫", "bbox": [100, 100, 1000, 750]}], [], "json")
 
 
 def outcome(case: Ugly) -> tuple[str, Annotation | None]:
-    """`right`, `flagged` (not right, but it says so) or `wrong` (not right, and passed off as clean)."""
+    """Returns `right`, `flagged` (not right, but flagged) or `wrong` (not right, and not flagged)."""
     try:
         annotation = parse_answer(case.text, FAMILIES[case.family], WIDTH, HEIGHT, truncated=case.truncated)
     except UnparsableAnswer:
@@ -41,7 +41,7 @@ def outcome(case: Ugly) -> tuple[str, Annotation | None]:
     return ("flagged" if annotation.flags else "wrong"), annotation
 
 
-def test_of_the_ugly_answers_19_in_20_are_read_right_and_none_is_wrong_in_silence() -> None:
+def test_19_in_20_bad_texts_are_parsed_right_and_none_is_wrong_without_a_flag() -> None:
     cases = corpus()
     outcomes = {case.disease: outcome(case) for case in cases}
     for disease, (verdict, annotation) in outcomes.items():
@@ -62,11 +62,11 @@ def test_of_the_ugly_answers_19_in_20_are_read_right_and_none_is_wrong_in_silenc
         ("<ref>cat</ref><box>[[1, 2, 300, 400]]</box>", "tags"),
     ],
 )
-def test_the_stage_that_succeeded_is_told(text: str, stage: str) -> None:
+def test_the_stage_that_succeeded_is_reported(text: str, stage: str) -> None:
     assert parse(text).stage == stage
 
 
-def test_a_truncated_answer_loses_its_last_object_and_says_so() -> None:
+def test_a_truncated_answer_loses_its_last_object_and_is_flagged() -> None:
     objects = [{"bbox_2d": [n, n, n + 50, n + 50], "label": f"{n}"} for n in (10, 100)]
     annotation = parse(json.dumps({"objects": objects}), truncated=True)
     assert [item["name"] for item in annotation.objects] == ["10"]
@@ -92,7 +92,7 @@ def test_a_truncated_answer_loses_its_last_object_and_says_so() -> None:
         ("Qwen/Qwen2.5-7B-Instruct", None),
     ],
 )
-def test_auto_knows_a_family_by_the_models_name_and_does_not_guess(model: str, family: str | None) -> None:
+def test_auto_finds_the_family_in_the_models_name_and_does_not_guess(model: str, family: str | None) -> None:
     if family is not None:
         assert resolve_family("auto", model).name == family
         return
@@ -102,7 +102,7 @@ def test_auto_knows_a_family_by_the_models_name_and_does_not_guess(model: str, f
 
 
 def native(family: Family, box: list[float], size: tuple[int, int]) -> list[float]:
-    """A box in shares of the image → as a perfect model of the family writes it."""
+    """Returns a box in shares of the image as a perfect model of the family writes it."""
     across, down = family.denominators(*size)
     numbers = [share * scale for share, scale in zip(box, (across, down, across, down), strict=True)]
     rounded: list[float] = [round(n, 3) for n in numbers] if family.space == "unit" else [round(n) for n in numbers]
@@ -134,13 +134,13 @@ def test_boxes_make_the_round_trip_through_every_familys_native_text(
     if family.name in TAG_FORMS:
         texts.append(TAG_FORMS[family.name].format(*native(family, [x1, y1, x2, y2], (width, height)), name="猫"))
     across, down = family.denominators(width, height)
-    # Ours rounds to the nearest thousandth, the family to the nearest step of its own.
+    # We round to thousandths, the family to its own steps.
     costs = [0.5 / across, 0.5 / down] * 2 if family.space != "unit" else [0.0005] * 4
     for text in texts:
         try:
             annotation = parse_answer(text, family, width, height)
         except UnparsableAnswer:
-            assert min(x2 - x1, y2 - y1) < 0.005 + 2 * max(costs) + 0.001, "only the degenerate may be left out"
+            assert min(x2 - x1, y2 - y1) < 0.005 + 2 * max(costs) + 0.001, "only degenerate boxes may be removed"
             continue
         assert annotation.objects[0]["name"] == "猫"
         for ours, exact, cost in zip(annotation.objects[0]["bbox"], (x1, y1, x2, y2), costs, strict=True):
@@ -177,7 +177,7 @@ pieces = st.lists(
 HOSTILE = {"text": st.text(), "pieces": pieces, "json": json_like.map(json.dumps), "python": json_like.map(repr)}
 
 
-@pytest.mark.parametrize("kind", HOSTILE)  # tests of their own, which processes can share
+@pytest.mark.parametrize("kind", HOSTILE)  # separate tests, so that they run in parallel
 @settings(max_examples=HOSTILE_EXAMPLES)
 @given(data=st.data(), family=st.sampled_from(sorted(FAMILIES)), truncated=st.booleans())
 @pytest.mark.timeout(3600)
@@ -185,12 +185,12 @@ def test_no_text_raises_anything_but_unparsable(kind: str, data: st.DataObject, 
     assert_nothing_else_is_raised(data.draw(HOSTILE[kind]), family, truncated)
 
 
-def test_nor_does_one_on_which_an_assertion_of_json_repair_fails() -> None:
+def test_a_text_that_fails_an_assertion_of_json_repair_raises_nothing_else() -> None:
     assert_nothing_else_is_raised("{“```json0```", "deepseek-vl2", truncated=False)
 
 
 def assert_nothing_else_is_raised(text: str, family: str, truncated: bool) -> None:
-    """Parses the text; what is found lies in the image."""
+    """Parses the text, and checks that all boxes are inside the image."""
     try:
         annotation = parse_answer(text, FAMILIES[family], 1000, 700, truncated=truncated)
     except UnparsableAnswer:

@@ -1,4 +1,4 @@
-"""Counts over answers, whatever stands in them."""
+"""Counts over answers with any content."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ anything: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-def test_an_answer_is_counted_by_what_it_holds() -> None:
+def test_an_answer_is_counted_by_its_content() -> None:
     quality = Quality()
     quality.add(ANSWER)
     quality.add({"objects": [], "annotations_error": True})
@@ -29,7 +29,7 @@ def test_an_answer_is_counted_by_what_it_holds() -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["objects", "flags", "parse_stage", "attempts", "annotations_error"]), anything))
-def test_no_row_of_another_program_stops_a_merge(row: dict[str, Any]) -> None:
+def test_a_row_of_another_program_does_not_stop_a_merge(row: dict[str, Any]) -> None:
     quality = Quality()
     for _ in range(2):
         quality.add(row)
@@ -38,7 +38,7 @@ def test_no_row_of_another_program_stops_a_merge(row: dict[str, Any]) -> None:
     assert quality.summary()["names"]["cat"] == 2
 
 
-def test_a_box_of_other_numbers_than_ours_is_no_annotation() -> None:
+def test_a_box_with_other_numbers_than_ours_is_not_an_annotation() -> None:
     for bbox in ([0.5, 0, 1, 1], [0, 0, 1, float("nan")], [0, 0, True, 1], [0, 0, 1, 10**400], [0, 0, 1]):
         quality = Quality()
         quality.add({"objects": [{"name": "x", "bbox": bbox}]})

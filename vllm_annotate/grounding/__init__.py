@@ -1,1 +1,1 @@
-"""A model's text → rationale and boxes, checked and counted."""
+"""Model text → rationale and boxes, checked and counted."""

@@ -1,4 +1,4 @@
-"""What one try gave: its text, what could be read from it, whether it is worth another try, and its fields in a row."""
+"""The answer of one attempt: its text, its annotation, whether to re-ask, and its fields in a row."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,30 +10,30 @@ from vllm_annotate.recipe.families import Family
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's text and its annotation, if it holds one."""
+    """A model's text and its annotation, if it contains one."""
 
     text: str
     annotation: Annotation | None
-    whole: bool  # the model ended it by itself
+    whole: bool  # the model stopped by itself
 
     @property
     def is_loop(self) -> bool:
-        """Whether its boxes march on as loops write them."""
+        """Whether its boxes progress in equal steps, as in a loop."""
         return self.annotation is not None and "progression" in self.annotation.flags
 
     @property
     def is_good(self) -> bool:
-        """Whether another try is not worth its cost."""
+        """Whether there is no need to re-ask."""
         return self.annotation is not None and self.whole and not self.is_loop
 
     def rank(self) -> tuple[bool, bool, bool, int]:
-        """Orders the tries of one image: the better one is the greater."""
+        """Returns a key to compare attempts for one image: better is greater."""
         flags = len(self.annotation.flags) if self.annotation else 0
         return self.annotation is not None, self.whole, not self.is_loop, -flags
 
 
 def read_answer(text: str, family: Family, sent_size: tuple[int, int], *, whole: bool) -> Answer:
-    """Reads a text of a model of `family` that saw an image of `sent_size` (width, height) pixels."""
+    """Parses the text of a model of `family` that saw an image of `sent_size` (width, height) pixels."""
     try:
         return Answer(text, parse_answer(text, family, *sent_size, truncated=not whole), whole)
     except UnparsableAnswer:
@@ -41,7 +41,7 @@ def read_answer(text: str, family: Family, sent_size: tuple[int, int], *, whole:
 
 
 def answer_fields(answer: Answer, attempts: int = 1) -> dict[str, Any]:
-    """The fields that an answer adds to its row; those that have nothing to say are left out."""
+    """Returns the fields that an answer adds to its row, without those that have their default."""
     annotation = answer.annotation
     if annotation is None:
         fields: dict[str, Any] = {"annotations": None, "objects": [], "annotations_error": True}

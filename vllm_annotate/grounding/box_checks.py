@@ -1,4 +1,4 @@
-"""What boxes are checked for: put right where that is safe, left out where nothing is left of them, flagged always."""
+"""Checks of boxes: each flags what it finds, and some correct or remove the box (FLAGS says which)."""
 
 from itertools import pairwise
 from typing import TypedDict
@@ -39,7 +39,10 @@ class Object(TypedDict):
 
 
 def check_box(box: list[float], size: tuple[float, float], *, unit: bool) -> tuple[list[int] | None, list[str]]:
-    """[x1, y1, x2, y2] in a space of `size` (width, height) → integers 0–1000, or None if degenerate; and the flags."""
+    """Returns a box [x1, y1, x2, y2] in a space of `size` (width, height) as integers 0–1000, and its flags.
+
+    The box is None if it is degenerate.
+    """
     flags = []
     x1, y1, x2, y2 = box
     if not unit and max(box) <= 1:
@@ -58,7 +61,7 @@ def check_box(box: list[float], size: tuple[float, float], *, unit: bool) -> tup
 
 
 def check_objects(objects: list[Object]) -> tuple[list[Object], set[str]]:
-    """The objects without exact duplicates, and the flags that speak of several objects or of a box's size."""
+    """Returns the objects without exact duplicates, and the flags about several objects or a box's size."""
     flags: set[str] = set()
     kept: list[Object] = []
     boxes_by_name: dict[str, list[list[int]]] = {}
@@ -80,7 +83,7 @@ def check_objects(objects: list[Object]) -> tuple[list[Object], set[str]]:
 
 
 def iou(a: list[int], b: list[int]) -> float:
-    """Intersection over union of two boxes [x1, y1, x2, y2] that are not empty."""
+    """Returns the intersection over union of two boxes [x1, y1, x2, y2] that are not empty."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
         return 0.0
@@ -89,7 +92,7 @@ def iou(a: list[int], b: list[int]) -> float:
 
 
 def _is_progression(objects: list[Object]) -> bool:
-    """Whether boxes of one size follow one another in equal steps, give or take the rounding."""
+    """Whether boxes of one size follow each other in equal steps, apart from rounding."""
     run = 1
     previous_step: tuple[int, int] | None = None
     for before, after in pairwise(item["bbox"] for item in objects):

@@ -1,4 +1,4 @@
-"""Model text → rationale and boxes 0–1000 of the upright image. Pure functions; no text may crash them."""
+"""Model text → rationale and boxes 0–1000 of the upright image. Pure functions that no text can crash."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from vllm_annotate.recipe.families import Family
 Stage = Literal["json", "repaired", "tags"]
 
 FULL_WIDTH = str.maketrans("“”：，［］｛｝", '"":,[]{}')
-MAX_ANSWER_CHARS = 12_000  # json-repair is worse than quadratic on some texts; no honest answer is this long
+MAX_ANSWER_CHARS = 12_000  # json-repair is worse than quadratic on some texts; no good answer is this long
 
 BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "box")
 NAME_KEYS = ("label", "name")
@@ -26,7 +26,7 @@ BOX_TAG = (
     r"(?:<box>|<\|det\|>|<\|box_start\|>|<\|begin_of_box\|>)(?P<box>[^<>]{0,2000})"
     r"(?:</box>|<\|/det\|>|<\|box_end\|>|<\|end_of_box\|>)"
 )
-# vLLM leaves special tokens out of the text; of Qwen2-VL's boxes this is what remains.
+# Qwen2-VL's boxes after vLLM has removed the special tokens.
 BARE_BOX = r"(?P<bare>\(\s*\d+\s*,\s*\d+\s*\)\s*,\s*\(\s*\d+\s*,\s*\d+\s*\))"
 TAGS = re.compile(f"{NAME_TAG}|{BOX_TAG}|{BARE_BOX}")
 WHOLE_END = re.compile(r"[\]}](?:\s|`)*\Z")
@@ -34,7 +34,7 @@ WHOLE_END = re.compile(r"[\]}](?:\s|`)*\Z")
 
 @dataclass(frozen=True)
 class Annotation:
-    """What an answer says: boxes are integers 0–1000 with x1 < x2 and y1 < y2."""
+    """A parsed answer. Boxes are integers 0–1000 with x1 < x2 and y1 < y2."""
 
     rationale: str
     objects: list[Object]
@@ -45,14 +45,14 @@ class Annotation:
 def parse_answer(
     text: str, family: Family, sent_width: int, sent_height: int, *, truncated: bool = False
 ) -> Annotation:
-    """The annotation in an answer of a model of `family` that saw a `sent_width` × `sent_height` image.
+    """Parses the answer of a model of `family` that saw a `sent_width` × `sent_height` image.
 
-    Tries strict JSON, mended JSON, then the tags that families write. Of a truncated answer the last object is left
-    out, for its numbers may be cut. Raises UnparsableAnswer when no stage finds a list of objects with a usable one.
+    Tries strict JSON, repaired JSON, then the tags that families write. The last object of a truncated answer is
+    removed: its numbers may be cut. Raises UnparsableAnswer if no stage finds a list with a usable object.
     """
     text = _without_thinking(text[:MAX_ANSWER_CHARS])
     size = family.denominators(sent_width, sent_height)
-    reason = "it holds no list of objects"
+    reason = "the text contains no list of objects"
     for stage, rationale, items in _readings(text):
         cut = truncated or (stage == "repaired" and _looks_cut(text))
         annotation = _annotation(rationale, items[:-1] if cut else items, family, size, stage, cut=cut)
@@ -63,12 +63,12 @@ def parse_answer(
 
 
 def _without_thinking(text: str) -> str:
-    """The text after the reasoning, with or without its opening tag: a brace in it must not be taken for the answer."""
+    """Returns the text after the reasoning, which may lack its opening tag and may contain braces."""
     return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def is_clean(text: str) -> bool:
-    """Whether the text is JSON as it stands, with nothing to mend."""
+    """Whether the text is valid JSON, without repair."""
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -77,7 +77,7 @@ def is_clean(text: str) -> bool:
 
 
 def _readings(text: str) -> Iterator[tuple[Stage, str, list[Any]]]:
-    """Each way to read the text that finds a list of objects: its stage, the rationale, the objects as written."""
+    """Yields stage, rationale and objects (as written) for each stage that finds a list of objects."""
     try:
         strict = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -93,7 +93,7 @@ def _readings(text: str) -> Iterator[tuple[Stage, str, list[Any]]]:
 
 
 def _looks_cut(text: str) -> bool:
-    """Whether JSON that had to be mended breaks off: it does not end in a bracket, and brackets are left open."""
+    """Whether repaired JSON breaks off: it does not end in a bracket, and brackets are open."""
     opened, closed = (sum(map(text.count, brackets)) for brackets in ("{[", "}]"))
     return opened > closed and not WHOLE_END.search(text)
 
@@ -101,12 +101,12 @@ def _looks_cut(text: str) -> bool:
 def _repaired(text: str) -> Any:
     try:
         return json_repair.loads(text)
-    except Exception:  # on hostile text json-repair raises what it never announces: AssertionError, RecursionError, …
+    except Exception:  # on hostile text json-repair raises undocumented exceptions: AssertionError, RecursionError, …
         return None
 
 
 def _find_objects(value: Any, depth: int = 0) -> tuple[str, list[Any]] | None:
-    """Rationale and list of objects in a JSON value: where they belong, or else wherever a list of boxes is."""
+    """Returns rationale and objects of a JSON value: in their place, else from wherever a list of boxes is."""
     if isinstance(value, list):
         boxed = any(isinstance(item, dict) and any(key in item for key in BOX_KEYS) for item in value)
         return ("", value) if boxed else None
@@ -124,7 +124,10 @@ def _find_objects(value: Any, depth: int = 0) -> tuple[str, list[Any]] | None:
 
 
 def _in_tags(text: str) -> Iterator[dict[str, Any]]:
-    """Objects in `<ref>name</ref><box>…</box>` and its relatives; without a name tag, what stands before on a line."""
+    """Yields objects in `<ref>name</ref><box>…</box>` and similar tags.
+
+    Without a name tag, the name is the text before the box on its line.
+    """
     name, end = "", 0
     for match in TAGS.finditer(text):
         if match["name"] is not None:
@@ -154,7 +157,7 @@ def _annotation(
 
 
 def _object(item: Any, family: Family, size: tuple[float, float]) -> tuple[Object | None, list[str]]:
-    """One object in our form, or None when it has no usable box; and the flags of what was wrong with it."""
+    """Returns an object in our form, or None if it has no usable box, and its flags."""
     if not isinstance(item, dict):
         return None, ["malformed_object"]
     name = _clean(next((item[key] for key in NAME_KEYS if isinstance(item.get(key), str)), "").strip())
@@ -170,12 +173,12 @@ def _object(item: Any, family: Family, size: tuple[float, float]) -> tuple[Objec
 
 
 def _numbers(box: Any) -> list[float] | None:
-    """Four finite numbers from [a, b, c, d], [[a, b], [c, d]], or the like with numbers as text; else None."""
+    """Returns four finite numbers from [a, b, c, d] or [[a, b], [c, d]], which may be text; else None."""
     if isinstance(box, list) and box and isinstance(box[0], list) and all(isinstance(corner, list) for corner in box):
         box = [value for corner in box for value in corner]
     if not isinstance(box, list) or len(box) != 4:
         return None
-    if all(type(v) is int for v in box) and max(box) < 1e9 and min(box) > -1e9:  # as it should be: the fast way out
+    if all(type(v) is int for v in box) and max(box) < 1e9 and min(box) > -1e9:  # the usual case, fast
         return box
     numbers = [float(v) if isinstance(v, str) and NUMBER_TEXT.fullmatch(v) else v for v in box]
     fine = (isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in numbers)  # NaN fails too
@@ -183,5 +186,5 @@ def _numbers(box: Any) -> list[float] | None:
 
 
 def _clean(text: str) -> str:
-    """`text` without lone surrogates, which JSON can escape and no UTF-8 file can hold."""
+    """Replaces lone surrogates, which JSON can escape but UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")

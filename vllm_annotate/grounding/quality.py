@@ -1,10 +1,10 @@
-"""What answers look like as a whole: how they could be read, what was flagged, what they name and where."""
+"""Statistics of answers: how they were parsed, their flags, names and positions."""
 
 from collections import Counter
 from typing import Any
 
-MOST_ANSWERS = 100_000  # looked at in one run: enough for any share, and a second or two of work
-MOST_NAMES = 20
+MAX_ANSWERS = 100_000  # counted per run: enough for any share, in a second or two
+MAX_NAMES = 20
 
 
 def _is_object(item: Any) -> bool:
@@ -14,7 +14,7 @@ def _is_object(item: Any) -> bool:
 
 
 def _is_ours(row: dict[str, Any]) -> bool:
-    """Whether the fields that are counted are as a run writes them: others write to outputs, too."""
+    """Whether the counted fields are as a run writes them: other programs may have edited the output."""
     objects, flags = row.get("objects"), row.get("flags", [])
     return (
         isinstance(objects, list)
@@ -27,7 +27,7 @@ def _is_ours(row: dict[str, Any]) -> bool:
 
 
 class Quality:
-    """Counts over answered rows, as they stand in the output."""
+    """Counts over answered rows of an output."""
 
     def __init__(self) -> None:
         self.answers = 0
@@ -36,16 +36,16 @@ class Quality:
         self._attempts: Counter[int] = Counter()
         self._objects: Counter[int] = Counter()
         self._names: Counter[str] = Counter()
-        self._areas: Counter[str] = Counter()  # by the centre of the box, on a 3 × 3 grid
+        self._areas: Counter[str] = Counter()  # of the box's centre, on a 3 × 3 grid
         self._share = 0.0
 
     @property
     def is_full(self) -> bool:
-        """Whether enough answers were looked at."""
-        return self.answers >= MOST_ANSWERS
+        """Whether enough answers were counted."""
+        return self.answers >= MAX_ANSWERS
 
     def add(self, row: dict[str, Any]) -> None:
-        """Looks at one row of the output; one that was edited into something else counts as failed."""
+        """Counts a row of the output. A row edited into something else counts as failed."""
         self.answers += 1
         if not _is_ours(row):
             self._stages["failed"] += 1
@@ -62,7 +62,7 @@ class Quality:
             self._share += (x2 - x1) * (y2 - y1) / 1_000_000
 
     def summary(self) -> dict[str, Any]:
-        """Counts of answers by stage, flag, tries and number of objects; of objects by name and area."""
+        """Returns counts of answers by stage, flag, attempts and number of objects; of objects by name and area."""
         objects = sum(number * count for number, count in self._objects.items())
         return {
             "answers": self.answers,
@@ -71,7 +71,7 @@ class Quality:
             "attempts": {str(number): count for number, count in sorted(self._attempts.items())},
             "objects": objects,
             "objects_an_image": {str(number): count for number, count in sorted(self._objects.items())},
-            "names": dict(self._names.most_common(MOST_NAMES)),
+            "names": dict(self._names.most_common(MAX_NAMES)),
             "distinct_names": len(self._names),
             "areas": dict(self._areas.most_common()),
             "mean_box_share": round(self._share / objects, 4) if objects else 0.0,
