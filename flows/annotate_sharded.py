@@ -26,7 +26,7 @@ from vllm_annotate.report.summary import sentence
 from vllm_annotate.results.shards import shards_begun, shards_left
 from vllm_annotate.storage.atomic import explained
 from vllm_annotate.storage.locations import ImageRoot, Location, name_of, run_name
-from vllm_annotate.storage.shard import MOST_SHARDS, Shard
+from vllm_annotate.storage.shard import MAX_SHARDS, Shard
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
@@ -43,7 +43,7 @@ async def annotate_sharded(
     input: Location,  # noqa: A002 - as annotate_images calls it
     image_root: Location,
     output: Location,
-    shards: Annotated[int, Field(ge=1, le=MOST_SHARDS)],
+    shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)],
     at_once: Annotated[int, Field(ge=0)] = 0,
     shard_retries: Annotated[int, Field(ge=0, le=100)] = 2,
     deployment: str = "annotate-images/shard",

@@ -250,10 +250,10 @@ def test_130_soon_when_it_is_interrupted_while_its_prefect_server_starts(
 @pytest.mark.parametrize(
     ("option", "value", "complaint"),
     [
-        ("--output", "~nobody-at-all/labeled.jsonl", "names a home folder that is not there"),
-        ("--input", "~nobody-at-all/input.jsonl", "names a home folder that is not there"),
-        ("--image-root", b"\xc4\xe3", "is a name that is not UTF-8"),
-        ("--output", b"/tmp/\xc4\xe3.jsonl", "is a name that is not UTF-8"),
+        ("--output", "~nobody-at-all/labeled.jsonl", "the home folder of"),
+        ("--input", "~nobody-at-all/input.jsonl", "the home folder of"),
+        ("--image-root", b"\xc4\xe3", "is not UTF-8"),
+        ("--output", b"/tmp/\xc4\xe3.jsonl", "is not UTF-8"),
     ],
 )
 def test_2_for_a_path_that_cannot_be_one(

@@ -33,7 +33,7 @@ def test_a_job_file_with_a_field_that_no_job_has_is_refused(command: Command, tm
     file.write_text("chunksize: 3\n")
     done = command("config", "--job", file, "--input", "i.jsonl")
     assert done.code == 2
-    assert "unknown fields chunksize; known are input, image_root" in done.err
+    assert "unknown fields chunksize; use any of input, image_root" in done.err
     assert file.read_text() == "chunksize: 3\n"
 
 

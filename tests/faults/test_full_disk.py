@@ -33,7 +33,7 @@ def test_no_chunk_asks_on_when_answers_cannot_be_written(
         assert stopped.returncode == 1, stopped.stderr
         assert "Traceback" not in stopped.stderr + stopped.stdout
         assert ADVICE[number] in stopped.stderr
-        assert "run again; all answers are kept" in stopped.stderr
+        assert "run again; all answers are saved" in stopped.stderr
         asked = sum(server.asked().values())
         assert asked <= 40 + 2 * 8, "what was in flight, and what was answered before"
         assert not job.output.exists()

@@ -132,7 +132,7 @@ def test_an_output_that_is_written_to_all_the_time_is_left_to_who_writes_it(
             time.sleep(0.0005)
     outcome = ending.result()
     if outcome.code:
-        assert "is written to by another program" in outcome.said or "changed while it was read" in outcome.said
+        assert "another program is writing to" in outcome.said or "attempts to read it" in outcome.said
         assert paused.steps.do("annotate", folder=str(paused.folder)).code == 0
     rows = Counter(row["image_path"] for row in lines_of(paused.output))
     assert {path: count for path, count in rows.items() if path != "other.jpg"} == {f"{n}.jpg": 1 for n in range(7)}

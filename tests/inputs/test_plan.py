@@ -95,7 +95,7 @@ def test_every_format_gives_the_same_plan(tmp_path: Path, workspace: Workspace, 
     assert kept == rows
 
 
-def test_what_the_output_has_is_not_planned(tmp_path: Path, workspace: Workspace) -> None:
+def test_images_in_the_output_are_not_planned(tmp_path: Path, workspace: Workspace) -> None:
     text = "".join(json.dumps({"image_path": f"{n}.jpg", "caption": ""}) + "\n" for n in range(6))
     workspace.output.write_text('{"image_path": "1.jpg"}\n{"image_path": "4.jpg", "x": 1}\n{"image_path": "5.j')
     plan = make_plan(source(tmp_path, text), workspace, 10)
@@ -110,7 +110,7 @@ def test_columns_can_have_any_name(tmp_path: Path, workspace: Workspace) -> None
     assert planned(workspace, make_plan(named, workspace, 10)) == ["a.jpg"]
 
 
-def test_a_plan_in_progress_knows_what_has_been_merged_since(tmp_path: Path, workspace: Workspace) -> None:
+def test_a_plan_in_progress_knows_which_rows_were_merged_since(tmp_path: Path, workspace: Workspace) -> None:
     text = "".join(json.dumps({"image_path": f"{n}.jpg"}) + "\n" for n in range(4))
     made = make_plan(source(tmp_path, text), workspace, 3)
     workspace.output.write_text('{"image_path": "2.jpg"}\n')
@@ -128,7 +128,7 @@ def test_a_plan_belongs_to_the_input_it_was_made_from(tmp_path: Path, workspace:
     assert not plan_is_for(workspace, source(tmp_path, '{"image_path": "b.jpg"}\n{}\n'))
 
 
-def test_the_digest_of_a_chunk_is_of_its_image_paths_alone(tmp_path: Path, workspace: Workspace) -> None:
+def test_the_digest_of_a_chunk_covers_its_image_paths_only(tmp_path: Path, workspace: Workspace) -> None:
     def digest(rows: str) -> str:
         return make_plan(source(tmp_path, rows), workspace, 10).chunks[0].digest
 
@@ -159,21 +159,21 @@ def test_a_bad_input_is_refused_with_the_remedy(
         check_source(source(tmp_path, text, **columns))
 
 
-def test_an_input_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         check_source(Source(tmp_path / "nothing.jsonl"))
     with pytest.raises(UsageError, match="is not a file"):
         check_source(Source(tmp_path))
 
 
-def test_a_line_with_a_control_character_is_malformed_wherever_it_stands(tmp_path: Path, workspace: Workspace) -> None:
+def test_a_line_with_a_control_character_is_malformed(tmp_path: Path, workspace: Workspace) -> None:
     text = b'{"image_path": "a"}\x01rest\n{"image_path": "b"}\n{"image_path": "c"}\x01g\n{"image_path": "b\x01"}\n'
     plan = make_plan(source(tmp_path, text), workspace, 9)
     assert planned(workspace, plan) == ["b"]
     assert plan.counts.malformed == 3
 
 
-def test_two_paths_that_no_file_can_have_do_not_become_one(tmp_path: Path, workspace: Workspace) -> None:
+def test_two_invalid_paths_do_not_become_one(tmp_path: Path, workspace: Workspace) -> None:
     paths = ('"\\ud800.jpg", "caption": "A"', '"\\udc01.jpg"', '"?.jpg", "n": "\\ud83d"')
     plan = make_plan(source(tmp_path, "".join(f'{{"image_path": {path}}}\n' for path in paths)), workspace, 9)
     assert planned(workspace, plan) == ["?.jpg"]
@@ -181,7 +181,7 @@ def test_two_paths_that_no_file_can_have_do_not_become_one(tmp_path: Path, works
 
 
 @pytest.mark.parametrize("depth", [100, 127, 254, 300, 499])
-def test_nesting_that_is_read_is_read_by_all(tmp_path: Path, workspace: Workspace, depth: int) -> None:
+def test_nesting_within_the_limit_is_read_by_all_parsers(tmp_path: Path, workspace: Workspace, depth: int) -> None:
     row = f'{{"image_path": "a.jpg", "nan": NaN, "deep": {"[" * depth}{"]" * depth}}}'
     given = source(tmp_path, row + "\n")
     assert planned(workspace, make_plan(given, workspace, 9)) == ["a.jpg"]
@@ -193,7 +193,7 @@ def test_nesting_that_is_read_is_read_by_all(tmp_path: Path, workspace: Workspac
 
 
 @pytest.mark.parametrize("depth", [500, 900, 985, 1100, 100_000])
-def test_nesting_that_is_too_deep_is_malformed_for_all(tmp_path: Path, workspace: Workspace, depth: int) -> None:
+def test_nesting_over_the_limit_is_malformed_for_all_parsers(tmp_path: Path, workspace: Workspace, depth: int) -> None:
     row = f'{{"image_path": "a.jpg", "nan": NaN, "deep": {"[" * depth}{"]" * depth}}}'
     plan = make_plan(source(tmp_path, f'{row}\n{{"image_path": "b.jpg"}}\n'), workspace, 9)
     assert planned(workspace, plan) == ["b.jpg"]
@@ -205,25 +205,23 @@ PATHS = ['"a"', "5", "-7", "true", "null", '""', '"\\u00e9"', '"caf\xe9"', '"\\u
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("more", ["", ', "x": NaN', ', "y": "\\ud83d"', ', "z": "\xff"'])
-def test_a_path_is_the_same_for_whoever_reads_it(tmp_path: Path, path: str, more: str) -> None:
+def test_a_path_is_the_same_for_every_parser(tmp_path: Path, path: str, more: str) -> None:
     line = f'{{"image_path": {path}{more}}}'.encode("latin-1")
     (tmp_path / "out.jsonl").write_bytes(line + b"\n")
     assert output_lines(tmp_path / "out.jsonl").collect()["image_path"].to_list() == [path_of(line)]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path, workspace: Workspace) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_row(tmp_path: Path, workspace: Workspace) -> None:
     plan = make_plan(source(tmp_path, b'\xef\xbb\xbf{"image_path": "a"}\n'), workspace, 9)
     assert planned(workspace, plan) == ["a"]
 
 
-def test_parquet_columns_that_hold_bytes_are_left_out_and_a_path_must_be_text(
-    tmp_path: Path, workspace: Workspace
-) -> None:
+def test_parquet_columns_with_bytes_are_dropped_and_a_path_must_be_text(tmp_path: Path, workspace: Workspace) -> None:
     frame = pl.DataFrame({"image_path": ["a"], "image": [{"bytes": b"\xff", "path": "a"}], "sizes": [[1.5, None]]})
     frame.write_parquet(tmp_path / "input.PARQUET")
     plan = make_plan(Source(tmp_path / "input.PARQUET"), workspace, 9)
     assert json.loads(read_chunk(workspace, plan.chunks[0])["row"][0]) == {"image_path": "a", "sizes": [1.5, None]}
-    with pytest.raises(UsageError, match="holds bytes, not paths"):
+    with pytest.raises(UsageError, match="contains bytes, not paths"):
         check_source(Source(tmp_path / "input.PARQUET", image_column="image"))
 
 
@@ -240,10 +238,10 @@ def test_broken_lines_of_the_output_are_counted_and_their_images_planned(tmp_pat
     assert workspace.output.read_bytes() == broken
 
 
-def test_a_row_whose_path_is_not_that_of_its_key_is_never_asked(tmp_path: Path, workspace: Workspace) -> None:
+def test_a_row_whose_path_differs_from_its_key_is_never_sent(tmp_path: Path, workspace: Workspace) -> None:
     given = source(tmp_path, '{"image_path": "a.jpg", "caption": "of a"}\n')
     plan = make_plan(given, workspace, 2)
     rows = pl.read_parquet(workspace.plan_rows)
     rows.with_columns(row=pl.lit('{"image_path": "b.jpg", "caption": "of b"}')).write_parquet(workspace.plan_rows)
-    with pytest.raises(UsageError, match=r"has a row of 'b.jpg' as that of 'a.jpg': .* delete the plan, .*plan.json"):
+    with pytest.raises(UsageError, match=r"has the row of 'b.jpg' for 'a.jpg': .* delete the plan, .*plan.json"):
         pending_rows(workspace, plan.chunks[0], given)

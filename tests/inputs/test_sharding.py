@@ -1,4 +1,4 @@
-"""Which rows are a shard's own."""
+"""Which rows belong to a shard."""
 
 import polars as pl
 import pytest
@@ -20,21 +20,21 @@ def test_every_row_is_in_exactly_one_shard(paths: list[str | None], count: int) 
     assert held["times"].to_list() == [1] * len(paths)
 
 
-def test_a_path_stays_in_its_shard_for_ever() -> None:
+def test_a_path_is_in_the_same_shard_in_every_version() -> None:
     paths = ["0001.jpg", "a/b.jpg", "猫.jpg", "", *(f"{number:06d}.jpg" for number in range(16_000))]
     rows = pl.DataFrame({"image_path": paths})
     sixteenths = [rows.select(in_shard(Shard(number, 16), pl.col("image_path"))).to_series() for number in range(1, 17)]
     told = [next(number for number, held in enumerate(sixteenths, 1) if held[row]) for row in range(4)]
-    assert told == [16, 15, 16, 5], "other machines, and runs of earlier versions, go by these"
-    assert all(900 < held.sum() < 1100 for held in sixteenths), "and the shares are about even"
+    assert told == [16, 15, 16, 5], "other machines and earlier versions depend on these"
+    assert all(900 < held.sum() < 1100 for held in sixteenths), "shards are about equally large"
 
 
-def test_a_shard_is_written_number_of_count() -> None:
+def test_a_shard_is_written_k_of_n() -> None:
     assert Shard.parse(" 3/16 ") == Shard(3, 16)
     assert (Shard(3, 16).name, Shard(3, 8).name, str(Shard(3, 16))) == ("03-of-16", "3-of-8", "3/16")
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "4", "1/0", "a/b", "1/2/3", "-1/4", "1/99999", "٣/٤"])
-def test_anything_else_is_refused_with_the_rule(text: str) -> None:
-    with pytest.raises(UsageError, match=r"is none: write number/count, such as 3/16"):
+def test_what_is_not_a_shard_is_refused_with_the_rule(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a shard: write K/N with 1 ≤ K ≤ N"):
         Shard.parse(text)

@@ -1,4 +1,4 @@
-"""Parts, merge and failures, and what a kill leaves behind."""
+"""Parts, merges and failures, and kills in between."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_every_row_is_in_the_output_or_in_the_failures(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_after_a_merge_failed_rows_are_open_again_and_answered_ones_are_not(tmp_path: Path) -> None:
+def test_after_a_merge_failed_rows_are_open_and_answered_rows_are_not(tmp_path: Path) -> None:
     store = Store(tmp_path, 4)
     store.answer(0, 3, failing=(1,))
     assert [row.image_path for row in store.pending()] == ["2.jpg"]
@@ -50,7 +50,7 @@ def test_after_a_merge_failed_rows_are_open_again_and_answered_ones_are_not(tmp_
     assert store.failures() == {}
 
 
-def test_a_merge_that_was_cut_off_before_it_removed_the_parts_adds_nothing_twice(
+def test_a_merge_killed_before_it_removed_the_parts_adds_nothing_twice(
     tmp_path: Path,
 ) -> None:
     store = Store(tmp_path, 5)
@@ -65,7 +65,7 @@ def test_a_merge_that_was_cut_off_before_it_removed_the_parts_adds_nothing_twice
     assert store.output() == ["0", "1", "2", "3", "4"]
 
 
-def test_a_row_deleted_from_the_output_is_open_again(tmp_path: Path) -> None:
+def test_a_row_deleted_from_the_output_is_open(tmp_path: Path) -> None:
     store = Store(tmp_path, 3)
     store.answer(0, 1, 2)
     store.merge({1: ImageFailure("server", "keeps the plan")})
@@ -85,7 +85,7 @@ def test_a_row_deleted_from_the_output_is_open_again(tmp_path: Path) -> None:
         )),
     ],
 )  # fmt: skip
-def test_a_last_line_without_its_end_is_completed_and_a_torn_row_put_aside(
+def test_a_last_line_without_a_newline_is_completed_and_a_torn_row_moved_out(
     tmp_path: Path, tail: bytes, kept: bytes
 ) -> None:
     store = Store(tmp_path, 1)
@@ -107,7 +107,7 @@ def test_an_abandoned_plan_is_settled_in_its_own_order(tmp_path: Path) -> None:
     assert store.output() == ["0", "3", "4"]
 
 
-def test_parts_whose_plan_is_gone_are_kept_all_the_same(tmp_path: Path) -> None:
+def test_parts_without_a_plan_are_merged_too(tmp_path: Path) -> None:
     store = Store(tmp_path, 5)
     store.workspace.output.write_text('{"image_path": "3.jpg"}\n')
     store.answer(4, 3, 0)
@@ -116,7 +116,7 @@ def test_parts_whose_plan_is_gone_are_kept_all_the_same(tmp_path: Path) -> None:
     assert store.output() == ["3", "0", "4"]
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     with pytest.raises(OSError, match="full"), replacing(path) as file:  # noqa: PT012
@@ -126,7 +126,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) ->
     assert path.read_text() == "old"
 
 
-def test_a_failure_that_was_set_aside_and_answered_since_is_not_put_back(tmp_path: Path) -> None:
+def test_a_failure_set_aside_and_answered_since_is_not_moved_back(tmp_path: Path) -> None:
     store = Store(tmp_path, 3)
     store.answer(0)
     merge(store.workspace, store.plan, {})  # 0 is in the output, 1 and 2 are not

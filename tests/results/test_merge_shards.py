@@ -1,4 +1,4 @@
-"""Shards made by runs of their own, and put together again."""
+"""Shards from separate runs, merged into one output."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def merged(job: Job, *more: str) -> "subprocess.CompletedProcess[str]":
 
 
 def twin(job: Job) -> Job:
-    """The same input and images, with an output of its own."""
+    """Returns a job with the same input and images, and another output."""
     folder = job.folder.with_name("twin")
     shutil.copytree(job.folder, folder)
     return Job(folder, job.names)
@@ -51,7 +51,7 @@ def test_merged_shards_equal_the_run_of_the_whole(make_job: MakeJob, stand_in: S
     ran = [job.run(stand_in.url, "--shard", f"{number}/3", "--chunk-size", "4") for number in (2, 3, 1)]
     assert sorted(run.returncode for run in ran) == [0, 0, 1], "one of them has the missing image"
     assert len(stand_in.asked()) == 28, "neither the missing one nor what the output had"
-    assert len(lines_of(job.output)) == 1, "nothing is touched until all is put together"
+    assert len(lines_of(job.output)) == 1, "the output does not change before the merge"
     done = merged(job)
     assert done.returncode == 1, done.stderr
     assert "30 images: 28 answered, 1 had answers before, 1 failed (1 missing)" in done.stdout
@@ -60,20 +60,22 @@ def test_merged_shards_equal_the_run_of_the_whole(make_job: MakeJob, stand_in: S
     reports = [json.loads((each.folder / "labeled.report.json").read_text()) for each in (job, whole)]
     for same in ("failures", "skipped_lines", "tokens", "recipe", "model", "quality", "family", "endpoints"):
         assert reports[0][same] == reports[1][same], same
-    assert set(reports[1]) <= set(reports[0]), "whoever reads reports can read this one"
+    assert set(reports[1]) <= set(reports[0]), "it has all keys of a run's report"
     assert list(reports[0]["shards"]) == ["1-of-3", "2-of-3", "3-of-3"]
     page = (job.folder / "labeled.report.html").read_text()
     assert "0003.jpg" in page
-    assert all((job.folder / link).exists() for link in re.findall(r'href="([^"]+)"', page)), "reports of the shards"
+    assert all((job.folder / link).exists() for link in re.findall(r'href="([^"]+)"', page)), (
+        "links to the reports of the shards"
+    )
     assert page.count("href=") == 3
     assert reports[0]["seconds"] >= reports[0]["annotating_seconds"] >= 0
     assert reports[0]["images_per_second"] <= sum(shard["images_per_second"] for shard in reports[0]["shards"].values())
     again = job.run(stand_in.url)
-    assert "0 answered, 29 had answers before" in again.stderr, "and a run of the whole goes on from there"
+    assert "0 answered, 29 had answers before" in again.stderr, "a run of the whole resumes from there"
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_a_merge_cut_short_is_done_again_with_0_lost_and_0_twice(make_job: MakeJob, stand_in: StandIn) -> None:
+def test_an_interrupted_merge_is_repeated_with_none_lost_and_none_twice(make_job: MakeJob, stand_in: StandIn) -> None:
     job = make_job(12)
     for number in (1, 2):
         assert job.run(stand_in.url, "--shard", f"{number}/2").returncode == 0
@@ -83,14 +85,16 @@ def test_a_merge_cut_short_is_done_again_with_0_lost_and_0_twice(make_job: MakeJ
     assert not list(shards.glob("*.jsonl"))
     complete = job.output.read_bytes()
     shutil.rmtree(shards)
-    (job.folder / "before").rename(shards)  # as if it had been killed before the shards gave up theirs
+    (job.folder / "before").rename(shards)  # as if killed before it removed the shards' files
     assert merged(job).returncode == 0
     assert job.output.read_bytes() == complete
     assert [row["image_path"] for row in lines_of(job.output)] == job.names
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_what_a_missing_shard_has_is_open_and_the_next_run_does_it(make_job: MakeJob, stand_in: StandIn) -> None:
+def test_images_of_a_missing_shard_are_open_and_the_next_run_annotates_them(
+    make_job: MakeJob, stand_in: StandIn
+) -> None:
     job = make_job(20)
     assert job.run(stand_in.url, "--shard", "1/2").returncode == 0
     first = len(stand_in.asked())
@@ -111,7 +115,7 @@ def test_what_a_missing_shard_has_is_open_and_the_next_run_does_it(make_job: Mak
 def test_shards_of_two_recipes_or_of_a_live_run_are_not_merged(make_job: MakeJob, stand_in: StandIn) -> None:
     job = make_job(8)
     refused = merged(job)
-    assert (refused.returncode, "holds no shard" in refused.stderr) == (2, True)
+    assert (refused.returncode, "has no shards" in refused.stderr) == (2, True)
     recipe = job.folder / "recipe.yaml"
     for number, temperature in ((1, 0.0), (2, 0.5)):
         recipe.write_text(f"temperature: {temperature}\n")
@@ -126,7 +130,7 @@ def test_shards_of_two_recipes_or_of_a_live_run_are_not_merged(make_job: MakeJob
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_a_shard_without_images_is_done_at_once(make_job: MakeJob, stand_in: StandIn) -> None:
+def test_a_shard_without_images_finishes_at_once(make_job: MakeJob, stand_in: StandIn) -> None:
     job = make_job(1)
     assert [job.run(stand_in.url, "--shard", f"{number}/2").returncode for number in (1, 2)] == [0, 0]
     assert merged(job).returncode == 0
@@ -134,11 +138,11 @@ def test_a_shard_without_images_is_done_at_once(make_job: MakeJob, stand_in: Sta
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_a_refused_shard_leaves_no_trace(make_job: MakeJob, stand_in: StandIn, tmp_path: Path) -> None:
+def test_a_refused_shard_leaves_nothing_behind(make_job: MakeJob, stand_in: StandIn, tmp_path: Path) -> None:
     job = make_job(1)
     before = sorted(job.folder.iterdir())
     wrong = job.run(stand_in.url, "--shard", "4/3")
-    assert (wrong.returncode, "shard '4/3' is none" in wrong.stderr) == (2, True)
+    assert (wrong.returncode, "'4/3' is not a shard" in wrong.stderr) == (2, True)
     wrong = job.run(stand_in.url, "--shard", "1/3", "--model-name", "no-such-model")
     assert wrong.returncode == 2
     assert sorted(job.folder.iterdir()) == before
@@ -153,7 +157,7 @@ def test_no_answer_is_lost_to_a_wrong_or_a_shorter_input(make_job: MakeJob, stan
     assert done.returncode == 1, done.stderr
     assert [row["image_path"] for row in lines_of(job.output)] == job.names, "the others follow"
     assert [row["image_path"] for row in lines_of(job.failures)] == ["new.jpg"]
-    assert merged(job, "--input", str(job.output)).returncode == 2, "an output is no input of its own"
+    assert merged(job, "--input", str(job.output)).returncode == 2, "an output cannot be its own input"
 
 
 @pytest.mark.usefixtures("prefect_api")
@@ -167,12 +171,14 @@ def test_answers_of_a_killed_shard_are_merged_too_and_reasons_of_failures_stay(m
         killed.kill()
         killed.communicate()
         assert merged(job).returncode == 1
-        assert len(lines_of(job.output)) >= 6, "what its parts held"
-        assert not list((job.folder / "labeled.shards").glob("**/parts/*.jsonl")), "so that another count may follow"
+        assert len(lines_of(job.output)) >= 6, "answers from its parts"
+        assert not list((job.folder / "labeled.shards").glob("**/parts/*.jsonl")), (
+            "so that another number of shards can follow"
+        )
         server.forget()
         assert job.run(server.url, "--shard", "1/1").returncode == 1
     for _ in range(2):
-        assert "1 failed (1 missing)" in merged(job).stdout, "also when nothing is left to merge"
+        assert "1 failed (1 missing)" in merged(job).stdout, "also if there is nothing to merge"
     assert len(lines_of(job.output)) == 39
 
 
@@ -199,7 +205,7 @@ def test_damaged_reports_and_edited_answers_of_shards_do_not_stop_a_merge(make_j
     done = merged(job)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert job.output.read_text().splitlines()[6:] == [*edited, *nameless], "nothing is nobody's to drop"
+    assert job.output.read_text().splitlines()[6:] == [*edited, *nameless], "no line is dropped"
     assert json.loads((job.folder / "labeled.report.json").read_text())["quality"]["parse_stages"] == {
         "failed": 8,
         "json": 7,

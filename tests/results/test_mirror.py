@@ -1,4 +1,4 @@
-"""Input, images and output in an object store: the same run, on whichever machine, and nothing lost with one."""
+"""Input, images and output in an object store: any machine can resume, and losing one loses nothing."""
 
 import http.server
 import json
@@ -39,7 +39,7 @@ def paths(lines: bytes) -> list[str]:
     return [json.loads(line)["image_path"] for line in lines.splitlines()]
 
 
-def test_a_run_in_a_bucket_gives_what_a_run_in_folders_does(
+def test_a_run_in_a_bucket_gives_the_same_output_as_in_folders(
     make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn
 ) -> None:
     job = make_remote_job(12)
@@ -66,8 +66,8 @@ def test_a_run_in_a_bucket_gives_what_a_run_in_folders_does(
     assert paths(bucket.lines("out/labeled.jsonl")) == [*job.names[:3], *job.names[4:], "0003.jpg"]
 
 
-@pytest.mark.long  # a lease is a minute
-def test_after_a_kill_the_next_run_goes_on_on_this_machine_and_on_another(
+@pytest.mark.long  # a lease lasts a minute
+def test_after_a_kill_a_run_on_this_or_another_machine_resumes(
     make_remote_job: MakeJob, bucket: Bucket, tmp_path: Path
 ) -> None:
     with StandIn.started("--canned", "--prefill-seconds", "0.2") as server:
@@ -80,14 +80,14 @@ def test_after_a_kill_the_next_run_goes_on_on_this_machine_and_on_another(
             os.kill(process.pid, signal.SIGKILL)
             process.communicate()
         asked = sum(server.asked().values())
-        assert asked <= 34 + 4 + 4, "on the same machine only what was in flight is asked again, and at once"
+        assert asked <= 34 + 4 + 4, "the same machine re-sends only what was in flight, and at once"
         kept = bucket.fs.find(f"{bucket.url}/out/labeled.work/parts")
-        assert len(kept) >= 2, "chunks that have ended are in the bucket"
+        assert len(kept) >= 2, "finished chunks are in the bucket"
         server.forget()
         done = job.run_with(arguments, XDG_STATE_HOME=str(tmp_path / "another machine"))
         assert done.returncode == 0, done.stderr
-        assert "waiting 60 s to see if it lives" in done.stderr
-        assert sum(server.asked().values()) <= 60 - 10 * len(kept), "what was kept in the bucket is not asked again"
+        assert "waiting 60 s to see if it is still running" in done.stderr
+        assert sum(server.asked().values()) <= 60 - 10 * len(kept), "answers in the bucket are not requested again"
         assert sorted(paths(bucket.lines("out/labeled.jsonl"))) == job.names
         server.forget()
         back = job.run_with(arguments)
@@ -114,11 +114,11 @@ def test_two_machines_never_write_one_output(make_remote_job: MakeJob, bucket: B
         assert stopped.returncode == 130
         assert "kept beside s3://" in stopped.stderr
         parts = bucket.fs.find(f"{bucket.url}/out/labeled.work/parts")
-        assert len(parts) == 1, "a run that is stopped leaves what it has for others, and its place"
+        assert len(parts) == 1, "a stopped run uploads its answers and releases the lease"
         assert not bucket.fs.exists(f"{bucket.url}/out/labeled.work/lease")
 
 
-def test_a_run_whose_place_another_has_taken_asks_no_more(make_remote_job: MakeJob, bucket: Bucket) -> None:
+def test_a_run_that_lost_its_lease_sends_no_more(make_remote_job: MakeJob, bucket: Bucket) -> None:
     with StandIn.started("--canned", "--prefill-seconds", "0.2") as server:
         job = make_remote_job(120)
         run = job.start_with(bucket.arguments(server.url, "--chunk-size", "10", "--max-concurrency", "2"))
@@ -128,9 +128,9 @@ def test_a_run_whose_place_another_has_taken_asks_no_more(make_remote_job: MakeJ
         taken = len(server.asked())
         ended_run = ended(run)
         assert ended_run.returncode == 2, ended_run.stderr
-        assert "another run has taken over" in ended_run.stderr
+        assert "another run took over" in ended_run.stderr
         assert "Traceback" not in ended_run.stderr
-        assert len(server.asked()) <= taken + 2 * 10 + 2, "it is found out at the end of a chunk"
+        assert len(server.asked()) <= taken + 2 * 10 + 2, "noticed at the end of a chunk"
 
 
 def test_shards_on_two_machines_are_merged_in_the_bucket(
@@ -148,10 +148,10 @@ def test_shards_on_two_machines_are_merged_in_the_bucket(
     assert merged.returncode == 0, merged.stderr
     assert bucket.lines("out/labeled.jsonl") == job.output.read_bytes()
     left = bucket.fs.find(f"{bucket.url}/out/labeled.shards")
-    assert [name for name in left if name.endswith(".jsonl")] == [], "they have given up what the output has"
+    assert [name for name in left if name.endswith(".jsonl")] == [], "files of merged shards are removed"
 
 
-async def test_failures_are_asked_again_and_the_report_is_made_anew_by_url(
+async def test_failures_are_retried_and_the_report_is_rebuilt_by_url(
     make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn
 ) -> None:
     job = make_remote_job(5)
@@ -175,11 +175,11 @@ async def test_failures_are_asked_again_and_the_report_is_made_anew_by_url(
 @pytest.mark.parametrize(
     ("changed", "complaint"),
     [
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "credentials and endpoint come from the environment"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "check the credentials and the endpoint"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}, "cannot be reached"),
     ],
 )
-def test_a_store_that_cannot_be_reached_is_a_refusal_with_a_remedy(
+def test_an_unreachable_store_is_refused_with_a_remedy(
     make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn, changed: dict[str, str], complaint: str
 ) -> None:
     job = make_remote_job(1)
@@ -188,7 +188,7 @@ def test_a_store_that_cannot_be_reached_is_a_refusal_with_a_remedy(
     assert complaint in refused.stderr
 
 
-def test_what_is_not_in_the_bucket_is_told(make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn) -> None:
+def test_missing_objects_are_named(make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn) -> None:
     job = make_remote_job(1)
     given = bucket.arguments(stand_in.url)
     for number, wrong, complaint in (
@@ -197,7 +197,7 @@ def test_what_is_not_in_the_bucket_is_told(make_remote_job: MakeJob, bucket: Buc
         (5, "s3://no-such-bucket/labeled.jsonl", "s3://no-such-bucket/labeled.jsonl cannot be reached"),
         (5, f"{bucket.url}/labeled.parquet", "must end in .jsonl"),
         (5, "gs://bucket/labeled.jsonl", "needs a driver"),
-        (5, "nonsense://bucket/labeled.jsonl", "is no URL that fsspec knows"),
+        (5, "nonsense://bucket/labeled.jsonl", "is not a URL that fsspec supports"),
     ):
         refused = job.run_with([*given[:number], wrong, *given[number + 1 :]])
         assert refused.returncode == 2, refused.stderr
@@ -205,15 +205,15 @@ def test_what_is_not_in_the_bucket_is_told(make_remote_job: MakeJob, bucket: Buc
 
 
 @pytest.mark.parametrize("left", ["labeled.jsonl", "labeled.work/mirror/unpublished.jsonl"])
-def test_answers_that_were_merged_here_but_not_published_survive_an_edit_there(
+def test_answers_merged_locally_but_not_published_survive_an_edit_in_the_bucket(
     make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn, left: str
 ) -> None:
     job = make_remote_job(6)
     assert job.run_with(bucket.arguments(stand_in.url)).returncode == 0
     local = next((Path(os.environ["XDG_STATE_HOME"]) / "vllm-annotate" / "mirrors").glob("*/labeled.jsonl"))
-    local = local.parent / left  # the second: a run was killed while it brought the edited output
+    local = local.parent / left  # the second: a run was killed while it downloaded the edited output
     lines = bucket.lines("out/labeled.jsonl").splitlines(keepends=True)
-    # As if the last run had published four rows only, and somebody had then edited one of them.
+    # As if the last run had published only four rows, of which one was edited then.
     local.write_bytes(b"".join(lines))
     bucket.fs.pipe_file(f"{bucket.url}/out/labeled.jsonl", b"".join(lines[:4]).replace(b"0001.jpg", b"0001.JPG"))
     stand_in.forget()
@@ -222,10 +222,10 @@ def test_answers_that_were_merged_here_but_not_published_survive_an_edit_there(
     assert kept[:4] == ["0000.jpg", "0001.JPG", "0002.jpg", "0003.jpg"]
     assert set(job.names) <= set(kept)
     assert len(kept) == len(set(kept))
-    assert stand_in.asked() == {}, "what was waiting here has not to be asked again"
+    assert stand_in.asked() == {}, "local answers are not requested again"
 
 
-def test_answers_of_another_recipe_that_wait_here_are_not_mixed_in(
+def test_local_answers_of_another_recipe_are_not_mixed_in(
     make_remote_job: MakeJob, bucket: Bucket, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
@@ -242,8 +242,8 @@ def test_answers_of_another_recipe_that_wait_here_are_not_mixed_in(
         assert job.run_with(other, XDG_STATE_HOME=str(tmp_path / "another machine")).returncode == 0
         refused = job.run_with(other)
         assert refused.returncode == 2, refused.stderr
-        assert "made with another recipe than" in refused.stderr
-        assert not bucket.fs.exists(f"{bucket.url}/out/labeled.work/lease"), "others need not wait for it"
+        assert "has unpublished answers of another recipe than" in refused.stderr
+        assert not bucket.fs.exists(f"{bucket.url}/out/labeled.work/lease"), "other runs need not wait for it"
     assert len(paths(bucket.lines("out/labeled.jsonl"))) == 30
 
 
@@ -255,7 +255,7 @@ def test_answers_of_another_recipe_that_wait_here_are_not_mixed_in(
         ("*.jpg", "missing"), ("\ud800.jpg", "missing"), ("x" * 2000, "missing"), ("empty.jpg", "unreadable"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_an_image_in_a_bucket_costs_that_image(bucket: Bucket, path: str, kind: str) -> None:
+def test_a_bad_image_in_a_bucket_costs_only_that_image(bucket: Bucket, path: str, kind: str) -> None:
     bucket.fs.pipe_file(f"{bucket.url}/images/empty.jpg", b"")
     bucket.fs.pipe_file(f"{bucket.url}/x.jpg", b"outside")
     with pytest.raises(ImageFailure) as failure:
@@ -263,11 +263,11 @@ def test_what_is_wrong_with_an_image_in_a_bucket_costs_that_image(bucket: Bucket
     assert failure.value.kind == kind
 
 
-def test_a_fault_of_the_store_is_no_fault_of_an_image(bucket: Bucket) -> None:
+def test_a_fault_of_the_store_is_not_an_images_fault(bucket: Bucket) -> None:
     root = RemoteFolder("s3://no-such-bucket-at-all/images")
     with pytest.raises(ImageFailure, match="no object"):
         read_image(root, "x.jpg")
-    with pytest.raises(UsageError, match="names no bucket"):
+    with pytest.raises(UsageError, match="has no bucket"):
         RemoteFolder("s3://")
     for status, code in ((400, "AuthorizationHeaderMalformed"), (403, "ExpiredToken"), (403, "SignatureDoesNotMatch")):
         with fake_s3(status, code) as url:
@@ -280,7 +280,7 @@ def test_a_fault_of_the_store_is_no_fault_of_an_image(bucket: Bucket) -> None:
 
 @contextmanager
 def fake_s3(status: int, code: str) -> Iterator[str]:
-    """A store that says no to everything."""
+    """A store that refuses every request."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,4 +1,4 @@
-"""Answers as they come: torn, mixed with junk, and still read."""
+"""Part files: torn or with junk in them, and still readable."""
 
 import json
 import resource
@@ -37,7 +37,7 @@ def test_a_part_cut_anywhere_in_its_last_line_loses_at_most_that_line(tmp_path: 
     for cut in range(last, len(whole) + 1):
         path.write_bytes(whole[:cut])
         paths = list(whole_lines(path))
-        complete = cut >= len(whole) - 1  # without its newline the line is still whole
+        complete = cut >= len(whole) - 1  # complete, except for the newline
         assert paths == ["0.jpg", "1.jpg"] + (["2.jpg"] if complete else [])
         assert path.read_bytes() == (whole if complete else whole[:last])
         part = PartFile(path)
@@ -46,7 +46,7 @@ def test_a_part_cut_anywhere_in_its_last_line_loses_at_most_that_line(tmp_path: 
         assert list(whole_lines(path)) == [*paths, "9.jpg"]
 
 
-def test_blocks_that_a_power_loss_left_empty_cost_only_their_own_lines(tmp_path: Path) -> None:
+def test_blocks_emptied_by_a_power_loss_cost_only_their_own_lines(tmp_path: Path) -> None:
     store = Store(tmp_path, 3)
     store.answer(0, 1, 2)
     path = answers_path(store.workspace, store.plan.chunks[0])
@@ -59,14 +59,14 @@ def test_blocks_that_a_power_loss_left_empty_cost_only_their_own_lines(tmp_path:
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_in_a_part_stop_a_run(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
+def test_junk_in_a_part_does_not_stop_a_run(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "part.jsonl"
     path.write_bytes(b'{"image_path": "a"}\n' + junk)
     assert next(iter(whole_lines(path))) == "a"
     assert next(iter(whole_lines(path))) == "a"
 
 
-def test_a_failures_file_as_input_leaves_its_old_reasons_behind(tmp_path: Path) -> None:
+def test_a_failures_file_as_input_loses_its_old_failures(tmp_path: Path) -> None:
     store = Store(tmp_path, 2)
     store.answer(failing=(0, 1))
     store.merge()
@@ -75,7 +75,7 @@ def test_a_failures_file_as_input_leaves_its_old_reasons_behind(tmp_path: Path) 
     assert all("failure" not in dict(json.loads(answer_line(row, IMAGE, "", PARSED))) for row in store.pending())
 
 
-def test_a_write_that_fails_half_way_does_not_tear_the_next_line(tmp_path: Path) -> None:
+def test_a_write_that_fails_midway_does_not_corrupt_the_next_line(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     part = PartFile(tmp_path / "part.jsonl")
@@ -102,7 +102,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("text", "column"), ROWS)
-def test_a_column_that_is_called_failure_comes_back_when_its_row_is_answered_at_last(text: str, column: str) -> None:
+def test_an_input_column_named_failure_is_restored_when_its_row_is_answered(text: str, column: str) -> None:
     for kind in ("timeout", "rejected"):
         text = failure_line(text, "a", ImageFailure(kind, "why", 2)).decode()
         assert json.loads(text)["failure"]["kind"] == kind
@@ -112,7 +112,7 @@ def test_a_column_that_is_called_failure_comes_back_when_its_row_is_answered_at_
     assert "why" not in line
 
 
-def test_where_no_column_is_the_caption_one_of_that_name_passes_through() -> None:
+def test_without_a_caption_column_a_column_named_caption_passes_through() -> None:
     text = '{"image_path": "a", "caption": ["x", 1.10], "": 5}'
     line = answer_line(Row("a", "", text, has_caption=False), IMAGE, "text", PARSED)
     assert line.startswith(b'{"image_path":"a","caption":["x", 1.10],"":5,"vlm_output":')

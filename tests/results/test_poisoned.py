@@ -1,4 +1,4 @@
-"""Rows that can be read and not be written again: each comes out as it went in, and stops nobody else."""
+"""Rows with values that a parser cannot write back: each passes through unchanged, and stops no other."""
 
 import json
 import math
@@ -34,11 +34,11 @@ def poisoned(job: Job) -> None:
 
 
 def members(line: str) -> str:
-    """What stands in a line between caption and our own fields, or the failure."""
+    """Returns the text of a line between the caption and our fields or the failure."""
     return line.partition(',"vlm_output"')[0].partition(',"failure":{"kind"')[0]
 
 
-async def test_they_pass_through_digit_for_digit_into_output_and_failures(
+async def test_such_rows_pass_through_digit_for_digit_into_output_and_failures(
     make_job: Callable[..., Job], stand_in: StandIn
 ) -> None:
     job = make_job(9)
@@ -64,12 +64,10 @@ async def test_they_pass_through_digit_for_digit_into_output_and_failures(
         "0008.jpg": CAPTIONS["0008.jpg"],
     }
     assert json.loads((job.folder / "labeled.report.json").read_text())["images"]["without_caption"] == 2
-    assert (await annotate(job, stand_in)).is_completed(), "and the output that holds them is read again"
+    assert (await annotate(job, stand_in)).is_completed(), "and the output with them can be read"
 
 
-async def test_those_that_fail_can_be_asked_again_and_lose_nothing_by_it(
-    make_job: Callable[..., Job], stand_in: StandIn
-) -> None:
+async def test_failed_rows_are_retried_unchanged(make_job: Callable[..., Job], stand_in: StandIn) -> None:
     job = make_job(9)
     poisoned(job)
     stand_in.set_faults({"kind": "400", "count": None})

@@ -1,4 +1,4 @@
-"""Who made an output, told beside it."""
+"""Which recipes, models and servers made an output."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def test_a_maker_names_recipe_model_revision_and_versions() -> None:
     assert made()["vllm"] == []
 
 
-def test_each_maker_is_named_once_with_its_period() -> None:
+def test_each_maker_is_listed_once_with_its_period() -> None:
     first, again, other = made(at="2026-01-02"), made(at="2026-01-01"), made("two", at="2026-01-03")
     makers = made_by([first], [other, again])
     assert [(each["recipe"], each["first"], each["last"]) for each in makers] == [
@@ -38,14 +38,14 @@ def test_each_maker_is_named_once_with_its_period() -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"made_by": 5}', '{"made_by": [1, {}, {"recipe": 1}]}', "{", "\0"])
-def test_a_damaged_report_names_nobody(tmp_path: Path, content: str) -> None:
+def test_a_damaged_report_has_no_makers(tmp_path: Path, content: str) -> None:
     (tmp_path / "report.json").write_text(content)
     assert makers_in(tmp_path / "report.json") == []
     assert makers_in(tmp_path / "none.json") == []
 
 
 @pytest.mark.usefixtures("prefect_api")
-async def test_the_report_tells_it_when_the_work_folder_is_gone(
+async def test_the_report_has_the_makers_when_the_work_folder_is_gone(
     make_job: Callable[..., Job], stand_in: StandIn, caplog: pytest.LogCaptureFixture
 ) -> None:
     import shutil

@@ -1,4 +1,4 @@
-"""Two machines and an object store: what comes late, or was changed meanwhile, overwrites nothing."""
+"""Two machines and an object store: late uploads overwrite nothing that changed meanwhile."""
 
 import asyncio
 import hashlib
@@ -31,10 +31,10 @@ Machine = Callable[..., Mirror]
 
 @dataclass
 class Sleepy:
-    """A way to the store on which uploads can be held up."""
+    """A proxy to the store that can delay uploads."""
 
     url: str
-    held: str = ""  # part of the paths of uploads that wait
+    held: str = ""  # part of the paths of delayed uploads
     arrived: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
 
@@ -82,7 +82,7 @@ def sleepy(store: str) -> Iterator[Sleepy]:
 
 @pytest.fixture
 def machine(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Makes the copy of the output that a machine of this name has."""
+    """Makes the local copy of the output on a machine of this name."""
 
     def of(name: str, endpoint: str | None = None) -> Mirror:
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / name))
@@ -99,7 +99,7 @@ def row(path: str, **more: Any) -> bytes:
 
 
 def add(mirror: Mirror, line: bytes) -> None:
-    """What a merge does."""
+    """Does what a merge does."""
     with mirror.workspace.output.open("ab") as file:
         file.write(line)
 
@@ -114,7 +114,7 @@ def parts_of(bucket: Bucket) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("before", [b"", row("old.jpg")])
-def test_an_upload_that_comes_late_does_not_replace_what_the_next_machine_has_written(
+def test_a_late_upload_does_not_replace_what_the_next_machine_wrote(
     bucket: Bucket, machine: Machine, s3_server: str, before: bytes
 ) -> None:
     if before:
@@ -131,7 +131,7 @@ def test_an_upload_that_comes_late_does_not_replace_what_the_next_machine_has_wr
                 add(second, row("second.jpg"))
                 second.publish()
             way.release.set()
-            with pytest.raises(ObjectChangedError, match="was changed by another program while this run worked"):
+            with pytest.raises(ObjectChangedError, match="was changed by another program during this run"):
                 publishing.result()
             assert bucket.lines("labeled.jsonl") == before + row("second.jpg")
         way.held = ""
@@ -140,9 +140,7 @@ def test_an_upload_that_comes_late_does_not_replace_what_the_next_machine_has_wr
     assert bucket.lines("labeled.jsonl") == before + row("second.jpg") + row("first.jpg"), "the next run adds it"
 
 
-def test_a_row_that_is_edited_in_the_bucket_meanwhile_stays_and_both_come_together(
-    bucket: Bucket, machine: Machine
-) -> None:
+def test_a_row_edited_in_the_bucket_meanwhile_stays_and_both_are_joined(bucket: Bucket, machine: Machine) -> None:
     bucket.fs.pipe_file(f"{bucket.url}/labeled.jsonl", row("a.jpg", by="us") + row("b.jpg", by="us"))
     mirror = machine("here")
     with mirror:
@@ -157,7 +155,7 @@ def test_a_row_that_is_edited_in_the_bucket_meanwhile_stays_and_both_come_togeth
     assert bucket.lines("labeled.jsonl") == edited + row("c.jpg")
 
 
-def test_failures_and_output_that_vanished_there_are_not_written_over(bucket: Bucket, machine: Machine) -> None:
+def test_failures_and_output_removed_from_the_bucket_are_not_overwritten(bucket: Bucket, machine: Machine) -> None:
     bucket.fs.pipe_file(f"{bucket.url}/labeled.jsonl", row("a.jpg"))
     mirror = machine("here")
     with mirror:
@@ -168,7 +166,7 @@ def test_failures_and_output_that_vanished_there_are_not_written_over(bucket: Bu
     assert not bucket.fs.exists(f"{bucket.url}/labeled.jsonl")
 
 
-def test_a_part_is_named_by_what_it_holds_and_the_next_plans_part_is_another(bucket: Bucket, machine: Machine) -> None:
+def test_a_part_is_named_by_its_images_and_the_next_plan_has_another(bucket: Bucket, machine: Machine) -> None:
     with (mirror := machine("here")):
         part = mirror.workspace.parts / "000001.jsonl"
         part.parent.mkdir(exist_ok=True)
@@ -186,7 +184,7 @@ def test_a_part_is_named_by_what_it_holds_and_the_next_plans_part_is_another(buc
         ]
 
 
-def test_chunks_that_end_at_the_same_time_are_kept_each(bucket: Bucket, machine: Machine) -> None:
+def test_chunks_that_finish_at_the_same_time_are_all_saved(bucket: Bucket, machine: Machine) -> None:
     with (mirror := machine("here")), ThreadPoolExecutor(8) as threads:
         mirror.workspace.parts.mkdir(exist_ok=True)
         chunks = [chunk(number, f"{number}.jpg") for number in range(1, 17)]
@@ -199,7 +197,7 @@ def test_chunks_that_end_at_the_same_time_are_kept_each(bucket: Bucket, machine:
             (mirror.workspace.parts / f"{each.name}.jsonl").unlink()
 
 
-def test_a_part_that_comes_late_does_not_replace_a_longer_one(bucket: Bucket, machine: Machine, s3_server: str) -> None:
+def test_a_late_part_does_not_replace_a_longer_one(bucket: Bucket, machine: Machine, s3_server: str) -> None:
     with sleepy(s3_server) as way, ThreadPoolExecutor(1) as threads, (mirror := machine("here", way.url)):
         part = mirror.workspace.parts / "000001.jsonl"
         part.parent.mkdir(exist_ok=True)
@@ -217,7 +215,7 @@ def test_a_part_that_comes_late_does_not_replace_a_longer_one(bucket: Bucket, ma
     assert parts_of(bucket) == {name: longer}
 
 
-def test_two_stores_that_have_a_bucket_of_one_name_share_nothing(
+def test_two_stores_with_a_bucket_of_the_same_name_share_nothing(
     bucket: Bucket, machine: Machine, s3_server: str, tmp_path: Path
 ) -> None:
     bucket.fs.pipe_file(f"{bucket.url}/input.jsonl", row("a.jpg"))
@@ -232,7 +230,7 @@ def test_two_stores_that_have_a_bucket_of_one_name_share_nothing(
     assert copies[0] != copies[1]
 
 
-def test_runs_of_one_machine_fetch_an_input_once(
+def test_runs_on_one_machine_download_an_input_once(
     bucket: Bucket, machine: Machine, s3_server: str, tmp_path: Path
 ) -> None:
     content = b"".join(row(f"{number}.jpg") for number in range(100_000))
@@ -248,7 +246,7 @@ def test_runs_of_one_machine_fetch_an_input_once(
     assert copies.pop().read_bytes() == content
 
 
-def test_a_large_file_goes_in_pieces_and_replaces_what_was_seen_alone(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_large_file_is_uploaded_in_pieces_and_only_if_nothing_changed(bucket: Bucket, tmp_path: Path) -> None:
     path, file = f"{bucket.url}/large"[5:], tmp_path / "large"
     with file.open("wb") as large:
         large.truncate(70 * 1024 * 1024)
@@ -260,10 +258,10 @@ def test_a_large_file_goes_in_pieces_and_replaces_what_was_seen_alone(bucket: Bu
     upload(bucket.fs, file, path, version)
     assert bucket.fs.info(path)["size"] == 70 * 1024 * 1024
     uploads = bucket.fs.call_s3("list_multipart_uploads", Bucket=path.partition("/")[0])
-    assert not uploads.get("Uploads"), "nothing is left of those that were refused"
+    assert not uploads.get("Uploads"), "refused uploads leave nothing behind"
 
 
-def test_a_store_without_conditions_is_looked_at_before(tmp_path: Path) -> None:
+def test_without_conditional_writes_the_version_is_compared_first(tmp_path: Path) -> None:
     fs, file = fsspec.filesystem("memory"), tmp_path / "file"
     file.write_bytes(b"one")
     version = upload(fs, file, "/bucket/late", None)
@@ -273,7 +271,7 @@ def test_a_store_without_conditions_is_looked_at_before(tmp_path: Path) -> None:
     fs.rm("/bucket", recursive=True)
 
 
-async def test_a_run_that_is_cancelled_while_it_waits_for_a_lease_leaves_at_once_and_takes_none(
+async def test_a_run_cancelled_while_it_waits_for_a_lease_ends_at_once_without_it(
     bucket: Bucket, machine: Machine
 ) -> None:
     lease = f"{bucket.url}/labeled.work/lease"

@@ -1,4 +1,4 @@
-"""Answers read once more, without the model."""
+"""Re-parsing answers without the model."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def write(path: Path, *lines: object) -> Path:
     return path
 
 
-def test_every_answer_is_read_anew_and_other_lines_go_over_as_they_are(tmp_path: Path) -> None:
+def test_every_answer_is_parsed_again_and_other_lines_are_copied(tmp_path: Path) -> None:
     source, target = write(tmp_path / "a.jsonl", ROW, "not ours", {"image_path": "b.jpg"}), tmp_path / "b.jsonl"
     before = source.read_bytes()
     assert main(["reparse", "--input", str(source), "--output", str(target), "--family", "qwen2.5-vl"]) == 0
@@ -49,20 +49,20 @@ def test_another_family_gives_other_boxes(tmp_path: Path) -> None:
 def test_the_family_comes_from_the_recipe_beside_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = write(tmp_path / "a.jsonl", ROW), tmp_path / "b.jsonl"
     assert main(["reparse", "--input", str(source), "--output", str(target)]) == 2
-    assert "name the model's family with --family" in capsys.readouterr().err
+    assert "set --family to the model's family" in capsys.readouterr().err
     (tmp_path / "a.work").mkdir()
     settings = {"model": "x", "family": "qwen2.5-vl"}
     (tmp_path / "a.work" / "recipe.json").write_text(json.dumps({"fingerprint": "f", "settings": settings}))
     assert main(["reparse", "--input", str(source), "--output", str(target)]) == 0
 
 
-def test_an_answer_that_still_holds_nothing_is_told_by_the_exit_code(tmp_path: Path) -> None:
+def test_an_answer_without_an_annotation_sets_the_exit_code(tmp_path: Path) -> None:
     source, target = write(tmp_path / "a.jsonl", ROW | {"vlm_output": "prose"}), tmp_path / "b.jsonl"
     assert main(["reparse", "--input", str(source), "--output", str(target), "--family", "qwen2.5-vl"]) == 1
     assert lines_of(target)[0]["annotations_error"] is True
 
 
-def test_pixels_without_the_size_they_belong_to_are_refused_and_nothing_is_written(
+def test_pixels_without_a_sent_size_are_refused_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     older = {name: value for name, value in ROW.items() if name != "sent_size"}
@@ -76,10 +76,10 @@ def test_pixels_without_the_size_they_belong_to_are_refused_and_nothing_is_writt
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "a.jsonl", ROW)
     assert main(["reparse", "--input", str(source), "--output", str(source), "--family", "qwen2-vl"]) == 2
-    assert "nothing is overwritten" in capsys.readouterr().err
+    assert "would be overwritten" in capsys.readouterr().err
 
 
-def test_columns_pass_through_as_they_stand_and_edited_fields_stop_nothing(tmp_path: Path) -> None:
+def test_columns_pass_through_as_written_and_edited_fields_stop_nothing(tmp_path: Path) -> None:
     target = tmp_path / "again.jsonl"
     text = '"vlm_output": "[]", "width": 640, "sent_size": [644, 476], "height": 480'
     rows = [
@@ -96,7 +96,7 @@ def test_columns_pass_through_as_they_stand_and_edited_fields_stop_nothing(tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.jsonl", "labeled.jsonl"]
 
 
-def test_a_file_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "labeled.jsonl", ROW)
     given = ["--input", str(source), "--output", str(tmp_path / "nowhere" / "x.jsonl"), "--family", "qwen2.5-vl"]
     assert main(["reparse", *given]) == 2

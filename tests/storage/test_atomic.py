@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic replacement of files."""
 
 import errno
 import os
@@ -12,14 +12,14 @@ from vllm_annotate.storage.atomic import disk_is_full, explained, replacing, unf
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "x" * 240 + ".jsonl", "图" * 80 + ".jsonl", ".hidden", "\udcff.jsonl"])
-def test_every_name_that_a_file_can_have_leaves_room_for_that_of_the_unfinished_one(tmp_path: Path, name: str) -> None:
+def test_every_valid_name_has_a_valid_temporary_name(tmp_path: Path, name: str) -> None:
     with replacing(tmp_path / name) as file:
         file.write(b"x")
         assert len(list(tmp_path.iterdir())) == 1
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_two_files_whose_names_end_alike_are_never_the_same_unfinished_one(tmp_path: Path) -> None:
+def test_two_names_with_the_same_end_have_different_temporary_names(tmp_path: Path) -> None:
     first, second = (tmp_path / f"{prefix}{'x' * 120}.jsonl" for prefix in "ab")
     with replacing(first) as one, replacing(second) as two:
         one.write(b"one")
@@ -28,7 +28,7 @@ def test_two_files_whose_names_end_alike_are_never_the_same_unfinished_one(tmp_p
     assert unfinished_name(first.name) == unfinished_name(first.name)
 
 
-def test_what_polars_says_of_the_disk_has_a_number_again(tmp_path: Path) -> None:
+def test_an_io_error_of_polars_gets_an_errno(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as missing, polars_faults(tmp_path / "to.parquet"):
         pl.LazyFrame({"a": [1]}).sink_parquet(tmp_path / "no folder" / "to.parquet")
     assert missing.value.errno == errno.ENOENT
@@ -39,7 +39,7 @@ def test_what_polars_says_of_the_disk_has_a_number_again(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("number", "advice"), [(errno.ENOSPC, "make room"), (errno.EDQUOT, "quota"), (errno.EROFS, "mount it for writing")]
 )
-def test_a_full_disk_is_told_from_a_file_that_fails(number: int, advice: str) -> None:
+def test_a_full_disk_is_distinguished_from_a_failing_file(number: int, advice: str) -> None:
     error = OSError(number, os.strerror(number), "/data/x.jsonl")
     assert disk_is_full(error)
     assert advice in explained(error, "/data/labeled.jsonl")

@@ -17,7 +17,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_a_value_is_given_as_it_stands(value: str) -> None:
+def test_a_value_is_returned_as_written(value: str) -> None:
     row = f'{{"first": 1, "value" :\t{value} ,"last":[]}}\r'
     assert json_object(row) is not None
     assert {name: written for name, (_, written) in raw_members(row).items()} == {
@@ -25,13 +25,13 @@ def test_a_value_is_given_as_it_stands(value: str) -> None:
     }  # fmt: skip
 
 
-def test_names_are_found_however_they_are_written_and_given_as_they_stand() -> None:
+def test_names_are_found_in_any_spelling_and_returned_as_written() -> None:
     assert raw_members('{"caf\\u00e9": 1, "a\\"b": 2, "\\ud83d": 3}') == {
         "café": ('"caf\\u00e9"', "1"), 'a"b': ('"a\\"b"', "2"), "\ud83d": ('"\\ud83d"', "3"),
     }  # fmt: skip
 
 
-def test_of_a_repeated_name_the_last_counts_as_for_every_reader() -> None:
+def test_the_last_of_a_repeated_name_wins_as_in_every_parser() -> None:
     assert raw_members('{"a": 1, "b": 2, "a": [3]}') == {"a": ('"a"', "[3]"), "b": ('"b"', "2")}
 
 
@@ -40,7 +40,7 @@ def test_an_empty_object_has_no_members(row: str) -> None:
     assert raw_members(row) == {}
 
 
-def test_a_line_break_within_a_value_does_not_tear_the_row() -> None:
+def test_a_line_break_in_a_value_does_not_split_the_row() -> None:
     assert raw_members('{"a": [1,\r\n2], "b": "\\n"}') == {"a": ('"a"', "[1,  2]"), "b": ('"b"', '"\\n"')}
 
 
@@ -52,15 +52,15 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.text(), json_values, max_size=6), st.booleans(), st.sampled_from([None, 1]))
-def test_any_object_is_written_again_as_it_was(row: dict[str, Any], ascii_only: bool, indent: int | None) -> None:
+def test_any_object_round_trips_unchanged(row: dict[str, Any], ascii_only: bool, indent: int | None) -> None:
     text = json.dumps(row, ensure_ascii=ascii_only, indent=indent)
-    if json_object(text) is None:  # a lone surrogate that no file can hold
+    if json_object(text) is None:  # a lone surrogate
         return
     members = [f"{name}:{value}" for name, value in raw_members(text).values()]
     assert repr(json.loads(object_line(*members))) == repr(row)
 
 
-def test_a_line_is_put_together_from_texts_of_members() -> None:
+def test_a_line_is_joined_from_texts_of_members() -> None:
     assert object_line(dumped({"a": 1, "b": "é"}), '"c":NaN', dumped({}), b'"d":[]') == (
         '{"a":1,"b":"é","c":NaN,"d":[]}\n'.encode()
     )

@@ -1,4 +1,4 @@
-"""Who may write an output in an object store."""
+"""Leases on outputs in an object store."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ def lease(bucket: Bucket, token: str, said: list[str] | None = None) -> Lease:
     return Lease(bucket.fs, f"{bucket.url}/lease".removeprefix("s3://"), f"{bucket.url}/labeled.jsonl", token, say)
 
 
-def test_who_releases_it_lets_the_next_one_in_who_waits(bucket: Bucket) -> None:
+def test_releasing_a_lease_lets_a_waiting_run_acquire_it(bucket: Bucket) -> None:
     said: list[str] = []
     first, second = lease(bucket, "one"), lease(bucket, "two", said)
     first.take()
@@ -27,7 +27,7 @@ def test_who_releases_it_lets_the_next_one_in_who_waits(bucket: Bucket) -> None:
     while not said:
         assert waiting.is_alive()
         time.sleep(0.02)
-    assert "to see if it lives" in said[0]
+    assert "to see if it is still running" in said[0]
     first.release()
     waiting.join(20)
     with pytest.raises(UsageError, match=r"is being written by another run \(.* since .*\): wait for it, stop it"):
@@ -37,7 +37,7 @@ def test_who_releases_it_lets_the_next_one_in_who_waits(bucket: Bucket) -> None:
     assert not bucket.fs.exists(f"{bucket.url}/lease")
 
 
-def test_the_same_folder_takes_it_at_once_for_its_lock_says_that_the_holder_is_gone(bucket: Bucket) -> None:
+def test_the_same_folder_takes_over_at_once_because_its_lock_proves_that_the_holder_is_gone(bucket: Bucket) -> None:
     lease(bucket, "one").take()  # and never released
     said: list[str] = []
     again = lease(bucket, "one", said)
@@ -48,21 +48,21 @@ def test_the_same_folder_takes_it_at_once_for_its_lock_says_that_the_holder_is_g
     again.release()
 
 
-def test_who_was_taken_over_writes_no_more(bucket: Bucket) -> None:
+def test_a_run_that_lost_its_lease_writes_no_more(bucket: Bucket) -> None:
     held = lease(bucket, "one")
     held.take()
     bucket.fs.pipe_file(f"{bucket.url}/lease", b'{"token": "another"}')
     deadline = time.monotonic() + RENEW_SECONDS + 10
-    while held.held:  # it looks by itself
+    while held.held:  # it renews itself
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    with pytest.raises(UsageError, match="another run has taken over"):
+    with pytest.raises(UsageError, match="another run took over"):
         held.check()
     held.release()
-    assert bucket.fs.cat_file(f"{bucket.url}/lease") == b'{"token": "another"}', "it is not its own any more"
+    assert bucket.fs.cat_file(f"{bucket.url}/lease") == b'{"token": "another"}', "it no longer owns the lease"
 
 
-def test_a_store_without_conditional_writes_has_it_too() -> None:
+def test_a_lease_works_without_conditional_writes() -> None:
     fs = fsspec.filesystem("memory")
     held = Lease(fs, "/bucket/lease", "memory://bucket/labeled.jsonl", "one", lambda _: None)
     held.take()
@@ -71,13 +71,13 @@ def test_a_store_without_conditional_writes_has_it_too() -> None:
     assert not fs.exists("/bucket/lease")
 
 
-def test_who_never_had_it_takes_it_from_nobody(bucket: Bucket) -> None:
+def test_releasing_a_lease_that_was_never_held_changes_nothing(bucket: Bucket) -> None:
     first, second = lease(bucket, "one"), lease(bucket, "two")
     first.take()
     second.release()
     first.check()
     assert bucket.fs.exists(f"{bucket.url}/lease")
     bucket.fs.pipe_file(f"{bucket.url}/lease", b'{"token": "another"}')
-    with pytest.raises(UsageError, match="another run has taken over"):
+    with pytest.raises(UsageError, match="another run took over"):
         first.check()
     first.release()

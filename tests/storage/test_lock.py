@@ -11,10 +11,10 @@ import pytest
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
 
 
-def test_the_lock_of_a_file_that_was_removed_keeps_nobody_out_and_is_not_taken_for_one(tmp_path: Path) -> None:
+def test_a_lock_on_a_removed_file_is_not_a_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with locked(path):
-        path.unlink()  # as a run that was refused does
+        path.unlink()  # as a refused run does
         with (
             locked(path),
             pytest.raises(AlreadyLockedError, match=rf"process {os.getpid()} on .* since .* [+-]\d{{4}}"),
@@ -34,7 +34,7 @@ def count_up(path: Path, times: int) -> None:
             path.unlink()
 
 
-def test_of_many_that_remove_it_one_holds_it_at_a_time(tmp_path: Path) -> None:
+def test_one_process_holds_a_lock_at_a_time_although_each_removes_the_file(tmp_path: Path) -> None:
     (tmp_path / "counter").write_text("0")
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=count_up, args=(tmp_path / "lock", 500)) for _ in range(4)]

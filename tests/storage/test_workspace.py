@@ -43,13 +43,13 @@ def test_a_second_process_is_refused_while_the_first_holds_the_lock(workspace: W
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "in\n"
 
 
-def test_a_workspace_that_was_only_opened_leaves_no_trace(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_workspace_that_was_only_opened_leaves_nothing_behind(workspace: Workspace, tmp_path: Path) -> None:
     with workspace.locked():
         assert workspace.work.exists()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_recipe_may_go_on_and_another_may_not(workspace: Workspace) -> None:
+def test_the_same_recipe_may_resume_and_another_is_refused(workspace: Workspace) -> None:
     with workspace.locked():
         record_recipe(workspace, SETTINGS, "one")
         workspace.output.write_text('{"image_path": "a"}\n')
@@ -65,7 +65,7 @@ def test_a_recipe_that_has_written_nothing_yet_may_change(workspace: Workspace) 
         guard_recipe(workspace, SETTINGS, "two")
 
 
-def test_the_name_of_a_failures_file_is_no_output(tmp_path: Path) -> None:
+def test_an_output_named_like_a_failures_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"without \.failures"):
         Workspace.at(tmp_path / "labeled.failures.jsonl")
 
@@ -79,14 +79,14 @@ def test_an_output_keeps_its_permissions(tmp_path: Path) -> None:
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o600)
 
 
-def test_an_output_of_an_older_script_is_taken_as_it_is(workspace: Workspace) -> None:
+def test_an_output_of_an_older_script_is_accepted(workspace: Workspace) -> None:
     workspace.output.write_text('{"image_path": "a"}\n')
     with workspace.locked():
         guard_recipe(workspace, SETTINGS, "one")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])
-def test_a_torn_json_file_is_not_taken_for_one_that_is_not_there(tmp_path: Path, content: bytes) -> None:
+def test_a_torn_json_file_does_not_count_as_missing(tmp_path: Path, content: bytes) -> None:
     assert read_json(tmp_path / "a.json") is None
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError):  # noqa: PT011 - each says it otherwise
@@ -107,7 +107,7 @@ def test_a_refused_run_keeps_the_log_of_a_server_that_did_not_start(workspace: W
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"fingerprint": "o', b"[]", b'{"settings": {}}', b'{"fingerprint": "one"}'])
-def test_a_damaged_recipe_is_no_permission_to_mix_recipes(workspace: Workspace, torn: bytes) -> None:
+def test_a_damaged_recipe_does_not_allow_mixing_recipes(workspace: Workspace, torn: bytes) -> None:
     with workspace.locked():
         record_recipe(workspace, SETTINGS, "one")
         workspace.recipe.write_bytes(torn)
@@ -124,7 +124,10 @@ def test_a_work_folder_of_a_later_version_is_refused(workspace: Workspace, writt
         record_recipe(workspace, SETTINGS, "one")
         assert workspace.format.read_text() == f"{FORMAT}\n"
     workspace.format.write_text(written)
-    with pytest.raises(UsageError, match=f"has format .* and this version knows {FORMAT}"), workspace.locked():
+    with (
+        pytest.raises(UsageError, match=f"has format .* this version supports formats up to {FORMAT}"),
+        workspace.locked(),
+    ):
         pass
     workspace.format.unlink()  # as an earlier version wrote it
     with workspace.locked():
@@ -132,13 +135,13 @@ def test_a_work_folder_of_a_later_version_is_refused(workspace: Workspace, writt
 
 
 @pytest.mark.parametrize("stem", ["x" * 241, "图" * 80 + "x", "é" * 121])
-def test_a_name_that_leaves_no_room_for_those_beside_it_is_refused_at_once(tmp_path: Path, stem: str) -> None:
+def test_an_output_whose_other_files_would_have_too_long_names_is_refused_at_once(tmp_path: Path, stem: str) -> None:
     too_long = len(stem.encode()) + len(".failures.jsonl") - 255
-    with pytest.raises(UsageError, match=rf"too long: .* takes 255; make it {too_long} bytes shorter"):
+    with pytest.raises(UsageError, match=rf"too long: .* allows 255; make it {too_long} bytes shorter"):
         Workspace.at(tmp_path / f"{stem}.jsonl")
 
 
-def test_the_longest_name_that_is_taken_serves_to_the_end(tmp_path: Path) -> None:
+def test_the_longest_accepted_name_works_to_the_end(tmp_path: Path) -> None:
     workspace = Workspace.at(tmp_path / f"{'图' * 80}.jsonl")
     with workspace.locked():
         record_recipe(workspace, SETTINGS, "one")

@@ -1,1 +1,1 @@
-"""Input files → rows, planned and cut into chunks."""
+"""Input files → rows → plan → chunks."""

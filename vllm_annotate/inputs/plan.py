@@ -1,4 +1,4 @@
-"""Input → pending rows → chunks, with polars: memory stays flat in the number of rows already done."""
+"""Input → pending rows → chunks, with Polars. Memory does not grow with the number of rows already done."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -23,17 +23,17 @@ from vllm_annotate.inputs.source import (
 from vllm_annotate.storage.atomic import replacing_path, sync_file, sync_folder
 from vllm_annotate.storage.workspace import Workspace
 
-ROW_GROUP = 8192  # of plan.parquet: reading a chunk decodes one or two of these
-READ_AT_ONCE = 4 * ROW_GROUP  # where all chunks are read
-PLAN_TRIES = 3  # while input or output change
+ROW_GROUP = 8192  # of plan.parquet: reading a chunk decodes one or two
+READ_AT_ONCE = 4 * ROW_GROUP  # rows in memory when all chunks are read
+PLAN_TRIES = 3  # if input or output change meanwhile
 POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
 def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
-    """Plans every distinct image that the output does not hold, and writes plan.parquet and plan.json.
+    """Plans every distinct image that is not in the output, and writes plan.parquet and plan.json.
 
-    Input and output are read more than once. Raises UsageError where either changes meanwhile again and again: rows
-    would get captions of others, or be asked though they are done.
+    Input and output are read more than once. If either changes meanwhile, rows could get the captions of others, or be
+    sent although they are done: the plan is made again. Raises UsageError if it keeps changing.
     """
     for _ in range(PLAN_TRIES):
         before, identity, outputs = _states(source, workspace), source.identity(), output_versions(workspace)
@@ -47,7 +47,7 @@ def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
             break
     else:
         files = " or ".join(map(str, (source.path, *workspace.outputs)))
-        raise UsageError(f"{files} changed while it was read, {PLAN_TRIES} times: run again once it is written")
+        raise UsageError(f"{files} changed during {PLAN_TRIES} attempts to read it: run again once it is complete")
     write_plan_file(workspace, PlanFile(identity, counts, chunks, outputs))
     return Plan(counts, chunks, outputs=outputs)
 
@@ -57,7 +57,7 @@ def _states(source: Source, workspace: Workspace) -> list[FileState | None]:
 
 
 def _plan_rows(source: Source, workspace: Workspace, chunk_size: int) -> tuple[Counts, list[Chunk]]:
-    """Writes plan.parquet; the rows are read twice, for their keys and then those of the pending ones."""
+    """Writes plan.parquet. Reads the input twice: for the keys, then for the pending rows."""
     lines, written = input_lines(source), output_lines(*workspace.outputs)
     keys_file = workspace.plan_rows.with_suffix(".keys")
     _write_keys(lines, keys_file)
@@ -80,26 +80,29 @@ def _plan_rows(source: Source, workspace: Workspace, chunk_size: int) -> tuple[C
     )
     keys_file.unlink()
     if not counts.distinct and source.shard is None:
-        raise UsageError(f"no row of {source.path} has an image path in column {source.image_column!r}")
+        raise UsageError(
+            f"no row of {source.path} has an image path in column {source.image_column!r}: set --image-column to the "
+            "column with the image paths"
+        )
     _write_rows(lines, pending_keys, workspace.plan_rows)
     return counts, list(_cut(workspace.plan_rows, chunk_size))
 
 
 def keep_plan(workspace: Workspace, source: Source, plan: Plan) -> None:
-    """Lets the plan go on after a merge of ours, which has changed the output that it was made for."""
+    """Updates the plan after our own merge changed the output, so that it can be resumed."""
     outputs = output_versions(workspace)
     write_plan_file(workspace, PlanFile(source.identity(), plan.counts, plan.chunks, outputs))
 
 
 def output_versions(workspace: Workspace) -> list[list[int] | None]:
-    """What changes when anybody writes to an output."""
+    """Returns the file version of each output; it changes when a program writes to it."""
     return [file_version(output) for output in workspace.outputs]
 
 
 def open_plan(workspace: Workspace) -> Plan | None:
-    """The plan in progress, its `merged` column brought up to date with the output.
+    """Returns the plan in progress, with its `merged` column updated from the output.
 
-    None when there is none, or none that can be read: what its parts hold is settled all the same.
+    None if it does not exist or cannot be read; its parts can still be settled.
     """
     written = read_plan_file(workspace)
     if written is None or not _rows_are_readable(workspace, written):
@@ -116,7 +119,7 @@ def open_plan(workspace: Workspace) -> Plan | None:
 
 
 def _rows_are_readable(workspace: Workspace, written: PlanFile) -> bool:
-    """Whether plan.parquet is the one that plan.json speaks of, from its first row to its last."""
+    """Whether plan.parquet is readable to its last row and matches plan.json."""
     try:
         rows = pl.scan_parquet(workspace.plan_rows, glob=False)
         paths, _ = pl.collect_all(
@@ -132,35 +135,35 @@ def _rows_are_readable(workspace: Workspace, written: PlanFile) -> bool:
 
 
 def plan_is_for(workspace: Workspace, source: Source) -> bool:
-    """Whether the plan in progress was made from this very input and output: both may have been edited since."""
+    """Whether the plan in progress was made from this input and output, unchanged since."""
     written = read_plan_file(workspace)
     return written is not None and written.source == source.identity() and written.outputs == output_versions(workspace)
 
 
 def input_has_changed(workspace: Workspace, source: Source) -> bool:
-    """Whether the input is not any more what the plan in progress was made from."""
+    """Whether the input changed since the plan in progress was made."""
     written = read_plan_file(workspace)
     return written is not None and written.source != source.identity()
 
 
 def remove_plan(workspace: Workspace) -> None:
-    """Forgets the plan; plan.json goes first, for good: it must not come back beside the rows of another plan."""
+    """Removes the plan. plan.json goes first, and durably: it must not reappear beside another plan's rows."""
     workspace.plan_file.unlink(missing_ok=True)
     sync_folder(workspace.work)
     workspace.plan_rows.unlink(missing_ok=True)
 
 
 def read_chunk(workspace: Workspace, chunk: Chunk) -> pl.DataFrame:
-    """The chunk's rows in input order.
+    """Returns the chunk's rows in input order.
 
-    Columns: line (UInt32, from 1), image_path (String), row (String, the input's JSON object), merged (Boolean,
-    the output had it when the plan was opened).
+    Columns: line (UInt32, from 1), image_path (String), row (String, the input's JSON object), merged (Boolean: in the
+    output when the plan was opened).
     """
     return next(read_chunks(workspace, [chunk]))[1]
 
 
 def read_chunks(workspace: Workspace, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, pl.DataFrame]]:
-    """Each of these consecutive chunks with its rows; some row groups' worth of them is in memory at a time."""
+    """Yields consecutive chunks with their rows; about READ_AT_ONCE rows are in memory at a time."""
     rows = pl.scan_parquet(workspace.plan_rows, glob=False)
     at_once = max(1, READ_AT_ONCE // max((chunk.length for chunk in chunks), default=1))
     for first in range(0, len(chunks), at_once):
@@ -172,13 +175,13 @@ def read_chunks(workspace: Workspace, chunks: Sequence[Chunk]) -> Iterator[tuple
 
 
 def _write_keys(lines: pl.LazyFrame, path: Path) -> None:
-    """Writes line, image_path, and of lines without one the row."""
+    """Writes columns line, image_path, and row for lines without an image path."""
     row = pl.when(PATH_MISSING).then("row")
     _sink(lines.select("line", "image_path", row=row), path)
 
 
 def _write_skipped(keys: pl.LazyFrame, path: Path) -> dict[str, int]:
-    """Writes line number and reason of every line that is no new image; counts malformed and without_path."""
+    """Writes line number and reason of every skipped line; returns the counts of malformed and without_path."""
     without_path = keys.filter(PATH_MISSING).select(
         "line",
         reason=pl.when(pl.col("row").str.json_path_match("$").is_null())
@@ -220,7 +223,7 @@ def _cut(rows: Path, chunk_size: int) -> Iterator[Chunk]:
 
 
 def _chunks(paths: pl.Series, lengths: Sequence[int]) -> Iterator[Chunk]:
-    """Consecutive chunks of so many rows each; `paths` are the image paths of all."""
+    """Yields consecutive chunks of these lengths; `paths` are the image paths of all rows."""
     offset = 0
     for number, length in enumerate(lengths, start=1):
         chunk = paths.slice(offset, length).to_list()

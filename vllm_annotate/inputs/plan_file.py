@@ -22,13 +22,13 @@ class Chunk:
 
     @property
     def name(self) -> str:
-        """Names its part files and its task run."""
+        """The name in its part files and its task run."""
         return f"{self.number:06d}"
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What the input held. `already_done` counts distinct images that the output has had before the plan."""
+    """Counts of the input. `already_done` are the distinct images that were in the output before the plan."""
 
     input: int = 0  # lines that are not blank
     distinct: int = 0
@@ -36,23 +36,23 @@ class Counts:
     malformed: int = 0
     without_path: int = 0
     duplicates: int = 0
-    broken_in_output: int = 0  # lines of the output that are torn, malformed or without a path; their images are asked
-    first_broken: int = 0  # number of the first of them, from 1
+    broken_in_output: int = 0  # output lines that are torn, malformed or without a path; their images are sent
+    first_broken: int = 0  # line number of the first, from 1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows without an answer, cut into chunks in input order; stays the same until all its chunks are complete."""
+    """Rows without an answer, split into chunks in input order. Does not change until all chunks are complete."""
 
     counts: Counts
     chunks: list[Chunk]
     resumed: bool = False
-    # file_version of each output of which the rows are marked as merged, as it was then
+    # file_version of each output when its rows were marked as merged
     outputs: list[list[int] | None] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
-        """Rows of all chunks."""
+        """The number of rows in all chunks."""
         return sum(chunk.length for chunk in self.chunks)
 
 
@@ -71,7 +71,7 @@ PLAN_FILE = TypeAdapter(PlanFile)
 
 
 def read_plan_file(workspace: Workspace) -> PlanFile | None:
-    """The content of plan.json; None when it is not there or damaged."""
+    """Returns the content of plan.json; None if it is missing or damaged."""
     try:
         return PLAN_FILE.validate_json(workspace.plan_file.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -79,5 +79,5 @@ def read_plan_file(workspace: Workspace) -> PlanFile | None:
 
 
 def write_plan_file(workspace: Workspace, plan: PlanFile) -> None:
-    """Writes plan.json, which vouches for plan.parquet: that is on disk by now."""
+    """Writes plan.json. plan.parquet must be synced before."""
     write_json(workspace.plan_file, asdict(plan))

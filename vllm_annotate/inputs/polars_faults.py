@@ -1,4 +1,4 @@
-"""What Polars raises, as others raise it."""
+"""I/O errors of Polars, as ordinary OSErrors."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import polars as pl
 
 @contextmanager
 def polars_faults(path: Path) -> Iterator[None]:
-    """Gives an OSError of Polars, which has the number in its text alone, the errno and file that others have."""
+    """Adds errno and file name to an I/O error of Polars, which has the number only in its text."""
     try:
         yield
     except (OSError, pl.exceptions.PolarsError) as error:

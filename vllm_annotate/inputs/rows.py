@@ -1,4 +1,4 @@
-"""A row of the input, and the caption in it."""
+"""A row of the input and its caption."""
 
 import math
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One image to annotate: its path, its caption and the text of the input row they came from."""
+    """One image to annotate: its path, its caption and the text of its input row."""
 
     image_path: str
     caption: str
     text: str  # a JSON object
-    has_caption: bool = True  # False where no column is one; a column of that name is then as any other
+    has_caption: bool = True  # False without a caption column; a column named caption then passes through
 
 
 def caption_text(caption: Any, written: str) -> str:
-    """A caption that is no text, as it is asked: several are lines of one, others are their JSON as it is `written`.
+    """Returns the text of a caption that is not a string: a list as lines, other values as their JSON, `written`.
 
-    None and NaN, which is how tables write that there is none, are no caption.
+    None and NaN, the null of many tables, give an empty caption.
     """
     if caption is None or (isinstance(caption, float) and math.isnan(caption)):
         return ""

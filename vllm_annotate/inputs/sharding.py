@@ -1,4 +1,4 @@
-"""Which rows of an input belong to a shard: told by the image path alone, so the same on every machine."""
+"""Which rows of an input belong to a shard. The image path alone decides: the same on every machine."""
 
 from hashlib import blake2b
 
@@ -8,10 +8,10 @@ from vllm_annotate.storage.shard import Shard
 
 
 def in_shard(shard: Shard, image_path: pl.Expr) -> pl.Expr:
-    """Whether a path is one of the shard's own; a row without one is some shard's, so that it is counted once."""
+    """Whether a path belongs to the shard. A row without a path belongs to one shard too, and is counted once."""
 
     def held(paths: pl.Series) -> pl.Series:
-        # Not the hash of polars, which another version may change, nor a CRC: of numbered names it fills few shards.
+        # Not Polars' hash, which may change between versions, nor a CRC, which puts numbered names into few shards.
         hashes = (int.from_bytes(blake2b(path.encode(), digest_size=8).digest()) for path in paths)
         own = [hash_ % shard.count == shard.number - 1 for hash_ in hashes]
         return pl.Series(paths.name, own, dtype=pl.Boolean)

@@ -1,4 +1,4 @@
-"""The input, and outputs as far as they tell what is done: rows as lines, with the image path that each names."""
+"""Lines of the input and of outputs, with the image path of each."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,13 @@ from vllm_annotate.inputs.sharding import in_shard
 from vllm_annotate.storage.json_text import json_object, text_member
 from vllm_annotate.storage.shard import Shard
 
-PROBED_ROWS = 1000  # enough to tell a mistyped column name from a column that is often empty
+PROBED_ROWS = 1000  # enough to distinguish a mistyped column name from a column that is often empty
 PATH_MISSING = pl.col("image_path").fill_null("") == ""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The input, what its columns are called ("" where there are no captions), and which share of it is asked for."""
+    """The input, its column names (`caption_column` is "" if there are no captions), and the shard."""
 
     path: Path
     image_column: str = "image_path"
@@ -27,11 +27,11 @@ class Source:
 
     @property
     def is_parquet(self) -> bool:
-        """Parquet by its name; anything else is JSON lines, plain or compressed."""
+        """Whether its name says Parquet; anything else is JSON lines, plain or compressed."""
         return self.path.suffix.lower() == ".parquet"
 
     def identity(self) -> dict[str, Any]:
-        """Changes when the file or the meaning of its columns does."""
+        """Returns values that change when the file, the image column or the shard does."""
         return {
             "path": str(self.path.resolve()),
             "version": file_version(self.path),
@@ -41,7 +41,7 @@ class Source:
 
 
 def check_source(source: Source) -> list[str]:
-    """The columns of the first rows. Raises UsageError unless those that were named are among them."""
+    """Returns the columns of the first rows. Raises UsageError if a named column is not among them."""
     path = source.path
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
@@ -54,21 +54,26 @@ def check_source(source: Source) -> list[str]:
     rows = [row for row in map(json_object, head["row"]) if row]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if not rows:
-        raise UsageError(f"input {str(path)!r} has no JSON object in its first {PROBED_ROWS} lines: one a line, please")
+        raise UsageError(
+            f"input {str(path)!r} has no JSON object in its first {PROBED_ROWS} lines: write one JSON object per line"
+        )
     for option, column in (("image", source.image_column), ("caption", source.caption_column)):
         if column and column not in columns:
             none = ', or "" for none' if option == "caption" else ""
             raise UsageError(
                 f"input {str(path)!r} has no column {column!r}; it has {', '.join(map(repr, columns[:20]))}: "
-                f"name the right one with --{option}-column{none}"
+                f"set --{option}-column to one of them{none}"
             )
     if head["image_path"].drop_nulls().replace("", None).is_null().all():
-        raise UsageError(f"no row among the first {len(head)} of {path} has an image path in {source.image_column!r}")
+        raise UsageError(
+            f"none of the first {len(head)} rows of {path} has an image path in column {source.image_column!r}: set "
+            "--image-column to the column with the image paths"
+        )
     return columns
 
 
 def file_version(path: Path) -> list[int] | None:
-    """Size in bytes and time of change in ns, to be written down; None for a file that is not there."""
+    """Returns size in bytes and modification time in ns, to store; None if the file does not exist."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -77,17 +82,17 @@ def file_version(path: Path) -> list[int] | None:
 
 
 class FileState(NamedTuple):
-    """Tells, within a run, whether a file was written to or replaced."""
+    """Shows, within a run, whether a file was changed or replaced."""
 
     device: int
     inode: int
     size: int  # bytes
-    modified: int  # ns, like the next
-    changed: int
+    modified: int  # ns
+    changed: int  # ns
 
 
 def file_state(path: Path) -> FileState | None:
-    """The state of a file; None for one that is not there."""
+    """Returns the state of a file; None if it does not exist."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -96,13 +101,13 @@ def file_state(path: Path) -> FileState | None:
 
 
 def input_lines(source: Source) -> pl.LazyFrame:
-    """Columns line (from 1), row and image_path of the lines that are not blank, of the shard that is asked for."""
+    """Returns columns line (from 1), row and image_path of the shard's lines that are not blank."""
     lines = _scan(source).filter(pl.col("row").str.strip_chars() != "")
     return lines if source.shard is None else lines.filter(in_shard(source.shard, pl.col("image_path")))
 
 
 def output_lines(*outputs: Path) -> pl.LazyFrame:
-    """Columns line and image_path of the lines of outputs that are not blank; a torn or malformed one has no path."""
+    """Returns columns line and image_path of outputs' lines that are not blank; null for a torn or malformed line."""
     written = [_scan_lines(output) for output in outputs if output.exists() and output.stat().st_size]
     if not written:
         return pl.LazyFrame(schema={"line": pl.UInt32, "image_path": pl.String})
@@ -111,27 +116,27 @@ def output_lines(*outputs: Path) -> pl.LazyFrame:
 
 
 def done_paths(*outputs: Path) -> pl.LazyFrame:
-    """The distinct image paths of outputs, column image_path."""
+    """Returns the distinct image paths of outputs, column image_path."""
     return distinct_paths(output_lines(*outputs))
 
 
 def distinct_paths(lines: pl.LazyFrame) -> pl.LazyFrame:
-    """The distinct image paths of lines, column image_path."""
+    """Returns the distinct image paths of lines, column image_path."""
     return lines.select("image_path").filter(pl.col("image_path").is_not_null()).unique()
 
 
 def _scan(source: Source) -> pl.LazyFrame:
-    """Columns line, row (the JSON text) and image_path (null where there is none)."""
+    """Returns columns line, row (the JSON text) and image_path (null if missing)."""
     if not source.is_parquet:
         return _scan_lines(source.path).with_columns(image_path=_image_path(source.image_column))
     columns = pl.scan_parquet(source.path, glob=False)
     schema = columns.collect_schema()
     writable = [name for name, dtype in schema.items() if not _holds_bytes(dtype)]
     if source.image_column not in writable:
-        what = "holds bytes, not paths" if source.image_column in schema else "is not there"
+        what = "contains bytes, not paths" if source.image_column in schema else "does not exist"
         raise UsageError(
-            f"column {source.image_column!r} of {str(source.path)!r} {what}; columns that can be used are "
-            f"{', '.join(map(repr, writable))}: name the one with the image paths with --image-column"
+            f"column {source.image_column!r} of {str(source.path)!r} {what}: set --image-column to the one with the "
+            f"image paths; usable columns are {', '.join(map(repr, writable))}"
         )
     path = pl.col(source.image_column).cast(pl.String)
     return columns.select(row=pl.struct(writable).struct.json_encode(), image_path=path).with_row_index(
@@ -140,7 +145,7 @@ def _scan(source: Source) -> pl.LazyFrame:
 
 
 def _holds_bytes(dtype: pl.DataType) -> bool:
-    """Whether a column cannot be written as JSON: images in Parquet files often come as {bytes, path}."""
+    """Whether a column cannot be written as JSON: images in Parquet files are often {bytes, path}."""
     if isinstance(dtype, pl.Struct):
         return any(_holds_bytes(field.dtype) for field in dtype.fields)  # type: ignore[arg-type]
     if isinstance(dtype, pl.List | pl.Array):
@@ -149,11 +154,11 @@ def _holds_bytes(dtype: pl.DataType) -> bool:
 
 
 def _scan_lines(path: Path) -> pl.LazyFrame:
-    """Columns line and row: a text file, plain, .gz or .zst, read as CSV of one column.
+    """Returns columns line and row of a text file, plain, .gz or .zst, read as CSV with one column.
 
-    Not scan_ndjson, which infers a schema and fails on the first line that breaks it; not scan_lines, which fails
-    on the first byte that is not UTF-8. The separator is U+0001, which no JSON may hold: a line with one is malformed,
-    and is put together again with it so that it stays so. No globs: a file may be called `labeled[1].jsonl`.
+    Not scan_ndjson, which infers a schema and fails on the first line that violates it; not scan_lines, which fails on
+    the first byte that is not UTF-8. The separator is U+0001, which valid JSON cannot contain: a line with one is
+    joined again, and so stays malformed. No globs: a file may be named `labeled[1].jsonl`.
     """
     columns = pl.scan_csv(
         path,
@@ -177,7 +182,7 @@ def _scan_lines(path: Path) -> pl.LazyFrame:
 
 
 def _image_path(column: str) -> pl.Expr:
-    """The image path in a JSON object as text; null where the text is no JSON object or has none."""
+    """Returns the image path in a JSON text; null if it is not an object or has none."""
     json_path = f"$[{orjson.dumps(column).decode()}]"
 
     def paths(rows: pl.Series) -> pl.Series:
@@ -188,7 +193,7 @@ def _image_path(column: str) -> pl.Expr:
 
 
 def _with_lenient(found: pl.Series, rows: pl.Series, column: str) -> pl.Series:
-    """Fills in what only Python's JSON reads: rows with NaN, infinities, lone surrogates or much nesting."""
+    """Fills in rows that only Python's JSON parses: NaN, infinities, lone surrogates, deep nesting."""
     values = found.to_list()
     for index in found.is_null().arg_true():
         values[index] = text_member(rows[index], column)

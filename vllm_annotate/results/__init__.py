@@ -1,1 +1,1 @@
-"""Answers and failures → the output, here or in an object store."""
+"""Answers and failures → the output, on this machine or in an object store."""

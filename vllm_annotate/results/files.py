@@ -1,4 +1,4 @@
-"""The files of an output while a run works on them."""
+"""The files of an output during a run."""
 
 from types import TracebackType
 from typing import Self
@@ -8,22 +8,22 @@ from vllm_annotate.storage.workspace import Workspace
 
 
 class Files:
-    """The files of an output that lies on this machine. A context manager."""
+    """The files of an output on this machine. A context manager."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
 
     def __enter__(self) -> Self:
-        """Makes the workspace what the output is now. Raises UsageError where it cannot be had."""
+        """Brings the workspace up to date with the output. Raises UsageError if another run holds it."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Lets others in."""
+        """Releases the output."""
 
     def keep(self, chunk: Chunk) -> None:
-        """Makes the answers of a chunk outlive this machine. Raises OSError."""
+        """Saves the answers of a chunk outside this machine. Raises OSError."""
 
     def publish(self) -> None:
-        """Makes output, failures and reports what the workspace holds. Raises OSError."""
+        """Publishes output, failures and reports from the workspace. Raises OSError."""

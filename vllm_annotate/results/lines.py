@@ -1,4 +1,4 @@
-"""The lines of output and failures file: our fields, and the input's other columns as they stand."""
+"""Lines of the output and the failures file: our fields, and the input's other columns as written."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,10 +29,10 @@ _FAILURE = '"failure"'
 
 
 def answer_line(row: Row, image: PreparedImage, vlm_output: str, parsed: Mapping[str, Any]) -> bytes:
-    """The output line of an answered image: image_path, caption, the input's other columns as they stand, then ours.
+    """Returns the output line of an answered image: image_path, caption, the input's other columns, our fields.
 
-    `parsed` holds annotations and objects, and whatever else there is to say of the answer. Input columns named like a
-    field of ours are left out: an old flag would be read as ours.
+    `parsed` has the fields of the parsed answer. Input columns with the name of one of our fields are dropped: an old
+    flag would look like ours.
     """
     identity = {"image_path": row.image_path}
     if row.has_caption or "caption" not in raw_members(row.text):
@@ -43,9 +43,9 @@ def answer_line(row: Row, image: PreparedImage, vlm_output: str, parsed: Mapping
 
 
 def other_members(text: str, *names: str) -> Iterator[str]:
-    """The members of a row that have other names, as they stand in it.
+    """Yields the members of a row, as written, except those with these names.
 
-    Of a row from a failures file the failure is left out; a column that was called so comes back.
+    The failure in a row of a failures file is dropped; an input column named failure is restored.
     """
     for name, (written, value) in raw_members(text).items():
         failure = raw_members(value) if name == "failure" and value[0] == "{" else {}
@@ -56,9 +56,9 @@ def other_members(text: str, *names: str) -> Iterator[str]:
 
 
 def failure_line(text: str, image_path: str, failure: ImageFailure) -> bytes:
-    """The failures line of an image: the input row as it stands, with its image path, and why it has no answer.
+    """Returns the failures line of an image: its image path, the input row as written, and the failure.
 
-    A column of the input that is called failure is kept within ours.
+    An input column named failure is saved inside ours.
     """
     details = {"kind": failure.kind, "message": failure.message, "attempts": failure.attempts}
     own = [member.partition(":")[2] for member in other_members(text) if member.startswith(f"{_FAILURE}:")]
@@ -68,5 +68,5 @@ def failure_line(text: str, image_path: str, failure: ImageFailure) -> bytes:
 
 
 def path_of(line: bytes) -> str | None:
-    """The image path of a JSON line, as it is found in inputs and outputs; None for a torn line, or one without."""
+    """Returns the image path of a JSON line; None for a torn line or one without an image path."""
     return text_member(line.decode(errors="replace"), "image_path")

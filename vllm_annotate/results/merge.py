@@ -1,4 +1,4 @@
-"""Parts → the output and the failures file, so that no kill in between loses an answer or doubles it."""
+"""Parts → the output and the failures file. A kill at any point neither loses nor repeats an answer."""
 
 import json
 import os
@@ -30,37 +30,37 @@ Result = TypeVar("Result")
 
 @dataclass
 class Merged:
-    """What a merge moved: rows that went into the output, and rows without an answer by failure kind."""
+    """What a merge moved: rows into the output, and rows without an answer by failure kind."""
 
     answered: int = 0
     annotations_error: int = 0
-    left_alone: int = 0  # failures of other kinds than were asked again
+    left_alone: int = 0  # failures of kinds that were not retried
     failures: Counter[str] = field(default_factory=Counter)
     quality: Quality = field(default_factory=Quality)
 
     def add_answer(self, line: bytes) -> None:
-        """Counts a row that went into the output."""
+        """Counts a row that moved into the output."""
         self.answered += 1
         if not self.quality.is_full:
             self.quality.add(json_object(line) or {})
-        # The bytes first: reading every line again would be most of a merge.
+        # Check the bytes first: parsing every line would take most of a merge.
         if b'"annotations_error":true' in line and (json_object(line) or {}).get("annotations_error") is True:
             self.annotations_error += 1
 
     def add_failure(self, line: bytes) -> None:
-        """Counts a row that went into the failures file."""
+        """Counts a row that moved into the failures file."""
         failure = (json_object(line) or {}).get("failure")
         self.failures[str(failure.get("kind")) if isinstance(failure, dict) else "unknown"] += 1
 
 
 class OutputChangedError(UsageError):
-    """Another program has written to the output while its lines were copied."""
+    """Another program wrote to the output while its lines were copied."""
 
 
-def undisturbed(attempt: Callable[[], Result]) -> Result:
-    """What `attempt` returns, which is made again where somebody else writes to the output meanwhile.
+def retry_if_changed(attempt: Callable[[], Result]) -> Result:
+    """Returns what `attempt` returns. Retries it if another program writes to the output meanwhile.
 
-    Raises UsageError where that goes on.
+    Raises UsageError if that continues.
     """
     for _ in range(MERGE_TRIES - 1):
         with suppress(OutputChangedError):
@@ -69,14 +69,14 @@ def undisturbed(attempt: Callable[[], Result]) -> Result:
 
 
 def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure]) -> Merged:
-    """Moves the parts' answers behind the output's rows, in input order, and rewrites the failures file.
+    """Appends the parts' answers to the output, in input order, and rewrites the failures file.
 
-    `stopped` has a failure for each chunk (by number) that did not come to its end: its open rows get that one.
-    Both files are replaced atomically, failures first: between the two an image can be in neither file (its answer is
-    still in its part), but never in both. Parts go last; a merge cut short is done again by the next run. What others
-    have written to the output meanwhile stays, and is not answered a second time.
+    `stopped` has a failure for each chunk (by number) that did not finish, which its open rows get. Both files are
+    replaced atomically, failures first: between the two, an image can be in neither (its answer is still in a part),
+    but never in both. Parts are removed last; the next run repeats an interrupted merge. Rows that other programs add
+    to the output meanwhile stay, and are not answered twice.
     """
-    merged = undisturbed(lambda: _merge(workspace, plan, stopped))
+    merged = retry_if_changed(lambda: _merge(workspace, plan, stopped))
     if not merged.failures and not merged.left_alone:
         workspace.failures.unlink()
     workspace.set_aside.unlink(missing_ok=True)
@@ -97,22 +97,22 @@ def _merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure]
             open_rows = _merge_chunk(workspace, chunk, rows, stopped.get(chunk.number), output, failures, merged)
             if set_aside:
                 for image_path in open_rows["image_path"]:
-                    set_aside.pop(image_path, None)  # it was asked after all
+                    set_aside.pop(image_path, None)  # it was sent after all
         failures.writelines(set_aside.values())
         merged.left_alone = len(set_aside)
     return merged
 
 
 def _mark_merged(workspace: Workspace, plan: Plan) -> None:
-    """Brings the plan up to date with an output that somebody has written to since it was opened."""
+    """Updates the plan if another program wrote to the output since the plan was opened."""
     if plan.outputs != output_versions(workspace) and open_plan(workspace) is None:
-        raise UsageError(f"{workspace.plan_file} is gone or damaged: run again, all answers are kept")
+        raise UsageError(f"{workspace.plan_file} is missing or damaged: run again; all answers are saved")
 
 
 def _set_aside(workspace: Workspace) -> dict[str, bytes]:
-    """Failures that a retry leaves alone, by image path; without those that have been answered since.
+    """Returns the failures that a retry does not send, by image path, without images answered since.
 
-    Of all that the failures file holds at this moment: another run may have ended since the retry chose its rows.
+    Reads the current failures file: another run may have finished since the retry chose its rows.
     """
     lines = whole_lines(workspace.set_aside)
     written = read_plan_file(workspace)
@@ -127,13 +127,13 @@ def _set_aside(workspace: Workspace) -> dict[str, bytes]:
 
 
 def settle(workspace: Workspace, plan: Plan | None) -> int:
-    """Moves what an abandoned plan left in its parts into the output; returns how many rows.
+    """Moves answers that an abandoned plan left in its parts into the output; returns how many.
 
-    In the input order of that plan, or, where the plan itself is gone, in the order of the parts.
+    They are in the input order of that plan, or in the order of the parts if the plan is missing.
     """
     if not any(workspace.parts.iterdir()):
         return 0
-    answered = undisturbed(lambda: _settle(workspace, plan))
+    answered = retry_if_changed(lambda: _settle(workspace, plan))
     _remove_parts(workspace)
     return answered
 
@@ -163,7 +163,7 @@ def _merge_chunk(
     failures: BinaryIO,
     merged: Merged,
 ) -> pl.DataFrame:
-    """Writes the chunk's open rows where they belong; returns them."""
+    """Writes the chunk's open rows to output or failures; returns them."""
     answers = whole_lines(answers_path(workspace, chunk))
     failed = whole_lines(failures_path(workspace, chunk))
     open_rows = rows.filter(~pl.col("merged")).select("image_path", "row")
@@ -173,7 +173,7 @@ def _merge_chunk(
             merged.add_answer(answers[image_path])
             continue
         if image_path not in failed:
-            why = stopped or ImageFailure("unasked", "its chunk did not come to its turn")
+            why = stopped or ImageFailure("unasked", "its chunk did not start")
             failed[image_path] = failure_line(row, image_path, why)
         failures.write(failed[image_path])
         merged.add_failure(failed[image_path])
@@ -181,7 +181,7 @@ def _merge_chunk(
 
 
 def append_unplanned(workspace: Workspace, parts: Sequence[Path], output: BinaryIO) -> int:
-    """Writes the answers of parts whose plan is not at hand, but for images that have one; returns how many."""
+    """Writes answers of parts without a plan, except for images already in the output; returns how many."""
     done = set(done_paths(*workspace.outputs).collect()["image_path"])
     answered = 0
     for path in parts:
@@ -202,10 +202,10 @@ def _has_answers(workspace: Workspace) -> bool:
 
 @contextmanager
 def extending(workspace: Workspace, before: FileState | None, *, has_more: bool) -> Iterator[BinaryIO]:
-    """A file that takes the output's place and holds its lines; where there are no more, the output stays untouched.
+    """A file with the output's lines, to append to, which then replaces it. Without more lines it stays untouched.
 
-    `before` is the state of the output when it was last looked at for what is done. Raises OutputChangedError where
-    somebody has written to it since.
+    `before` is the output's state when its rows were last read. Raises OutputChangedError if another program wrote to
+    it since.
     """
     output = workspace.output
     if output.exists() and not has_more:
@@ -220,15 +220,15 @@ def extending(workspace: Workspace, before: FileState | None, *, has_more: bool)
             yield file
             if file_state(output) != before:
                 raise OutputChangedError(
-                    f"{output} is written to by another program: wait for it or stop it, then run again; all answers "
-                    "are kept"
+                    f"another program is writing to {output}: wait for it or stop it, then run again; all answers are "
+                    "saved"
                 )
         if existing is not None and before is not None:
-            _take_over(existing, before.size, output)
+            _append_late_lines(existing, before.size, output)
 
 
-def _take_over(replaced: BinaryIO, copied: int, output: Path) -> None:
-    """Appends what another program wrote to the file in the very moment in which it was replaced."""
+def _append_late_lines(replaced: BinaryIO, copied: int, output: Path) -> None:
+    """Appends what another program wrote to the file just as it was replaced."""
     replaced.seek(copied)
     lines = [(path_of(line), line) for line in replaced.read().split(b"\n") if line.strip()]
     if not lines:
@@ -243,9 +243,9 @@ def _take_over(replaced: BinaryIO, copied: int, output: Path) -> None:
 
 
 def _copy_whole_lines(existing: BinaryIO, output: BinaryIO, torn: Path) -> None:
-    """Copies the output byte for byte; a last line without its end is completed.
+    """Copies the output byte for byte, and completes a last line without a newline.
 
-    One that another program has left half-written goes to the file `torn` instead.
+    An incomplete last line that another program left goes to the file `torn` instead.
     """
     shutil.copyfileobj(existing, output, COPY_BUFFER_BYTES)
     tail = _unfinished_line(existing)
@@ -263,7 +263,7 @@ def _copy_whole_lines(existing: BinaryIO, output: BinaryIO, torn: Path) -> None:
 
 
 def _is_torn(tail: bytes) -> bool:
-    """Whether a line is the beginning of a JSON object, and nothing else that somebody may want to keep."""
+    """Whether a line is only the beginning of a JSON object, and not text that someone may need."""
     text = tail.decode(errors="replace").strip()
     if json_object(text) is not None or not text.startswith("{"):
         return False
@@ -273,11 +273,11 @@ def _is_torn(tail: bytes) -> bool:
         return False
     except ValueError:
         return True
-    return False  # a whole object with something behind it
+    return False  # a complete object and more text
 
 
 def _unfinished_line(file: BinaryIO) -> bytes:
-    """What follows the last newline of a file."""
+    """Returns the text after a file's last newline."""
     size = file.seek(0, os.SEEK_END)
     tail = b""
     while len(tail) < size and b"\n" not in tail:

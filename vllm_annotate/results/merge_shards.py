@@ -1,4 +1,4 @@
-"""The answers of all shards → one output, in the order of the input."""
+"""Answers of all shards → one output, in input order."""
 
 import mmap
 from array import array
@@ -14,33 +14,33 @@ from vllm_annotate.inputs.plan_file import Chunk, Counts, Plan
 from vllm_annotate.inputs.source import Source, done_paths, file_state
 from vllm_annotate.recipe.guard import guard_recipe, read_recipe, record_recipe
 from vllm_annotate.results.lines import failure_line, path_of
-from vllm_annotate.results.merge import Merged, extending, settle, undisturbed
+from vllm_annotate.results.merge import Merged, extending, retry_if_changed, settle
 from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 
 ROWS_AT_ONCE = 8192
-INDEXED_AT_ONCE = 100_000  # lines whose places are held as Python objects
-NOT_ENDED = ImageFailure("unasked", "its shard has not come to its end")
+INDEXED_AT_ONCE = 100_000  # lines whose positions are Python objects at a time
+UNFINISHED = ImageFailure("unasked", "its shard did not finish")
 
 
 def merge_shards(source: Source, whole: Workspace, shards: Sequence[Workspace]) -> tuple[Counts, Merged]:
-    """Moves the answers of the shards behind the rows of the output, and rewrites the failures file.
+    """Appends the answers of the shards to the output, and rewrites the failures file.
 
-    In the input's order, and behind them what is not in the input any more; what a shard has twice or the output has
-    already is not taken. Both files are replaced atomically before the shards give up theirs, so a merge cut short is
-    done again by the next. Raises UsageError while a run writes the output or a shard, where they were written with
-    different recipes, and for an input that cannot be read.
+    Answers are in input order, followed by those of images that are no longer in the input. Images that are already in
+    the output, and duplicates, are skipped. Both files are replaced atomically before the shards' files are removed:
+    the next merge repeats an interrupted one. Raises UsageError if a run is writing the output or a shard, if recipes
+    differ, or if the input cannot be read.
     """
     if not shards:
-        raise UsageError(f"{shards_folder(whole.output)} holds no shard: run some with --shard, such as --shard 1/16")
+        raise UsageError(f"{shards_folder(whole.output)} has no shards: run them with --shard, such as --shard 1/16")
     with ExitStack() as locks:
         for workspace in (whole, *shards):
             locks.enter_context(workspace.locked())
         _check_recipes(whole, shards)
-        for workspace in (whole, *shards):  # runs that were killed have left answers in their parts
+        for workspace in (whole, *shards):  # killed runs left answers in their parts
             settle(workspace, open_plan(workspace))
-        plan, merged = undisturbed(lambda: _merge_lines(source, whole, shards))
+        plan, merged = retry_if_changed(lambda: _merge_lines(source, whole, shards))
         if not merged.failures:
             whole.failures.unlink()
         remove_plan(whole)
@@ -51,12 +51,12 @@ def merge_shards(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
 
 
 def _merge_lines(source: Source, whole: Workspace, shards: Sequence[Workspace]) -> tuple[Plan, Merged]:
-    """Replaces output and failures file of the whole; failures first, as every merge does."""
+    """Replaces output and failures file of the whole, failures first, as in `merge`."""
     before = file_state(whole.output)
     plan, merged = make_plan(source, whole, ROWS_AT_ONCE), Merged()
     with ExitStack() as files:
         answers = _Lines([shard.output for shard in shards], whole, files)
-        # The output's own last: they are older, but tell why where a shard was merged before.
+        # The output's own failures come last: they are older, but give the reason if a shard was merged before.
         failures = _Lines([*(shard.failures for shard in shards), whole.failures], whole, files)
         output = files.enter_context(extending(whole, before, has_more=not answers.empty))
         failed = files.enter_context(replacing(whole.failures))
@@ -67,18 +67,18 @@ def _merge_lines(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
                     output.write(answer)
                     merged.add_answer(answer)
                 else:
-                    line = failure or failure_line(row, image_path, NOT_ENDED)
+                    line = failure or failure_line(row, image_path, UNFINISHED)
                     failed.write(line)
                     merged.add_failure(line)
-        for answer in answers.unplanned():  # of images that the input no longer names, or that another input named
+        for answer in answers.unplanned():  # of images that are not in this input, or no longer
             output.write(answer)
             merged.add_answer(answer)
-        output.writelines(answers.nameless())  # the shards' files go, and these are nobody's to drop
+        output.writelines(answers.nameless())  # the shards' files are removed, and these lines may matter to someone
     return plan, merged
 
 
 def _check_recipes(whole: Workspace, shards: Sequence[Workspace]) -> None:
-    """Raises UsageError unless output and shards have one recipe, which the output then keeps."""
+    """Raises UsageError unless output and shards have one recipe; records it for the output."""
     recipe = next(filter(None, (read_recipe(shard) for shard in shards)), None)
     if recipe is None:
         return
@@ -89,7 +89,7 @@ def _check_recipes(whole: Workspace, shards: Sequence[Workspace]) -> None:
 
 
 class _Lines:
-    """JSON lines of several files, in the order of a plan: on disk, but for where each begins and ends."""
+    """JSON lines of several files in the order of a plan. Only their positions are in memory."""
 
     def __init__(self, paths: Sequence[Path], whole: Workspace, stack: ExitStack) -> None:
         full = [path for path in paths if path.exists() and path.stat().st_size]
@@ -106,15 +106,15 @@ class _Lines:
         self._places, self._unplanned = pl.collect_all([ordered, others.drop("image_path")], engine="streaming")
 
     def of(self, chunk: Chunk) -> Iterator[bytes | None]:
-        """For every row of the chunk its line, or None."""
+        """Yields the line of each row of the chunk, or None."""
         return self._lines(self._places.slice(chunk.offset, chunk.length))
 
     def unplanned(self) -> Iterator[bytes]:
-        """Lines of images that are neither in the plan nor in the output."""
+        """Yields lines of images that are neither in the plan nor in the output."""
         return filter(None, self._lines(self._unplanned))
 
     def nameless(self) -> Iterator[bytes]:
-        """Lines without an image path: what somebody else has written, or torn."""
+        """Yields lines without an image path, which other programs wrote or cut off."""
         return filter(None, self._lines(self._nameless))
 
     def _lines(self, places: pl.DataFrame) -> Iterator[bytes | None]:
@@ -129,7 +129,7 @@ def _mapped(path: Path) -> mmap.mmap:
 
 
 def _places(number: int, path: Path) -> pl.DataFrame:
-    """Columns image_path (null where there is none), file, start and end (bytes) of each line that is not blank."""
+    """Returns columns image_path (null if missing), file, start and end (bytes) of lines that are not blank."""
     frames, paths, starts, ends = [], list[str | None](), array("Q"), array("Q")
     offset = 0
     with path.open("rb") as file:

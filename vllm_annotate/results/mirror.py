@@ -1,4 +1,4 @@
-"""The files of an output in an object store, mirrored on this machine while a run works on them."""
+"""The files of an output in an object store, mirrored on this machine during a run."""
 
 import os
 import secrets
@@ -28,10 +28,10 @@ from vllm_annotate.storage.workspace import Workspace
 
 
 class Mirror(Files):
-    """A copy on this machine of an output in an object store: what has changed there comes, what has changed here goes.
+    """A local copy of an output in an object store. Downloads what changed in the store, uploads what changed locally.
 
-    Answers go there chunk by chunk, as parts; a run on another machine takes them from there. What the last chunks had
-    waits here, for the next run on this machine.
+    Answers are uploaded chunk by chunk, as parts; a run on another machine picks them up. Answers of the last chunks
+    that could not be uploaded stay local, for the next run on this machine.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class Mirror(Files):
         *,
         with_whole: bool = True,
     ) -> None:
-        """The mirror of an output, or of a shard of it; the rows of the whole are done for a shard, if it has them.
+        """A mirror of an output, or of a shard of it, for which rows of the whole output count as done `with_whole`.
 
-        `stopped` is set to end what takes long while the mirror is entered.
+        Setting `stopped` ends waits and transfers while the mirror is entered.
         """
         remote_folder, _, name = url.rpartition("/")
         self._url = url
         self._fs, self._remote = file_system(remote_folder)
-        # A shard has a folder of its own: its copy of the whole is not the one that a run of the whole works in.
+        # A shard has its own folder: a run of the whole output must not share its copy of the whole.
         identity = identity_of(self._fs, remote_folder, shard)
         self._folder = Path(os.path.realpath(state_folder() / "mirrors" / identity))
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -62,13 +62,13 @@ class Mirror(Files):
         self._say = say
         self._stopped = stopped or threading.Event()
         self._lease = Lease(self._fs, lease, self._url_of(self.workspace.output), self._token, say, self._stopped)
-        self._uploading = threading.Lock()  # chunks end in threads of their own
-        self._seen: dict[str, Any] = {}  # name → [version in the store, version here] when they were last the same
-        self._taken_in: list[str] = []  # parts whose answers the output here has by now
+        self._uploading = threading.Lock()  # each chunk finishes in its own thread
+        self._seen: dict[str, Any] = {}  # name → [version in the store, local version] when they last matched
+        self._appended_parts: list[str] = []  # parts whose answers are in the local output
         self._fetched = self.workspace.outputs if with_whole else [self.workspace.output]
 
     def __enter__(self) -> Self:
-        """Takes the lease and brings what has changed. Raises UsageError where another run has it."""
+        """Acquires the lease and downloads what changed. Raises UsageError if another run holds it."""
         try:
             with ExitStack() as held:
                 held.enter_context(self._locked())
@@ -86,7 +86,7 @@ class Mirror(Files):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Saves what can be saved, and lets others in."""
+        """Uploads what it can, and releases the lease."""
         with self._held:
             plan = read_plan_file(self.workspace) if self._lease.held else None
             if plan is not None:
@@ -96,7 +96,7 @@ class Mirror(Files):
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keeps out other runs on this machine."""
+        """Locks out other runs on this machine."""
         with ExitStack() as held:
             try:
                 held.enter_context(locked(self._own / "lock"))
@@ -112,26 +112,26 @@ class Mirror(Files):
             self._lease.release()
 
     def keep(self, chunk: Chunk) -> None:
-        """Uploads the chunk's answers, as far as it has come."""
+        """Uploads the chunk's answers so far."""
         part = answers_path(self.workspace, chunk)
         if not part.exists() or not part.stat().st_size:
             return
-        # Named by what it holds: the next plan's chunk of the same number is another part.
+        # Named by its images: the next plan's chunk of the same number is another part.
         remote = f"{self._remote_path(self.workspace.parts)}/{chunk.digest}-{self._token}.jsonl"
         name = remote.removeprefix(self._remote + "/")
         with reaching(self._url), self._uploading:
             if self._seen.get(name, [None, None])[1] == file_version(part):
                 return
             self._lease.check()
-            # Ahead of the answers: no other recipe may follow them.
+            # Before the answers, so that no run with another recipe adds to them.
             self._push(self.workspace.format)
             self._push(self.workspace.recipe)
             self._push(part, name)
 
     def publish(self) -> None:
-        """Uploads what has changed, failures first, and then gives up the parts, whose answers the output has.
+        """Uploads what changed, failures first, then removes the parts, whose answers are in the output.
 
-        Raises OSError, also where somebody has changed failures or output there meanwhile.
+        Raises OSError, also if another program changed failures or output in the store meanwhile.
         """
         workspace = self.workspace
         with reaching(self._url):
@@ -142,9 +142,9 @@ class Mirror(Files):
                 try:
                     self._push(path)
                 except ObjectChangedError as error:
-                    self._say(f"{error.filename} {error.strerror}, and is left as it is there")
+                    self._say(f"{error.filename} {error.strerror}; it was not replaced")
             for part in self._parts():
-                if self._is_own(part) or part in self._taken_in:
+                if self._is_own(part) or part in self._appended_parts:
                     self._fs.rm_file(part)
                     self._seen.pop(part.removeprefix(self._remote + "/"), None)
 
@@ -162,11 +162,11 @@ class Mirror(Files):
             self._append([self._unpublished])
             self._unpublished.unlink()
         parts = self._parts()
-        for part in filter(self._is_own, parts):  # a kill can come between an upload and its entry
+        for part in filter(self._is_own, parts):  # a kill can come between an upload and its record
             name, version = part.removeprefix(self._remote + "/"), version_there(self._fs, part)
             if self._seen.get(name, [None])[0] != version:
                 self._seen[name] = [version, None]
-        self._take_in([part for part in parts if not self._is_own(part)])
+        self._append_parts([part for part in parts if not self._is_own(part)])
 
     def _minor_files(self) -> list[Path]:
         workspace = self.workspace
@@ -174,7 +174,7 @@ class Mirror(Files):
         return [workspace.report, workspace.page, *of_work, *sorted(workspace.telemetry.glob("*.parquet"))]
 
     def _fetch(self, path: Path) -> None:
-        """Brings a file that has changed in the store since it was last the same; one that is gone there goes here."""
+        """Downloads a file that changed in the store since the last match; removes one that was removed there."""
         remote, name = self._remote_path(path), self._name(path)
         version = version_there(self._fs, remote)
         before = self._seen.get(name, [None, None])
@@ -191,17 +191,17 @@ class Mirror(Files):
 
     @property
     def _unpublished(self) -> Path:
-        """What was merged here and had not come there before the output changed there, until both are one."""
+        """The local output, not yet uploaded when the one in the store changed, until the two are joined."""
         return self._own / "unpublished.jsonl"
 
     @property
     def _is_ahead(self) -> bool:
-        """Whether the output here has what was never published."""
+        """Whether the local output has unpublished changes."""
         _, published = self._seen.get(self._name(self.workspace.output), [None, None])
         return file_version(self.workspace.output) not in (None, published)
 
     def _guard_recipe(self) -> None:
-        """Raises UsageError where answers wait here that were made with another recipe than those that are there."""
+        """Raises UsageError if unpublished local answers have another recipe than those in the store."""
         workspace = self.workspace
         here, path = read_recipe(workspace), self._remote_path(workspace.recipe)
         parts = any(part.stat().st_size for part in workspace.parts.glob("*.jsonl"))
@@ -211,14 +211,14 @@ class Mirror(Files):
         there = json_object(self._fs.cat_file(path)) or {}
         if there.get("fingerprint") != here["fingerprint"]:
             raise UsageError(
-                f"answers wait in {workspace.work} that were made with another recipe than {self._url} has by now: "
-                f"delete that folder to have them asked again, or choose another --output"
+                f"{workspace.work} has unpublished answers of another recipe than the one of {self._url}: delete that "
+                "folder to annotate these images again, or choose another --output"
             )
 
     def _push(self, path: Path, name: str = "") -> None:
-        """Uploads a file that has changed here since it was last the same; one that is gone here goes there.
+        """Uploads a file that changed locally since the last match; removes one that was removed locally.
 
-        Raises ObjectChangedError where it is not there what it was then.
+        Raises ObjectChangedError if it changed in the store since.
         """
         name = name or self._name(path)
         remote, here = f"{self._remote}/{name}", file_version(path)
@@ -235,10 +235,10 @@ class Mirror(Files):
         self._seen[name] = [there, here]
         write_json(self._own / "seen.json", self._seen)
 
-    def _take_in(self, parts: list[str]) -> None:
-        """Appends answers that other machines have left, and did not live to merge, to the output.
+    def _append_parts(self, parts: list[str]) -> None:
+        """Appends answers to the output that runs on other machines uploaded but did not merge.
 
-        Again and again until it is published: what the output has is not appended twice.
+        Repeated until the output is published; answers already in it are not appended twice.
         """
         if not parts:
             return
@@ -247,7 +247,7 @@ class Mirror(Files):
             for part, copy in zip(parts, copies, strict=True):
                 download(self._fs, part, copy, self._stopped)
             self._append(copies)
-        self._taken_in = parts
+        self._appended_parts = parts
 
     def _append(self, answers: list[Path]) -> None:
         with extending(self.workspace, file_state(self.workspace.output), has_more=True) as output:
@@ -260,7 +260,7 @@ class Mirror(Files):
         return self._found(self.workspace.parts)
 
     def _found(self, folder: Path) -> list[str]:
-        """The objects below a folder, by name."""
+        """Returns the objects below a folder, sorted by name."""
         return sorted(self._fs.find(self._remote_path(folder)))
 
     def _name(self, path: Path) -> str:
@@ -273,7 +273,7 @@ class Mirror(Files):
         return f"{self._url.rpartition('/')[0]}/{self._name(path)}"
 
     def _own_token(self) -> str:
-        """Names this copy of the output among those of other machines."""
+        """Returns the token that distinguishes this copy from those of other machines."""
         path = self._own / "token"
         if not path.exists() or not path.read_text():
             with replacing(path) as file:
@@ -282,7 +282,7 @@ class Mirror(Files):
 
 
 def read_seen(folder: Path) -> dict[str, Any]:
-    """What was the same here and there; where that is damaged, all is fetched, and nothing taken for published."""
+    """Returns the recorded versions; empty if damaged: then all files are downloaded, and none counts as published."""
     try:
         seen = read_json(folder / "seen.json") or {}
     except ValueError:
@@ -296,5 +296,5 @@ def output_files(
     say: Callable[[str], None] = lambda _: None,
     stopped: threading.Event | None = None,
 ) -> Files:
-    """The files of an output, or of a shard of it, at a path or a URL: a context manager."""
+    """Returns the files of an output, or of a shard of it, at a path or URL: a context manager."""
     return Files(Workspace.at(output, shard)) if isinstance(output, Path) else Mirror(output, shard, say, stopped)

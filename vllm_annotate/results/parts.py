@@ -1,4 +1,4 @@
-"""Answers as they come: append-only parts a chunk, healed after any kill, and the rows that they leave open."""
+"""Answers of a chunk in append-only part files, repaired after a kill, and the rows that are still open."""
 
 import os
 from contextlib import suppress
@@ -18,18 +18,18 @@ from vllm_annotate.storage.workspace import Workspace
 
 
 class PartFile:
-    """An append-only file of JSON lines, one `image_path` each; what a kill tore off is cut away on opening."""
+    """An append-only JSONL file with an `image_path` per line. Opening it removes a line that a kill cut off."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.paths = set(whole_lines(path))
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._is_torn = False  # ends in the half of a line
+        self._is_torn = False  # ends in an incomplete line
 
     def append(self, image_path: str, line: bytes) -> None:
-        """Hands the line to the kernel in one write: from here on it survives a SIGKILL. Raises OSError.
+        """Appends the line in one write, after which it survives a SIGKILL. Raises OSError.
 
-        A write that fails half-way is taken back: the next line would be torn with it.
+        A write that fails midway is undone: it would corrupt the next line.
         """
         size = os.fstat(self._descriptor).st_size
         view = memoryview(b"\n" + line if self._is_torn else line)
@@ -46,7 +46,7 @@ class PartFile:
         self.paths.add(image_path)
 
     def close(self) -> None:
-        """Syncs, so that it survives a power loss too."""
+        """Syncs the file to disk and closes it."""
         try:
             os.fsync(self._descriptor)
             sync_folder(self.path.parent)
@@ -55,10 +55,10 @@ class PartFile:
 
 
 def whole_lines(path: Path) -> dict[str, bytes]:
-    """The lines of a part by image path, the last of each, after its end was mended; no file, no lines.
+    """Repairs the end of a part and returns its lines by image path, the last of each; empty if there is no file.
 
-    A last line without its newline is completed when it is a whole JSON object, else cut away. (No proper prefix of an
-    object is one, so nothing torn is taken for whole.)
+    A last line without a newline is completed if it is a JSON object, else removed. (No proper prefix of an object is
+    an object.)
     """
     try:
         with path.open("rb+") as file:
@@ -77,7 +77,7 @@ def whole_lines(path: Path) -> dict[str, bytes]:
 
 
 class Part:
-    """What one chunk has so far: answers in `<chunk>.jsonl`, failures in `<chunk>.failures.jsonl`."""
+    """The results of a chunk so far: answers in `<chunk>.jsonl`, failures in `<chunk>.failures.jsonl`."""
 
     def __init__(self, workspace: Workspace, chunk: Chunk) -> None:
         self.chunk = chunk
@@ -93,32 +93,32 @@ class Part:
 
     @property
     def failed(self) -> int:
-        """Images with a failure."""
+        """The number of failed images."""
         return len(self._failures.paths)
 
     def answer(self, row: Row, line: bytes) -> None:
-        """Keeps an answered image."""
+        """Saves the line of an answered image."""
         self._answers.append(row.image_path, line)
 
     def fail(self, row: Row, failure: ImageFailure) -> None:
-        """Keeps a failed image."""
+        """Saves the failure of an image."""
         self._failures.append(row.image_path, failure_line(row.text, row.image_path, failure))
 
 
 def answers_path(workspace: Workspace, chunk: Chunk) -> Path:
-    """Where a chunk's answers are kept until they are merged."""
+    """Returns the file of a chunk's answers until they are merged."""
     return workspace.parts / f"{chunk.name}.jsonl"
 
 
 def failures_path(workspace: Workspace, chunk: Chunk) -> Path:
-    """Where a chunk's failures are kept until they are merged."""
+    """Returns the file of a chunk's failures until they are merged."""
     return workspace.parts / f"{chunk.name}.failures.jsonl"
 
 
 def pending_rows(workspace: Workspace, chunk: Chunk, source: Source) -> list[Row]:
-    """The chunk's rows that neither the output nor its part files settle, in input order.
+    """Returns the chunk's open rows, in input order: neither in the output nor in its part files.
 
-    A failure settles its image until the merge if it cost a request; a missing file may have been put there since.
+    An image that failed without a request is open too: a missing file may have been restored.
     """
     failures = whole_lines(failures_path(workspace, chunk))
     settled = {image_path for image_path, line in failures.items() if _attempts(line)}
@@ -141,8 +141,8 @@ def _row(image_path: str, text: str, source: Source, workspace: Workspace) -> Ro
     columns, own = json_object(text), text_member(text, source.image_column)
     if columns is None or (own is not None and own != image_path and not source.is_parquet):
         raise UsageError(
-            f"the plan has a row of {own!r:.200} as that of {image_path!r:.200}: {source.path} was replaced while it "
-            f"was read; delete the plan, {workspace.plan_file}, and run again"
+            f"the plan has the row of {own!r:.200} for {image_path!r:.200}: {source.path} was replaced while it was "
+            f"read; delete the plan, {workspace.plan_file}, and run again"
         )
     if not source.caption_column:
         return Row(image_path, "", text, has_caption=False)

@@ -1,4 +1,4 @@
-"""Which recipes, models and servers made an output: told in report.json too, for people delete work folders."""
+"""Which recipes, models and servers made an output. Also in report.json: work folders get deleted."""
 
 import re
 from collections.abc import Mapping
@@ -8,19 +8,18 @@ from typing import Any
 from vllm_annotate.storage.atomic import read_json
 from vllm_annotate.version import VERSION
 
-MOST_MAKERS = 100  # of one output
-PERIOD = ("first", "last")  # all else tells one maker from another
-SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(?:/|$)")  # of a model in a Hugging Face cache
+MAX_MAKERS = 100  # per output
+PERIOD = ("first", "last")  # all other fields identify a maker
+SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(?:/|$)")  # in the path of a model in a Hugging Face cache
 Makers = list[dict[str, Any]]
 
 
 def maker(
     recipe: str, settings: dict[str, Any], model: str, servers: Mapping[str, Mapping[str, Any]], started: str
 ) -> dict[str, Any]:
-    """What a run used for its answers; `servers` is what each endpoint says of itself.
+    """Returns what a run used for its answers. `servers` has what each endpoint reports about itself.
 
-    The model's revision is known where the server names a snapshot of a Hugging Face cache as its model; else it is
-    None.
+    The model's revision is known if the server's model is a snapshot in a Hugging Face cache; else it is None.
     """
     roots = [str(server["model_root"]) for server in servers.values() if server.get("model_root")]
     snapshot = SNAPSHOT.search(roots[0]) if roots else None
@@ -38,7 +37,7 @@ def maker(
 
 
 def made_by(*lists: Any) -> Makers:
-    """All makers of an output, each once, in the order in which they began; what is no maker is left out."""
+    """Returns all makers of an output, each once, by their start. Ignores entries that are not makers."""
     makers: Makers = []
     for entry in (entry for entries in lists if isinstance(entries, list) for entry in entries):
         if not (isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in ("recipe", *PERIOD))):
@@ -48,11 +47,11 @@ def made_by(*lists: Any) -> Makers:
             makers.append(dict(entry))
         else:
             same["first"], same["last"] = min(same["first"], entry["first"]), max(same["last"], entry["last"])
-    return sorted(makers, key=lambda entry: str(entry["first"]))[-MOST_MAKERS:]
+    return sorted(makers, key=lambda entry: str(entry["first"]))[-MAX_MAKERS:]
 
 
 def makers_in(report: Path) -> Makers:
-    """The makers that a report.json names; none where it is not there or damaged."""
+    """Returns the makers in a report.json; empty if it is missing or damaged."""
     try:
         return made_by((read_json(report) or {}).get("made_by"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Reads the stored texts of an output again, without the model: for a fixed parser, or another family."""
+"""Parses the stored texts of an output again without the model: with a newer parser, or for another family."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,27 +20,30 @@ KEPT = ("vlm_output", "width", "height", "sent_size")
 
 
 def family_of(output: Path) -> Family:
-    """The family that the recipe of an output names. Raises UsageError where no recipe is recorded."""
+    """Returns the family in the recipe of an output. Raises UsageError if no recipe is recorded."""
     recipe = read_recipe(Workspace.at(output))
     if recipe is None:
-        raise UsageError(f"no recipe is recorded beside {output}: name the model's family with --family")
+        raise UsageError(f"no recipe is recorded beside {output}: set --family to the model's family")
     family, model = (str(recipe["settings"].get(name, "")) for name in ("family", "model"))
     if family not in FAMILIES:
-        raise UsageError(f"the recipe beside {output} names family {family!r:.60}, which is not known: set --family")
+        raise UsageError(
+            f"the recipe beside {output} has an unknown family, {family!r:.60}: set --family to one of "
+            f"{', '.join(FAMILIES)}"
+        )
     return resolve_family(family, model)  # type: ignore[arg-type]
 
 
 def reparse(source: Path, target: Path, family: Family) -> Quality:
-    """Writes every row of `source` to `target`, with what its `vlm_output` says now.
+    """Writes every row of `source` to `target`, with its `vlm_output` parsed again.
 
-    Lines without an answer of ours go over as they are. Raises UsageError where a row lacks the sizes that it takes.
+    Lines without a `vlm_output` are copied unchanged. Raises UsageError if a row lacks the sizes that parsing needs.
     """
     if not source.is_file():
-        raise UsageError(f"input {str(source)!r} is not a file")
+        raise UsageError(f"input {str(source)!r} is not a file: name the output of a run")
     if target.exists():
-        raise UsageError(f"output {str(target)!r} exists: choose another, nothing is overwritten")
+        raise UsageError(f"output {str(target)!r} exists and would be overwritten: choose another")
     quality = Quality()
-    with _alone(target), source.open("rb") as lines, replacing(target) as file:
+    with _exclusive(target), source.open("rb") as lines, replacing(target) as file:
         for number, line in enumerate(lines, start=1):
             row = json_object(line)
             if row is None or not isinstance(row.get("vlm_output"), str):
@@ -56,8 +59,8 @@ def reparse(source: Path, target: Path, family: Family) -> Quality:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Keeps out others that write the same file."""
+def _exclusive(target: Path) -> Iterator[None]:
+    """Locks out other processes that write the same file."""
     lock = target.with_name(f".{unfinished_name(target.name)}.lock")
     with ExitStack() as held:
         try:
@@ -69,12 +72,12 @@ def _alone(target: Path) -> Iterator[None]:
 
 
 def reparsed(row: dict[str, Any], family: Family, where: str) -> dict[str, Any]:
-    """The fields that the text of a row gives when it is read as of `family`."""
+    """Returns the fields of a row after parsing its text as one of `family`."""
     sent_size = row.get("sent_size")
     if family.space == "pixels" and not _is_size(sent_size):
         raise UsageError(
-            f"{where} has no sent_size, the size of the image that the model saw, without which {family.name}'s pixels "
-            "mean nothing: give another --family, or annotate again"
+            f"{where} has no sent_size, the size of the image that the model saw, which boxes of {family.name} need: "
+            "set another --family, or annotate again"
         )
     size = (sent_size[0], sent_size[1]) if _is_size(sent_size) and sent_size else (1, 1)
     flags = row.get("flags")

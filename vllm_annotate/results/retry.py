@@ -1,4 +1,4 @@
-"""The failures of an output that are to be asked again."""
+"""The failures of an output to retry."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from vllm_annotate.storage.workspace import Workspace
 
 
 def chosen_failures(output: Path | str, kinds: Sequence[str]) -> tuple[Workspace, Counter[str], Counter[str]]:
-    """Splits the failures of an output at a path or a URL; returns its workspace and what `split_failures` does."""
+    """Splits the failures of an output at a path or URL; returns its workspace and the result of `split_failures`."""
     with output_files(output) as files, files.workspace.locked():
         return files.workspace, *split_failures(files.workspace, kinds)
 
 
 def split_failures(workspace: Workspace, kinds: Sequence[str]) -> tuple[Counter[str], Counter[str]]:
-    """Writes the rows to ask again; returns how many of each kind these are, and how many the next merge leaves."""
+    """Writes the rows to retry; returns counts by kind of these rows, and of those that stay in the failures file."""
     chosen, others = Counter[str](), Counter[str]()
     if not workspace.failures.exists():
         return chosen, others
@@ -34,5 +34,5 @@ def split_failures(workspace: Workspace, kinds: Sequence[str]) -> tuple[Counter[
 
 
 def counted(kinds: Counter[str]) -> str:
-    """`3 timeout, 1 missing`."""
+    """Returns counts as text, such as `3 timeout, 1 missing`."""
     return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())

@@ -1,4 +1,4 @@
-"""The shards of an output, wherever it lies: which there are, and the files of all of them."""
+"""The shards of an output at a path or URL, and their files."""
 
 import os
 import re
@@ -19,7 +19,7 @@ OPENED_AT_ONCE = 16
 
 @contextmanager
 def shard_files(output: Path | str, say: Callable[[str], None]) -> Iterator[list[Files]]:
-    """The files of an output, and those of all its shards: first the whole."""
+    """The files of an output, followed by those of its shards."""
     if isinstance(output, Path):
         whole = Workspace.at(output)
         yield [Files(whole), *(Files(whole.of_shard(Shard(*shard))) for shard in sorted(shards_begun(output)))]
@@ -28,24 +28,24 @@ def shard_files(output: Path | str, say: Callable[[str], None]) -> Iterator[list
     files = [Mirror(output, "", say, stopped)]
     files += [Mirror(output, f"{n}/{of}", say, stopped, with_whole=False) for n, of in sorted(shards_begun(output))]
     with ExitStack() as mirrors:
-        with ThreadPoolExecutor(OPENED_AT_ONCE) as threads:  # a dead run's lease takes a minute
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as threads:  # each lease of a dead run takes a minute
             opening = [threads.submit(mirrors.enter_context, mirror) for mirror in files]
             try:
                 for each in opening:
                     each.result()
             except BaseException:
                 stopped.set()
-                threads.shutdown(cancel_futures=True)  # waits for those that have begun: they are left, below
+                threads.shutdown(cancel_futures=True)  # waits for mirrors being entered, which `mirrors` then exits
                 raise
         yield list(files)
 
 
 def shards_begun(output: Path | str) -> set[tuple[int, int]]:
-    """(number, count) of the shards of an output that any run has written to."""
+    """Returns (number, count) of the shards of an output that a run has started."""
     folder = str(output).removesuffix(".jsonl") + ".shards"
     try:
         if isinstance(output, Path):
-            names = os.listdir(shards_folder(Workspace.at(output).output))  # noqa: PTH208 - names are all it takes
+            names = os.listdir(shards_folder(Workspace.at(output).output))  # noqa: PTH208 - only names are needed
         else:
             fs, path = file_system(folder)
             with reaching(folder):
@@ -57,7 +57,7 @@ def shards_begun(output: Path | str) -> set[tuple[int, int]]:
 
 
 def shards_left(output: Path | str) -> set[tuple[int, int]]:
-    """(number, count) of the shards of an output that hold answers or failures, also in parts that were not merged."""
+    """Returns (number, count) of the shards of an output with answers or failures, merged into the shard or not."""
     folder = str(output).removesuffix(".jsonl") + ".shards"
     if isinstance(output, Path):
         folder = str(shards_folder(Workspace.at(output).output))

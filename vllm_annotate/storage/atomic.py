@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, synced, renamed."""
+"""Atomic replacement of files: write a temporary file, sync it, rename it."""
 
 import errno
 import hashlib
@@ -12,9 +12,9 @@ from typing import Any, TypeGuard
 
 from vllm_annotate.storage.json_text import loads
 
-NAME_BYTES = 100  # of an unfinished file's name, so that it fits wherever the file's own name does
+NAME_BYTES = 100  # of the name that goes into the temporary one, which then fits wherever the name does
 
-# What the disk says to every write, not to this one alone: a run stops then, instead of asking for answers to lose.
+# Errors that every further write would raise too: the run stops instead of losing answers.
 FULL = {
     errno.ENOSPC: "is full: make room",
     errno.EDQUOT: "is over the quota of this user: make room",
@@ -24,16 +24,16 @@ FULL = {
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Any]:
-    """A binary file that takes the place of `path` once it is whole and on disk; on an error `path` stays as it was."""
+    """A binary file that replaces `path` once it is complete and synced. On an error, `path` stays as it was."""
     with replacing_path(path) as unfinished, unfinished.open("wb") as file:
         yield file
 
 
 @contextmanager
 def replacing_path(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` once it is on disk.
+    """A temporary path to write to. It replaces `path` once it is synced.
 
-    It is always the same for one `path` and another for every other, so the next try replaces what a kill left behind.
+    Each `path` has one temporary path, so the next attempt overwrites what a killed one left behind.
     """
     unfinished = path.with_name(unfinished_name(path.name))
     try:
@@ -48,19 +48,19 @@ def replacing_path(path: Path) -> Iterator[Path]:
 
 
 def unfinished_name(name: str) -> str:
-    """The name of a file until it is whole: readable, and never that of another file's, whatever their names share."""
+    """Returns the temporary name of a file: readable, and unique to the file's name."""
     digest = hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
     return f".{os.fsencode(name)[-NAME_BYTES:].decode(errors='ignore')}.{digest}.unfinished"
 
 
 def sync_file(path: Path) -> None:
-    """Makes the content of a file survive a power loss."""
+    """Syncs the content of a file to disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames and removals in `folder` survive a power loss."""
+    """Syncs renames and removals in `folder` to disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -69,30 +69,30 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`; None if there is no file. Raises ValueError for a file that holds anything else."""
+    """Returns the JSON object in `path`, or None if the file does not exist. Raises ValueError for other content."""
     try:
         value = loads(path.read_bytes())
     except FileNotFoundError:
         return None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object")  # noqa: TRY004 - as for text that is no JSON at all
+        raise ValueError(f"{path} does not contain a JSON object")  # noqa: TRY004 - as for text that is not JSON
     return value
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replaces `path` by `value`, atomically and durably."""
+    """Replaces `path` with `value`, atomically and durably."""
     with replacing(path) as file:
         file.write(json.dumps(value, ensure_ascii=False, indent=2).encode() + b"\n")
 
 
 def disk_is_full(error: BaseException | None) -> TypeGuard[OSError]:
-    """Whether every further write will fail as this one did."""
+    """Whether every further write would fail too: the disk is full, over quota or read-only."""
     return isinstance(error, OSError) and error.errno in FULL
 
 
 def explained(error: OSError, path: Path | str) -> str:
-    """What to tell of a file that could not be read or written, and what to do about it."""
+    """Returns the message for a file that could not be read or written, with the remedy."""
     where = error.filename or path
     if error.errno in FULL:
-        return f"the disk of {where} {FULL[error.errno]} and run again; all answers are kept ({error.strerror})"
-    return f"{where}: {error.strerror or error}; fix that and run again, all answers are kept"
+        return f"the disk of {where} {FULL[error.errno]} and run again; all answers are saved ({error.strerror})"
+    return f"{where}: {error.strerror or error}; fix that and run again, all answers are saved"

@@ -1,4 +1,4 @@
-"""JSON as people and models write it: its values, and the text of its members as it stands."""
+"""Lenient JSON: values, and the text of members exactly as written."""
 
 import json
 import re
@@ -6,20 +6,20 @@ from typing import Any
 
 import orjson
 
-# Of a text that is known to be valid: strings, numbers and words, and whatever opens or closes.
+# These expect valid JSON.
 STRING = r'"(?:[^"\\]++|\\.)*+"'
 MEMBER = re.compile(rf"\s*({STRING})\s*:\s*")
 SCALAR = re.compile(rf"{STRING}|[^\s,\[\]{{}}\"]++")
 BRACKET = re.compile(rf"{STRING}|([\[{{])|[\]}}]")
-# The same for every reader, and far less than Python's stack: what one reads, and another does not, is lost in between.
-MOST_NESTED = 500
+# One limit for all readers, far below Python's recursion limit: a row that only some of them can read would get lost.
+MAX_NESTING = 500
 
 
 def loads(text: str | bytes) -> Any:
-    """The value of a JSON text; what Python's `json` writes beyond the standard is taken too.
+    """Returns the value of a JSON text, including what Python's `json` accepts beyond the standard.
 
-    NaN and infinities become floats (`orjson` writes them as null), lone surrogates become "?". Raises ValueError, also
-    for what is nested deeper than MOST_NESTED.
+    NaN and infinities become floats (`orjson` writes them as null), lone surrogates become "?". Raises ValueError for
+    other text and for nesting deeper than MAX_NESTING.
     """
     _check_nesting(text)
     try:
@@ -31,20 +31,20 @@ def loads(text: str | bytes) -> Any:
 
 
 def _check_nesting(text: str | bytes) -> None:
-    """Raises ValueError for a text that is nested too deeply; most are let through by a count of brackets."""
+    """Raises ValueError for nesting deeper than MAX_NESTING. A count of brackets is enough for most texts."""
     text = text if isinstance(text, str) else text.decode(errors="replace")
-    if text.count("[") + text.count("{") <= MOST_NESTED:
+    if text.count("[") + text.count("{") <= MAX_NESTING:
         return
     depth = 0
     for bracket in BRACKET.finditer(text):
         if bracket[0][0] != '"':
             depth += 1 if bracket[1] else -1
-            if depth > MOST_NESTED:
-                raise ValueError(f"nested more than {MOST_NESTED} deep")
+            if depth > MAX_NESTING:
+                raise ValueError(f"nested more than {MAX_NESTING} levels deep")
 
 
 def json_object(text: str | bytes | None) -> dict[str, Any] | None:
-    """The JSON object that a line is, or None."""
+    """Returns a line parsed as a JSON object, or None if it is not one."""
     try:
         value = loads(text or "")
     except ValueError:
@@ -53,31 +53,31 @@ def json_object(text: str | bytes | None) -> dict[str, Any] | None:
 
 
 def text_member(text: str, name: str) -> str | None:
-    """A member of a JSON object that is text; None where it is none, or none that a file name can be.
+    """Returns a member of a JSON object as text; None if it is missing, not text, or cannot be a file name.
 
-    A lone surrogate is not replaced, as `loads` does: two paths would become one.
+    Numbers and booleans count as text. A lone surrogate gives None: replaced as in `loads`, two paths could become one.
     """
     value = (json_object(text) or {}).get(name)
     if isinstance(value, str) and "?" in value and "\\u" in text:
         value = json.loads(text)[name]
         if any("\ud800" <= character <= "\udfff" for character in value):
             return None
-    if isinstance(value, bool | int):  # as Polars finds them
+    if isinstance(value, bool | int):  # Polars returns them as text too
         return json.dumps(value)
     return value if isinstance(value, str) else None
 
 
 def raw_members(text: str) -> dict[str, tuple[str, str]]:
-    """The members of a JSON object: name → (the name, the value) as they are written, the last of a repeated name.
+    """Returns the members of a JSON object: name → (name, value) as written. The last of a repeated name wins.
 
-    Values that are read and written again change: integers over 64 bits become floats, 1e400 and NaN become null, and
-    nesting over 254 cannot be written at all. `text` must be an object that `json_object` reads.
+    Parsing and dumping would change values: integers over 64 bits become floats, 1e400 and NaN become null, and nesting
+    over 254 cannot be dumped. `text` must be an object that `json_object` accepts.
     """
     members: dict[str, tuple[str, str]] = {}
     at = text.index("{") + 1
     while (member := MEMBER.match(text, at)) is not None:
         end = _value_end(text, member.end())
-        # Within brackets a raw line break is white space; in a file of lines it would tear the row apart.
+        # Inside brackets a raw line break is white space; in a JSONL file it would split the row.
         value = text[member.end() : end].replace("\r", " ").replace("\n", " ")
         name = member[1]
         members[json.loads(name) if "\\" in name else name[1:-1]] = name, value
@@ -89,7 +89,7 @@ def raw_members(text: str) -> dict[str, tuple[str, str]]:
 
 
 def _value_end(text: str, start: int) -> int:
-    """Where the value ends that begins at `start`."""
+    """Returns the end of the value that begins at `start`."""
     if text[start] not in "[{":
         scalar = SCALAR.match(text, start)
         return start if scalar is None else scalar.end()
@@ -103,11 +103,11 @@ def _value_end(text: str, start: int) -> int:
 
 
 def object_line(*members: str | bytes) -> bytes:
-    """A line that is one JSON object, of texts that hold any number of members each."""
+    """Returns a line with one JSON object. Each text has any number of members."""
     texts = (text.encode() if isinstance(text, str) else text for text in members)
     return b"{" + b",".join(filter(None, texts)) + b"}\n"
 
 
 def dumped(values: dict[str, Any]) -> bytes:
-    """The members of an object as JSON text, without its braces."""
+    """Returns the members of an object as JSON text, without the braces."""
     return orjson.dumps(values)[1:-1]

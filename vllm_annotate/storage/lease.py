@@ -1,4 +1,4 @@
-"""Whose turn it is to write an output in an object store, where there are no file locks."""
+"""A lease on an output in an object store, which has no file locks."""
 
 import errno
 import json
@@ -14,14 +14,14 @@ from vllm_annotate.errors import UsageError
 from vllm_annotate.storage.locations import reaching, version_of
 
 RENEW_SECONDS = 15.0
-LEASE_SECONDS = 60.0  # a holder that has not renewed it for so long is gone
+LEASE_SECONDS = 60.0  # without a renewal for this long, the holder counts as gone
 LOOK_SECONDS = 3.0
 
 
 class Lease:
-    """An object that its holder writes anew again and again; a new one takes it when it stays as it is.
+    """An object that its holder rewrites regularly. Another run takes it over once it stays unchanged.
 
-    No clocks are compared. Where the store writes conditionally (S3 does), of two takers one wins for certain.
+    No clocks are compared. If the store supports conditional writes (S3 does), exactly one of two contenders wins.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class Lease:
         say: Callable[[str], None],
         stopped: threading.Event | None = None,
     ) -> None:
-        """`stopped` is set to end the wait for another holder."""
+        """Setting `stopped` ends the wait for another holder."""
         self._fs = fs
         self._path = path
         self._url = url
-        self._token = token  # of the folder on this machine, which is locked: who else has it is gone
+        self._token = token  # of the local folder, which is locked: an earlier holder of the same token is gone
         self._say = say
         self._stopped = stopped or threading.Event()
         self._version = ""
@@ -47,21 +47,24 @@ class Lease:
         self._thread = threading.Thread(target=self._renew_until_released, daemon=True, name="lease")
 
     def take(self) -> None:
-        """Waits for a holder that may be gone. Raises UsageError while there is one, OSError where the store is."""
+        """Acquires the lease; waits to see whether another holder is gone.
+
+        Raises UsageError if it is not, OSError if the store is at fault.
+        """
         with reaching(self._url):
             while not (self._create() or self._take_over()):
-                pass  # it was released while it was looked at
+                pass  # released between the two
         self._held = True
         self._check_lost()
         self._thread.start()
 
     @property
     def held(self) -> bool:
-        """Whether it was taken, and not lost since, as far as is known."""
+        """Whether the lease was acquired and, as far as known, not lost since."""
         return self._held and not self._lost
 
     def check(self) -> None:
-        """Renews it now. Raises UsageError where another run has taken over, OSError where nobody can tell."""
+        """Renews the lease now. Raises UsageError if another run took it over, OSError if the store is at fault."""
         with reaching(self._url):
             self._write()
         self._check_lost()
@@ -69,12 +72,12 @@ class Lease:
     def _check_lost(self) -> None:
         if self._lost:
             raise UsageError(
-                f"another run has taken over {self._url}, for this one was not heard of for {LEASE_SECONDS:.0f} s: "
-                "its answers are kept on this machine; run it again after the other one"
+                f"another run took over {self._url}, because this one did not renew its lease for "
+                f"{LEASE_SECONDS:.0f} s: its answers are saved on this machine; run it again after the other one"
             )
 
     def release(self) -> None:
-        """Lets the next one in. Raises OSError."""
+        """Releases the lease. Raises OSError."""
         self._released.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -88,29 +91,32 @@ class Lease:
             self._fs.pipe_file(self._path, self._content(), mode="create")
         except FileExistsError:
             return False
-        self._version = self._look()
+        self._version = self._current_version()
         return True
 
     def _take_over(self) -> bool:
-        """Takes the place of a holder that is gone; False where there is none any more."""
+        """Replaces a holder that is gone; returns False if the lease was released meanwhile."""
         try:
-            held, holder = self._look(), self._holder()
+            held, holder = self._current_version(), self._holder()
             if holder.get("token") != self._token:
-                self._watch(held, f"{holder.get('host', 'another machine')} since {holder.get('since', 'some time')}")
+                host, since = holder.get("host", "another machine"), holder.get("since", "an unknown time")
+                self._wait_for_renewal(held, f"{host} since {since}")
         except FileNotFoundError:
             return False
         self._version = held
         self._write()
         return True
 
-    def _watch(self, held: str, holder: str) -> None:
-        """Waits until a holder should have written again. Raises UsageError where it has."""
-        self._say(f"{self._url} is held by a run on {holder}: waiting {LEASE_SECONDS:.0f} s to see if it lives")
+    def _wait_for_renewal(self, held: str, holder: str) -> None:
+        """Waits until the holder should have renewed the lease. Raises UsageError if it did."""
+        self._say(
+            f"{self._url} is held by a run on {holder}: waiting {LEASE_SECONDS:.0f} s to see if it is still running"
+        )
         deadline = time.monotonic() + LEASE_SECONDS
         while time.monotonic() < deadline:
             if self._stopped.wait(LOOK_SECONDS):
-                raise UsageError(f"stopped while it waited for {self._url}")
-            if self._look() != held:
+                raise UsageError(f"stopped while waiting for {self._url}")
+            if self._current_version() != held:
                 raise UsageError(
                     f"output {self._url} is being written by another run ({holder}): wait for it, stop it, or choose "
                     "another --output"
@@ -122,32 +128,34 @@ class Lease:
                 with reaching(self._url):
                     self._write()
             except OSError:
-                continue  # the network may come back before anybody takes it
+                continue  # the network may come back before another run takes the lease
 
     def _write(self) -> None:
-        """Writes it anew, unless somebody else has."""
+        """Rewrites the object, unless another run did."""
         with self._writing:
             if not self._lost:
                 self._write_alone()
 
     def _write_alone(self) -> None:
-        # Other stores do not know the condition; there the version is only looked at.
+        # Other stores have no conditional writes: compare versions.
         condition: dict[str, Any] = {"IfMatch": self._version} if "s3" in self._fs.protocol else {}
         try:
-            if not condition and self._look() != self._version:
+            if not condition and self._current_version() != self._version:
                 self._lost = True
                 return
             written = self._fs.pipe_file(self._path, self._content(), **condition)
-            self._version = version_of(written) if isinstance(written, dict) and "ETag" in written else self._look()
+            self._version = (
+                version_of(written) if isinstance(written, dict) and "ETag" in written else self._current_version()
+            )
         except FileNotFoundError:
             self._lost = True
         except OSError as error:
             if error.errno != errno.EINVAL:  # "precondition failed"
                 raise
-            # Also where the first try of the driver had come through, and its second met it.
+            # Also raised if the driver's first attempt succeeded and its retry found the result.
             self._lost = self._holder().get("token") != self._token
             if not self._lost:
-                self._version = self._look()
+                self._version = self._current_version()
 
     def _holder(self) -> dict[str, Any]:
         try:
@@ -156,7 +164,7 @@ class Lease:
             return {}
         return holder if isinstance(holder, dict) else {}
 
-    def _look(self) -> str:
+    def _current_version(self) -> str:
         return version_of(self._fs.info(self._path))
 
     def _content(self) -> bytes:

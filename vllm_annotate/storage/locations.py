@@ -1,4 +1,4 @@
-"""A path on this machine, or a URL of an object store, which fsspec reads and writes."""
+"""Local paths, and URLs of object stores, which fsspec reads and writes."""
 
 import errno
 import hashlib
@@ -25,17 +25,17 @@ from vllm_annotate.errors import ImageFailure, UsageError
 from vllm_annotate.storage.atomic import disk_is_full, explained, replacing, replacing_path
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
 
-# Refusals that may be of this object alone; all others are of the key, or of the clock.
+# Error codes of a refusal that may concern one object only; all others concern the key or the clock.
 OF_THE_OBJECT = ("AccessDenied", "Forbidden", "403", "InvalidObjectState", None)
 POLL_SECONDS = 0.2
-READERS = 32  # images that are read at once: each waits for the network most of the time
+READERS = 32  # images read at once: each mostly waits for the network
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def location(value: Any) -> Any:
-    """A URL of an object store stays text; everything else that names a file, `file:///…` too, becomes a path.
+    """Returns a URL of an object store unchanged, and a local file, `file:///…` included, as a path.
 
-    Raises ValueError for a name that cannot be one.
+    Raises ValueError for an invalid path.
     """
     if not isinstance(value, str | Path):
         return value
@@ -43,9 +43,9 @@ def location(value: Any) -> Any:
         str(value).encode()
         Path(value).expanduser()
     except UnicodeEncodeError:
-        raise ValueError(f"{str(value)!r} is a name that is not UTF-8: rename the file or folder") from None
+        raise ValueError(f"the name {str(value)!r} is not UTF-8: rename the file or folder") from None
     except RuntimeError:
-        raise ValueError(f"{str(value)!r} names a home folder that is not there: write the path out") from None
+        raise ValueError(f"the home folder of {str(value)!r} does not exist: write the full path") from None
     if isinstance(value, Path):
         return value
     if value.startswith("file://"):
@@ -53,39 +53,40 @@ def location(value: Any) -> Any:
     return value if URL.match(value) else Path(value)
 
 
-# The form of the Prefect UI shows one text field for it.
+# Shown as one text field in the form of the Prefect UI.
 Location = Annotated[Path | str, BeforeValidator(location), WithJsonSchema({"type": "string", "format": "path"})]
 
 
 def name_of(where: Path | str) -> str:
-    """The last part of a path or URL."""
+    """Returns the last part of a path or URL."""
     return str(where).rstrip("/").rpartition("/")[2]
 
 
 def run_name(parameters: Mapping[str, Any]) -> str:
-    """`labeled.jsonl, shard 3/16, on gpu-1`: what a run with these parameters is called in a list of runs."""
+    """Returns the name of a run with these parameters, such as `labeled.jsonl, shard 3/16, on gpu-1`."""
     shard = f", shard {parameters['shard']}" if parameters.get("shard") else ""
     return f"{name_of(parameters['output'])}{shard}, on {platform.node()}"
 
 
 def file_system(url: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a URL, and the path in it. Raises UsageError where no driver for it is installed."""
+    """Returns the file system of a URL and the path in it. Raises UsageError for an invalid URL or missing driver."""
     try:
-        # What others write must be seen: listings that are kept would hide it.
+        # Cached listings would hide what others write.
         fs, path = url_to_fs(url, use_listings_cache=False, **_connections(url))
     except ImportError as error:
         raise UsageError(
-            f"{url!r} needs a driver ({error}): pip install 'vllm-annotate[s3]' for s3://, or its fsspec driver"
+            f"{url!r} needs a driver ({error}): pip install 'vllm-annotate[s3]' for s3://, else the fsspec driver of "
+            "that store"
         ) from None
     except ValueError as error:
-        raise UsageError(f"{url!r} is no URL that fsspec knows: {error}") from None
+        raise UsageError(f"{url!r} is not a URL that fsspec supports: {error}") from None
     if isinstance(fs, LocalFileSystem) or not path.strip("/"):
-        raise UsageError(f"{url!r} names no bucket: write it as in s3://bucket/folder/labeled.jsonl")
+        raise UsageError(f"{url!r} has no bucket: write a URL such as s3://bucket/folder/labeled.jsonl")
     return fs, str(path)
 
 
 def _connections(url: str) -> dict[str, Any]:
-    """Options for as many connections as there are readers; botocore's own limit is ten. The user's settings win."""
+    """Returns options that allow a connection per reader; botocore's default is ten. The user's settings win."""
     if not url.startswith(("s3://", "s3a://")) or "config_kwargs" in fsspec_settings.get("s3", {}):
         return {}
     return {"config_kwargs": {"max_pool_connections": READERS}}
@@ -93,32 +94,36 @@ def _connections(url: str) -> dict[str, Any]:
 
 @contextmanager
 def reaching(url: str) -> Iterator[None]:
-    """Turns what drivers raise beside OSError (no credentials, no connection) into an OSError that names the URL."""
+    """Turns other exceptions of drivers (no credentials, no connection) into an OSError that names the URL."""
     try:
         yield
     except (OSError, UsageError, ImageFailure):
         raise
-    except Exception as error:  # each driver has errors of its own
+    except Exception as error:  # each driver has its own exceptions
         raise OSError(errno.EIO, f"{type(error).__name__}: {error!s:.300}", url) from None
 
 
 def unreachable(url: str, error: OSError) -> UsageError:
-    """What to say where a run cannot begin."""
+    """Returns the error for a URL that a run cannot reach at its start."""
     return UsageError(
-        f"{url} cannot be reached: {error.strerror or error}; credentials and endpoint come from the environment, for "
-        "s3:// from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or from AWS's own configuration"
+        f"{url} cannot be reached: {error.strerror or error}; check the credentials and the endpoint in the "
+        "environment, for s3:// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or in AWS's "
+        "configuration files"
     )
 
 
 def local_copy(where: Path | str, folder: Path, stopped: threading.Event) -> Path:
-    """The file itself; of a URL a copy in `folder`, as new as the original. Raises UsageError where there is none."""
+    """Returns a local path as it is, and for a URL an up-to-date copy in `folder`.
+
+    Raises UsageError if the URL does not exist or cannot be reached.
+    """
     if isinstance(where, Path):
         return where.expanduser()
     fs, path = file_system(where)
     copy = folder / f"{identity_of(fs, where)}-{name_of(where)[-60:]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with reaching(where), _alone(copy, stopped):
+        with reaching(where), _exclusive(copy, stopped):
             seen = copy.with_name(copy.name + ".version")
             version = version_of(fs.info(path))
             if not (copy.exists() and seen.exists() and seen.read_text() == version):
@@ -135,8 +140,8 @@ def local_copy(where: Path | str, folder: Path, stopped: threading.Event) -> Pat
 
 
 @contextmanager
-def _alone(copy: Path, stopped: threading.Event) -> Iterator[None]:
-    """Waits for other runs on this machine that fetch the same file."""
+def _exclusive(copy: Path, stopped: threading.Event) -> Iterator[None]:
+    """Waits for other runs on this machine that download the same file."""
     with ExitStack() as held:
         while True:
             try:
@@ -153,19 +158,19 @@ def _stopped() -> OSError:
 
 
 def identity_of(fs: AbstractFileSystem, *names: str) -> str:
-    """Names what lies at a URL: two stores, each at an endpoint of its own, can have buckets of one name."""
+    """Returns a hash of names and the store's endpoint: two stores can have buckets of the same name."""
     return hashlib.blake2b(" ".join([*filter(None, names), *_endpoint(fs)]).encode(), digest_size=8).hexdigest()
 
 
 def _endpoint(fs: AbstractFileSystem) -> list[str]:
-    """Where a store answers, unless it is where all stores of its kind do; found without asking it."""
+    """Returns the endpoint of a store, unless it is the default one, without a request to it."""
     options = fs.storage_options
     if "s3" not in fs.protocol:
         return [str(options[name]) for name in ("endpoint_url", "account_name") if options.get(name)]
     from botocore.session import Session  # of the extra s3
 
     given = options.get("endpoint_url") or options.get("client_kwargs", {}).get("endpoint_url")
-    # Keys and region do not matter, but would be looked for in the network.
+    # Keys and region do not matter here, but botocore would look for them in the network.
     session = Session(profile=options.get("profile"))
     no_keys = {"aws_access_key_id": "-", "aws_secret_access_key": "-"}
     client = session.create_client("s3", "us-east-1", endpoint_url=given, **no_keys)
@@ -174,13 +179,13 @@ def _endpoint(fs: AbstractFileSystem) -> list[str]:
 
 
 def download(fs: AbstractFileSystem, path: str, target: Path, stopped: threading.Event) -> None:
-    """Replaces `target` by an object once it is here as a whole and on disk. Raises OSError when `stopped` is set."""
+    """Replaces `target` with an object once it is complete and synced. Raises OSError when `stopped` is set."""
     with replacing_path(target) as unfinished:
         fs.get_file(path, str(unfinished), callback=_UnlessStopped(stopped))
 
 
 class _UnlessStopped(Callback):  # type: ignore[misc]
-    """Ends a transfer between two of its pieces."""
+    """Stops a transfer between two blocks."""
 
     def __init__(self, stopped: threading.Event) -> None:
         super().__init__()
@@ -193,20 +198,20 @@ class _UnlessStopped(Callback):  # type: ignore[misc]
 
 
 def version_of(info: dict[str, Any]) -> str:
-    """What changes when an object does: its ETag, or where a store has none, size and times."""
+    """Returns the version of an object: its ETag, or size and times if the store has none."""
     if "ETag" in info:
         return str(info["ETag"])
     return "-".join(str(info.get(name)) for name in ("size", "mtime", "created", "LastModified", "updated"))
 
 
 def _code(error: OSError) -> str | None:
-    """What S3 calls an error."""
+    """Returns the error code of S3."""
     response = getattr(error.__cause__, "response", None)
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 
 
 def read_object(url: str) -> bytes:
-    """The content of a small object; empty where there is none. Raises UsageError where the store cannot be reached."""
+    """Returns the content of a small object; empty if it does not exist. Raises OSError if the store is at fault."""
     fs, path = file_system(url)
     try:
         with reaching(url):
@@ -216,7 +221,7 @@ def read_object(url: str) -> bytes:
 
 
 class RemoteFolder:
-    """An image root in an object store. Objects outside it are not read: there are no links, so the path tells."""
+    """An image root in an object store. Stores have no links, so the path alone shows what is outside it."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -226,32 +231,32 @@ class RemoteFolder:
     def __str__(self) -> str:
         return self.url
 
-    def read(self, image_path: str, most: int) -> bytes:
-        """The first `most` bytes of an image.
+    def read(self, image_path: str, max_bytes: int) -> bytes:
+        """Returns the first `max_bytes` bytes of an image.
 
-        Raises ImageFailure of kind missing, outside_root or unreadable; OSError where the store is at fault.
+        Raises ImageFailure of kind missing, outside_root or unreadable; OSError if the store is at fault.
         """
         path = self._inside(image_path)
         with reaching(self.url):
             try:
-                data: bytes = self._fs.cat_file(path, start=0, end=most)
-            except (FileNotFoundError, UnicodeError):  # no name in a store holds a surrogate
+                data: bytes = self._fs.cat_file(path, start=0, end=max_bytes)
+            except (FileNotFoundError, UnicodeError):  # UnicodeError: a name with a surrogate
                 raise ImageFailure("missing", f"no object {image_path!r:.300} under {self.url}") from None
             except PermissionError as error:
-                if _code(error) not in OF_THE_OBJECT:  # a key that has expired, a clock that is wrong
+                if _code(error) not in OF_THE_OBJECT:
                     raise OSError(errno.EIO, str(error), self.url) from None
-                message = f"{error}: {image_path!r:.300} (also said of what is not there, where the key may not list)"
+                message = f"{error}: {image_path!r:.300} (or it does not exist, and the key has no permission to list)"
                 raise ImageFailure("unreadable", message) from None
             except OSError as error:
                 if error.errno == errno.ENAMETOOLONG:
-                    raise ImageFailure("missing", f"{image_path!r:.300} is too long for a name") from None
-                if error.errno == errno.EINVAL and not self._fs.info(path)["size"]:  # no range is in an empty object
+                    raise ImageFailure("missing", f"{image_path!r:.300} is too long for an object's name") from None
+                if error.errno == errno.EINVAL and not self._fs.info(path)["size"]:  # an empty object has no ranges
                     return b""
                 raise
         return data
 
     def has(self, image_path: str) -> bool:
-        """Whether there is such an object. Raises OSError where the store is at fault."""
+        """Whether the object exists. Raises OSError if the store is at fault."""
         with reaching(self.url):
             try:
                 return bool(self._fs.exists(self._inside(image_path)))
@@ -261,7 +266,7 @@ class RemoteFolder:
     def _inside(self, image_path: str) -> str:
         inside = posixpath.normpath(image_path)
         if inside.startswith("/") or inside.split("/")[0] in ("..", "."):
-            raise ImageFailure("outside_root", f"{image_path!r:.300} lies outside the image root {self.url}")
+            raise ImageFailure("outside_root", f"{image_path!r:.300} is outside the image root {self.url}")
         return f"{self._path}/{inside}"
 
 
@@ -269,5 +274,5 @@ ImageRoot = Path | RemoteFolder
 
 
 def image_root_at(where: Path | str) -> ImageRoot:
-    """What image paths are relative to."""
+    """Returns the image root at a path or URL."""
     return where.expanduser() if isinstance(where, Path) else RemoteFolder(where)

@@ -1,4 +1,4 @@
-"""Locks on files: held by one process at a time, and let go of by the kernel however it ends."""
+"""File locks: one process holds a lock, and the kernel releases it however that process ends."""
 
 import fcntl
 import os
@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 class AlreadyLockedError(Exception):
-    """Another process holds the lock; the message says which, as far as it is known."""
+    """Another process holds the lock. The message says which, if known."""
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock file `path`, which is made if need be, and may be removed by its holder.
+    """Holds the lock file `path`. Creates it if needed; the holder may remove it.
 
-    Raises AlreadyLockedError, and OSError where it cannot be made or the file system has no locks.
+    Raises AlreadyLockedError, or OSError if it cannot be created or the file system has no locks.
     """
     try:
         descriptor = _acquired(path)
@@ -39,7 +39,7 @@ def _acquired(path: Path) -> int:
             except BlockingIOError:
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
                 raise AlreadyLockedError(holder or "another process") from None
-            # The last holder may have removed the file since it was opened: that lock would keep nobody out.
+            # The last holder may have removed the file after it was opened here: this lock would protect nothing.
             if _is_at(path, descriptor):
                 os.ftruncate(descriptor, 0)
                 holder = f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%F %T %z')}\n"

@@ -1,4 +1,4 @@
-"""Uploads to an object store that replace nothing which the uploader has not seen."""
+"""Conditional uploads to an object store: an object that another program changed is not overwritten."""
 
 import errno
 import secrets
@@ -11,19 +11,19 @@ from fsspec import AbstractFileSystem
 from vllm_annotate.storage.locations import version_of
 
 PIECE_BYTES = 64 * 1024 * 1024  # larger files are uploaded in pieces of this size
-MOST_PIECES = 10_000  # S3 takes no more
-MARK = "vllm-annotate-upload"  # metadata of an object that tells one upload from all others
+MAX_PIECES = 10_000  # S3's limit
+MARK = "vllm-annotate-upload"  # metadata key whose value identifies one upload
 
 
 class ObjectChangedError(OSError):
-    """Somebody else has written the object, or removed it, since it was last seen."""
+    """Another program wrote or removed the object since this one last saw it."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(errno.ESTALE, "was changed by another program while this run worked", url)
+        super().__init__(errno.ESTALE, "was changed by another program during this run", url)
 
 
 def version_there(fs: AbstractFileSystem, path: str) -> str | None:
-    """The version of an object; None where there is none."""
+    """Returns the version of an object, or None if it does not exist."""
     try:
         return version_of(fs.info(path))
     except FileNotFoundError:
@@ -31,10 +31,10 @@ def version_there(fs: AbstractFileSystem, path: str) -> str | None:
 
 
 def upload(fs: AbstractFileSystem, source: Path, path: str, before: str | None) -> str:
-    """Replaces the object whose version is `before` (None: it does not exist) by a file; returns the new version.
+    """Replaces the object whose version is `before` (None: it does not exist) with a file; returns the new version.
 
-    S3 decides itself, so of two uploads one wins, however late it arrives. With other stores the version is looked at
-    before. Raises ObjectChangedError.
+    On S3 the write is conditional, so exactly one of two concurrent uploads wins. On other stores the version is
+    compared first. Raises ObjectChangedError.
     """
     if "s3" not in fs.protocol:
         _check_version(fs, path, before)
@@ -48,7 +48,7 @@ def upload(fs: AbstractFileSystem, source: Path, path: str, before: str | None) 
     except OSError as error:
         if error.errno != errno.EINVAL:  # "precondition failed"
             raise
-    # Also where the first try of the driver had come through, and its second met it.
+    # Also raised if the driver's first attempt succeeded and its retry found the result.
     bucket, key, _ = fs.split_path(path)
     if version_there(fs, path) is not None:
         there = fs.call_s3("head_object", Bucket=bucket, Key=key)
@@ -83,7 +83,7 @@ def _put(fs: AbstractFileSystem, source: Path, path: str, before: str | None, ma
                 {"PartNumber": number, "ETag": _put_piece(fs, there, upload_id, number, piece)}
                 for number, piece in enumerate(_pieces(file, source.stat().st_size), start=1)
             ]
-            _check_version(fs, path, before)  # for stores that look at conditions of simple uploads only
+            _check_version(fs, path, before)  # some stores check conditions for simple uploads only
             done = fs.call_s3(
                 "complete_multipart_upload", **there, UploadId=upload_id, MultipartUpload={"Parts": parts}, **condition
             )
@@ -98,6 +98,6 @@ def _put_piece(fs: AbstractFileSystem, there: dict[str, str], upload_id: str, nu
 
 
 def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
-    length = max(PIECE_BYTES, -(-size // MOST_PIECES))
+    length = max(PIECE_BYTES, -(-size // MAX_PIECES))
     while piece := file.read(length):
         yield piece

@@ -1,4 +1,4 @@
-"""The files of a run: where they lie, who may write them, and with which recipe."""
+"""The files of a run: their paths, their lock and their format."""
 
 import os
 import shutil
@@ -12,16 +12,16 @@ from vllm_annotate.storage.atomic import disk_is_full, explained, unfinished_nam
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
 from vllm_annotate.storage.shard import Shard, shards_folder
 
-FORMAT = 1  # of the work folder; a later version that changes the meaning of its files counts it up
+FORMAT = 1  # of the work folder; raised when the meaning of its files changes
 LOCK_TRIES = 10
-MAX_PATH_BYTES, DEEPEST_BYTES = 4096, 128  # of a path, and of what the work folder adds to one
+MAX_PATH_BYTES, DEEPEST_BYTES = 4096, 128  # of a path, and of what the work folder adds to it
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Paths beside the output `labeled.jsonl`; `labeled.work/` holds what only the project reads.
+    """Paths beside the output `labeled.jsonl`; `labeled.work/` is internal.
 
-    A shard has a workspace of its own, `labeled.shards/03-of-16.jsonl` and so on; `whole` is then `labeled.jsonl`.
+    A shard has its own workspace: its output is `labeled.shards/03-of-16.jsonl`, its `whole` is `labeled.jsonl`.
     """
 
     output: Path
@@ -29,29 +29,29 @@ class Workspace:
 
     @classmethod
     def at(cls, output: Path | str, shard: str = "") -> "Workspace":
-        """The workspace of `output`, or of a shard of it, by its real path: two spellings of a file are one workspace.
+        """Returns the workspace of `output`, or of a shard of it. Links are resolved: a file has one workspace.
 
-        Raises UsageError for a name that no output can have, and for what is no shard.
+        Raises UsageError for an invalid output or shard.
         """
         path = Path(os.path.realpath(Path(output).expanduser()))
         if path.suffix != ".jsonl":
-            raise UsageError(f"output {str(output)!r} must end in .jsonl: the result is one JSON object a line")
+            raise UsageError(f"output {str(output)!r} must end in .jsonl: the result has one JSON object per line")
         _check_names(path)
         if path.name.endswith(".failures.jsonl"):
             raise UsageError(f"output {str(output)!r} is the name of a failures file: choose one without .failures")
         if path.is_dir():
             raise UsageError(f"output {str(output)!r} is a directory: name a file in it, such as {path}/labeled.jsonl")
         if not path.parent.is_dir():
-            raise UsageError(f"the folder of output {str(output)!r} does not exist: make it, or mend the path")
+            raise UsageError(f"the folder of output {str(output)!r} does not exist: create it, or correct the path")
         return cls(path).of_shard(Shard.parse(shard)) if shard else cls(path)
 
     def of_shard(self, shard: Shard) -> "Workspace":
-        """The workspace of a share of this output."""
+        """Returns the workspace of a shard of this output."""
         return Workspace(shards_folder(self.output) / f"{shard.name}.jsonl", whole=self.output)
 
     @property
     def outputs(self) -> list[Path]:
-        """The files whose rows are done."""
+        """The files whose rows count as done."""
         return [self.output] if self.whole is None else [self.output, self.whole]
 
     def _beside(self, suffix: str) -> Path:
@@ -59,7 +59,7 @@ class Workspace:
 
     @property
     def failures(self) -> Path:
-        """What has no answer yet, a line an image."""
+        """Images without an answer, one per line."""
         return self._beside(".failures.jsonl")
 
     @property
@@ -69,7 +69,7 @@ class Workspace:
 
     @property
     def work(self) -> Path:
-        """The folder of everything below."""
+        """The work folder."""
         return self._beside(".work")
 
     @property
@@ -84,7 +84,7 @@ class Workspace:
 
     @property
     def plan_file(self) -> Path:
-        """The chunks of the plan in progress; written last, so a plan without it does not count."""
+        """The chunks of the plan in progress. Written last: without it there is no plan."""
         return self.work / "plan.json"
 
     @property
@@ -94,32 +94,32 @@ class Workspace:
 
     @property
     def skipped(self) -> Path:
-        """Input lines that are no image to annotate, with line number and reason."""
+        """Skipped input lines, with line number and reason."""
         return self.work / "skipped.jsonl"
 
     @property
     def recipe(self) -> Path:
-        """Settings and fingerprint of the recipe that wrote the output."""
+        """Fingerprint and settings of the recipe that wrote the output."""
         return self.work / "recipe.json"
 
     @property
     def job(self) -> Path:
-        """The parameters of the last run, for the commands that come after it."""
+        """The parameters of the last run, for later commands on the same output."""
         return self.work / "job.json"
 
     @property
     def set_aside(self) -> Path:
-        """Failures that a retry of an earlier version has put here: the next merge puts them back."""
+        """Failures that a retry by an earlier version moved here; the next merge moves them back."""
         return self.work / "set-aside.jsonl"
 
     @property
     def retried(self) -> Path:
-        """The rows that a retry of failures asks."""
+        """The rows that a retry sends."""
         return self.work / "retried.jsonl"
 
     @property
     def torn(self) -> Path:
-        """Ends of outputs that other programs have left half-written, taken out when lines were added."""
+        """Incomplete last lines that other programs left in outputs; removed before lines were added."""
         return self.work / "torn.jsonl"
 
     @property
@@ -129,24 +129,24 @@ class Workspace:
 
     @property
     def logs(self) -> Path:
-        """Logs of processes that a run starts."""
+        """Logs of the servers that a run starts."""
         return self.work / "logs"
 
     @property
     def telemetry(self) -> Path:
-        """Samples of GPUs, servers and client, as Parquet."""
+        """Samples of GPUs, servers and the client, as Parquet files."""
         return self.work / "telemetry"
 
     @property
     def page(self) -> Path:
-        """The report as a page to look at."""
+        """The report as an HTML page."""
         return self._beside(".report.html")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the workspace for this process, creating it; the kernel lets go however the process ends.
+        """Creates the workspace and locks it. The kernel releases the lock however the process ends.
 
-        Raises UsageError while another run holds it, where it cannot be written, and for one of a later version.
+        Raises UsageError if another run holds it, if it cannot be written, or if a later version wrote it.
         """
         fresh = not self.work.exists()
         with self._lock():
@@ -154,19 +154,19 @@ class Workspace:
                 self.check_format()
                 yield
             finally:
-                # A run that was refused leaves no trace, but for the log of a server that did not start.
+                # A refused run leaves nothing behind except the log of a server that did not start.
                 if fresh and not self.recipe.exists() and not any(self.logs.glob("*")):
                     self._remove()
                     if self.whole is not None:
-                        with suppress(OSError):  # other shards are in it
+                        with suppress(OSError):  # other shards use it
                             self.output.parent.rmdir()
 
     def _remove(self) -> None:
-        """Removes the work folder at once: another run that begins now makes one of its own."""
-        going = self.work.with_name(f"{unfinished_name(self.work.name)}.{os.getpid()}")
+        """Removes the work folder atomically: a run that starts meanwhile creates its own."""
+        removed = self.work.with_name(f"{unfinished_name(self.work.name)}.{os.getpid()}")
         with suppress(OSError):
-            self.work.rename(going)
-            shutil.rmtree(going, ignore_errors=True)
+            self.work.rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -193,43 +193,43 @@ class Workspace:
             try:
                 self.parts.mkdir(parents=True, exist_ok=True)
                 held.enter_context(locked(self.work / "lock"))
-            except FileNotFoundError:  # a run that was refused is just removing the folder
+            except FileNotFoundError:  # a refused run is removing the folder
                 if not tries_left:
                     raise
             else:
                 return
 
     def check_format(self) -> None:
-        """Raises UsageError where a later version has written the work folder."""
+        """Raises UsageError if a later version wrote the work folder."""
         try:
             written = self.format.read_text(errors="replace").strip()
-        except FileNotFoundError:  # of a version that did not write it, which is format 1 too
+        except FileNotFoundError:  # earlier versions did not write it: format 1
             return
         if not (len(written) < 9 and written.isascii() and written.isdecimal() and int(written) <= FORMAT):
             raise UsageError(
-                f"{self.work} has format {written[:20]!r}, and this version knows {FORMAT} at most: go on with the "
+                f"{self.work} has format {written[:20]!r}, but this version supports formats up to {FORMAT}: use the "
                 "version that wrote it, or choose another --output"
             )
 
 
 def _check_replaceable(output: Path) -> None:
-    """Raises OSError unless `output` could be replaced, without touching it."""
+    """Raises OSError if `output` cannot be written, without changing it."""
     if output.exists():
         with output.open("rb+"):
             pass
 
 
 def _check_names(output: Path) -> None:
-    """Raises UsageError where the names beside an output would be too long: better now than after the last answer."""
+    """Raises UsageError if a name beside an output would be too long: better now than after the last answer."""
     longest = output.with_name(output.stem + ".failures.jsonl")
     try:
-        most = os.pathconf(output.parent, "PC_NAME_MAX")
+        limit = os.pathconf(output.parent, "PC_NAME_MAX")
     except OSError:
-        most = 255
-    if (excess := len(os.fsencode(longest.name)) - most) > 0:
+        limit = 255
+    if (excess := len(os.fsencode(longest.name)) - limit) > 0:
         raise UsageError(
-            f"the name of output {str(output)!r} is too long: with .failures.jsonl it has {most + excess} bytes, and "
-            f"the file system takes {most}; make it {excess} bytes shorter"
+            f"the name of output {str(output)!r} is too long: with .failures.jsonl it has {limit + excess} bytes, and "
+            f"the file system allows {limit}; make it {excess} bytes shorter"
         )
     if len(os.fsencode(longest)) + DEEPEST_BYTES > MAX_PATH_BYTES:
         raise UsageError(f"the path of output {str(output)!r} is too long: make it {DEEPEST_BYTES} bytes shorter")

@@ -1,4 +1,4 @@
-"""Settings as people write them in a file: YAML, checked for what it can hold."""
+"""Settings from a YAML file, checked against a model's fields."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from vllm_annotate.errors import UsageError
 
 
 def read_fields(path: Path, what: str, model: type[BaseModel]) -> dict[str, Any]:
-    """The fields of a `model` in a YAML file. Raises UsageError where it is no mapping of known fields."""
+    """Returns the fields of `model` in a YAML file. Raises UsageError unless it is a mapping of known fields."""
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -19,7 +19,7 @@ def read_fields(path: Path, what: str, model: type[BaseModel]) -> dict[str, Any]
         raise UsageError(f"{what} {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
     known = ", ".join(model.model_fields)
     if not isinstance(fields, dict):
-        raise UsageError(f"{what} {str(path)!r} must be a mapping of fields: {known}")
+        raise UsageError(f"{what} {str(path)!r} must be a mapping with any of these fields: {known}")
     if unknown := [str(name) for name in fields if name not in model.model_fields]:
-        raise UsageError(f"{what} {str(path)!r} has unknown fields {', '.join(unknown)}; known are {known}")
+        raise UsageError(f"{what} {str(path)!r} has unknown fields {', '.join(unknown)}; use any of {known}")
     return fields
