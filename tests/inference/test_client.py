@@ -44,11 +44,11 @@ async def inference(
 async def raw_server(
     talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> AsyncIterator[str]:
-    """A server of bytes; yields its base URL."""
+    """A server that sends these bytes; yields its base URL."""
     server = await asyncio.start_server(talk, "127.0.0.1", 0)
     yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     server.close()
-    await asyncio.sleep(0.2)  # its handlers end on their own, before the loop does
+    await asyncio.sleep(0.2)  # lets its handlers finish before the loop
 
 
 async def test_an_answer_comes_with_its_tokens(stand_in: StandIn) -> None:
@@ -77,7 +77,7 @@ async def test_a_passing_fault_is_retried(stand_in: StandIn, kind: str) -> None:
         ({"kind": "stall"}, "timeout", 4),
     ],
 )
-async def test_what_stays_wrong_with_a_healthy_server_is_the_images_failure(
+async def test_a_lasting_fault_of_a_healthy_server_is_the_images_failure(
     stand_in: StandIn, fault: dict[str, object], kind: str, asked: int
 ) -> None:
     stand_in.set_faults(fault | {"count": None})
@@ -88,19 +88,19 @@ async def test_what_stays_wrong_with_a_healthy_server_is_the_images_failure(
     assert stand_in.asked() == {"a": asked}
 
 
-async def test_an_answer_that_reached_max_tokens_says_so(stand_in: StandIn) -> None:
+async def test_an_answer_that_reached_max_tokens_has_finish_reason_length(stand_in: StandIn) -> None:
     stand_in.set_faults({"kind": "length"})
     async with inference(stand_in.url) as client:
         assert (await client.ask(body())).finish_reason == "length"
 
 
-async def test_the_servers_own_words_are_in_the_failure(stand_in: StandIn) -> None:
+async def test_the_servers_message_is_in_the_failure(stand_in: StandIn) -> None:
     async with inference(stand_in.url) as client:
         with pytest.raises(ImageFailure, match="response_format json_schema needs a schema"):
             await client.ask(body(response_format={"type": "json_schema"}))
 
 
-async def test_a_server_that_only_declines_is_given_up_with_a_remedy(stand_in: StandIn) -> None:
+async def test_a_server_that_keeps_declining_is_given_up_with_a_remedy(stand_in: StandIn) -> None:
     stand_in.set_faults({"kind": "503", "count": None})
     async with inference(stand_in.url, server_wait_seconds=1) as client:
         with pytest.raises(ServerUnavailable, match=r"declined for 1 s.*max-concurrency"):
@@ -108,7 +108,7 @@ async def test_a_server_that_only_declines_is_given_up_with_a_remedy(stand_in: S
 
 
 @pytest.mark.parametrize("kind", ["401", "404"])
-async def test_a_key_or_model_refused_in_mid_run_stops_at_once(stand_in: StandIn, kind: str) -> None:
+async def test_a_key_or_model_refused_during_a_run_stops_it_at_once(stand_in: StandIn, kind: str) -> None:
     stand_in.set_faults({"kind": kind, "count": None})
     async with inference(stand_in.url) as client:
         with pytest.raises(ServerRefused, match="check the API key and the model name"):
@@ -129,32 +129,32 @@ async def test_requests_wait_for_a_server_that_comes_back(stand_in: StandIn) -> 
     assert set(stand_in.asked()) == {f"{n}" for n in range(20)}
 
 
-async def test_an_outage_and_its_end_are_told(stand_in: StandIn) -> None:
-    told: list[str] = []
-    async with inference(stand_in.url, server_wait_seconds=60, warn=told.append) as client:
+async def test_an_outage_and_its_end_are_logged(stand_in: StandIn) -> None:
+    messages: list[str] = []
+    async with inference(stand_in.url, server_wait_seconds=60, warn=messages.append) as client:
         stand_in.kill()
         waiting = asyncio.create_task(client.ask(body()))
         await asyncio.sleep(1)
         await asyncio.to_thread(stand_in.start)
         await waiting
         assert client.counts()[f"{stand_in.url}/v1"]["answered"] == 1
-    assert f"{stand_in.url}/v1 gets no more requests: it does not answer; waiting for it up to 60 s" in told[0]
-    assert "answers again, after" in told[1]
+    assert f"{stand_in.url}/v1 is down: it does not answer; waiting for it for up to 60 s" in messages[0]
+    assert "is back after" in messages[1]
 
 
-async def test_an_endpoint_that_is_away_at_the_start_does_not_stop_the_others(stand_in: StandIn, nobody: str) -> None:
-    told: list[str] = []
-    async with inference(nobody, stand_in.url, warn=told.append) as client:
+async def test_an_endpoint_that_is_down_at_the_start_does_not_stop_the_others(stand_in: StandIn, nobody: str) -> None:
+    messages: list[str] = []
+    async with inference(nobody, stand_in.url, warn=messages.append) as client:
         assert await client.check(None) == "stand-in-qwen2.5-vl"
         assert (await client.ask(body())).attempts == 1
-    assert told == [f"{nobody}/v1 gets no more requests: it does not answer; the others take its requests"]
+    assert messages == [f"{nobody}/v1 is down: it does not answer; the others take its requests"]
 
 
-async def test_a_server_that_stays_away_is_given_up_after_the_wait(stand_in: StandIn) -> None:
+async def test_a_server_that_stays_down_is_given_up_after_the_wait(stand_in: StandIn) -> None:
     async with inference(stand_in.url, server_wait_seconds=1) as client:
         stand_in.kill()
         started = time.monotonic()
-        with pytest.raises(ServerUnavailable, match=r"no answer from http.*what was answered is kept"):
+        with pytest.raises(ServerUnavailable, match=r"no answer from http.*all answers so far are saved"):
             await client.ask(body())
         assert time.monotonic() - started < 10
         with pytest.raises(ServerUnavailable):  # and the next one does not wait again
@@ -167,7 +167,7 @@ async def test_no_more_requests_are_in_flight_than_allowed(stand_in: StandIn) ->
     assert stand_in.most_at_once() == 5
 
 
-async def test_several_endpoints_share_the_requests_and_stand_in_for_each_other(stand_in: StandIn) -> None:
+async def test_endpoints_share_the_requests_and_take_over_for_each_other(stand_in: StandIn) -> None:
     with StandIn.started() as other:
         async with inference(stand_in.url, other.url, server_wait_seconds=5) as client:
             await asyncio.gather(*(client.ask(body(f"{n}")) for n in range(40)))
@@ -179,9 +179,7 @@ async def test_several_endpoints_share_the_requests_and_stand_in_for_each_other(
 
 
 @pytest.mark.parametrize("kind", ["500", "503", "404", "401"])
-async def test_an_endpoint_that_only_fails_does_not_draw_the_traffic_of_a_healthy_one(
-    stand_in: StandIn, kind: str
-) -> None:
+async def test_an_endpoint_that_only_fails_does_not_attract_traffic(stand_in: StandIn, kind: str) -> None:
     with StandIn.started() as broken:
         broken.set_faults({"kind": kind, "count": None})
         async with inference(stand_in.url, broken.url, server_wait_seconds=30) as client:
@@ -190,7 +188,7 @@ async def test_an_endpoint_that_only_fails_does_not_draw_the_traffic_of_a_health
         assert sum(broken.asked().values()) < 30
 
 
-async def test_a_poison_image_does_not_take_its_neighbours_with_it(stand_in: StandIn) -> None:
+async def test_an_image_that_crashes_servers_does_not_fail_others(stand_in: StandIn) -> None:
     stand_in.set_faults({"kind": "crash", "count": None, "match": "poison"})
     dead = asyncio.Event()
 
@@ -239,7 +237,7 @@ async def test_a_server_that_dribbles_is_timed_out() -> None:
         b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"data": ["a"]}',
     ],
 )
-async def test_no_bytes_of_a_server_raise_anything_but_our_errors(raw: bytes) -> None:
+async def test_any_response_raises_only_our_errors(raw: bytes) -> None:
     async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(raw)
         with contextlib.suppress(OSError):
@@ -254,7 +252,7 @@ async def test_no_bytes_of_a_server_raise_anything_but_our_errors(raw: bytes) ->
             await client.ask(body())
 
 
-async def test_a_key_that_the_server_echoes_is_not_repeated(stand_in: StandIn) -> None:
+async def test_a_key_that_the_server_echoes_is_hidden(stand_in: StandIn) -> None:
     async with Inference([f"{stand_in.url}/v1"], "sesame", max_concurrency=1) as client:
         with pytest.raises(ServerRefused) as caught:
             await client.ask(body(model="sesame"))
@@ -265,14 +263,14 @@ async def test_the_model_is_found_or_refused_by_name(stand_in: StandIn, nobody: 
     async with inference(stand_in.url) as client:
         assert await client.check(None) == "stand-in-qwen2.5-vl"
         assert await client.check("stand-in-qwen2.5-vl") == "stand-in-qwen2.5-vl"
-        with pytest.raises(ServerRefused, match=r"does not serve model 'qwen' but 'stand-in-qwen2.5-vl'"):
+        with pytest.raises(ServerRefused, match=r"does not serve 'qwen'; it serves 'stand-in-qwen2.5-vl'"):
             await client.check("qwen")
     async with inference(nobody) as client:
-        with pytest.raises(ServerUnavailable, match=r"no vLLM answers at http.*vllm serve MODEL"):
+        with pytest.raises(ServerUnavailable, match=r"no vLLM server at http.*vllm serve MODEL"):
             await client.check(None)
 
 
-async def test_a_wrong_key_is_told_with_the_variable_to_set() -> None:
+async def test_a_wrong_key_is_refused_with_the_variable_to_set() -> None:
     with StandIn.started("--api-key", "secret") as server:
         async with inference(server.url) as client:
             with pytest.raises(ServerRefused, match="set VLLM_API_KEY"):
@@ -281,7 +279,7 @@ async def test_a_wrong_key_is_told_with_the_variable_to_set() -> None:
             assert (await client.ask(body())).text
 
 
-async def test_a_proxy_of_the_environment_does_not_stand_before_a_server_on_this_machine(
+async def test_proxies_from_the_environment_are_not_used_for_this_machine(
     stand_in: StandIn, nobody: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", nobody)

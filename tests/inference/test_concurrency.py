@@ -1,4 +1,4 @@
-"""The limit that is found by itself, against a simulated engine: minutes of a run in a second."""
+"""The automatic limit, against a simulated engine: minutes of a run in a second."""
 
 import asyncio
 from dataclasses import replace
@@ -13,7 +13,7 @@ RATE = {4: 8, 16: 16, 64: 32, 120: 40, 256: 64}  # capacity → answers a second
 
 
 def engine(shape: str, capacity: int) -> Timing:
-    """An engine that runs so many requests at full speed, and what holds it back from more."""
+    """An engine that runs `capacity` requests at full speed, and its bottleneck beyond."""
     seconds = capacity / RATE[capacity]
     timing = Timing(
         slots=1024,
@@ -36,7 +36,7 @@ def run(timing: Timing, limit: int | ConcurrencyController, seconds: float = 60)
 
 @pytest.mark.parametrize("capacity", RATE)
 @pytest.mark.parametrize("shape", ["slots", "compute", "cache"])
-def test_a_minute_brings_what_the_best_fixed_limit_brings_without_twice_its_requests(shape: str, capacity: int) -> None:
+def test_a_minute_of_auto_matches_the_best_fixed_limit_without_twice_its_requests(shape: str, capacity: int) -> None:
     timing = engine(shape, capacity)
     best = max(run(timing, round(share * capacity)).answered for share in (1.1, 2))
     client = run(timing, ConcurrencyController())
@@ -45,7 +45,7 @@ def test_a_minute_brings_what_the_best_fixed_limit_brings_without_twice_its_requ
 
 
 @pytest.mark.parametrize("shape", ["slots", "compute"])
-def test_it_follows_when_the_capacity_moves(shape: str) -> None:
+def test_it_follows_changes_of_the_capacity(shape: str) -> None:
     name = {"slots": "slots", "compute": "compute_slots"}[shape]
     controller = ConcurrencyController()
     client = Client(engine(shape, 64), controller)
@@ -85,7 +85,7 @@ def test_slower_tokens_alone_do_not_keep_it_low() -> None:
 
 
 def test_a_curve_without_a_knee_is_climbed_as_long_as_it_pays() -> None:
-    """As a GPU's: each request in the batch slows the others a little, and the last slots still bring something."""
+    """Like a GPU: each request slows the others a little, and the last slots still gain something."""
     timing = replace(engine("slots", 256), slowdown_per_running=1 / 64)
     controller = ConcurrencyController()
     client = run(timing, controller, 240)
@@ -101,7 +101,7 @@ def test_without_metrics_the_pace_of_answers_shows_the_knee() -> None:
     assert client.answered >= 0.9 * run(engine("slots", 16), 18, 240).answered
 
 
-def test_a_client_with_too_little_to_do_learns_nothing() -> None:
+def test_a_client_with_too_few_requests_learns_nothing() -> None:
     controller = ConcurrencyController()
     client = Client(engine("slots", 64), controller)
     client.FEED_SECONDS = 2.0
@@ -117,7 +117,7 @@ def test_every_change_has_its_reason() -> None:
     assert controller.changes[0].at < controller.changes[1].at
 
 
-def test_running_out_of_memory_halves_it_for_good() -> None:
+def test_running_out_of_memory_halves_it_permanently() -> None:
     controller = ConcurrencyController()
     run(engine("slots", 64), controller)
     before = controller.limit
@@ -128,7 +128,7 @@ def test_running_out_of_memory_halves_it_for_good() -> None:
     assert controller.limit <= before // 2
 
 
-def test_a_server_that_starts_again_counts_from_zero_and_that_stops_nothing() -> None:
+def test_a_restarted_server_that_counts_from_zero_is_handled() -> None:
     controller = ConcurrencyController()
     client = Client(engine("slots", 16), controller)
 
@@ -141,8 +141,8 @@ def test_a_server_that_starts_again_counts_from_zero_and_that_stops_nothing() ->
     assert 48 <= controller.limit <= 110
 
 
-def test_what_others_have_in_the_queue_is_not_taken_from_us() -> None:
-    """Somebody else keeps 400 requests waiting: the limit does not fall to nothing for it."""
+def test_the_queue_of_other_clients_does_not_lower_the_limit() -> None:
+    """Another client keeps 400 requests waiting: the limit must not collapse."""
     controller = ConcurrencyController()
     for tick in range(400):
         at = tick * 0.5

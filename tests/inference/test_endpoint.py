@@ -1,4 +1,4 @@
-"""What a server's bytes mean."""
+"""Parsing and classifying responses."""
 
 import pytest
 
@@ -15,11 +15,11 @@ from vllm_annotate.inference.responses import Completion, Trouble, own_words, re
         b'{"choices": [{"message": {"content": "half"}, "finish_reason": "abort"}]}',
     ],
 )  # fmt: skip
-def test_a_200_that_is_no_whole_completion_is_the_servers_trouble(response: bytes) -> None:
+def test_a_200_without_a_complete_completion_is_the_servers_trouble(response: bytes) -> None:
     assert isinstance(read_completion(response, 1), Trouble)
 
 
-def test_a_completion_with_a_lone_surrogate_can_be_written_down() -> None:
+def test_a_completion_with_a_lone_surrogate_can_be_encoded() -> None:
     answer = read_completion(b'{"choices": [{"message": {"content": "\\ud83d!"}, "finish_reason": "stop"}]}', 1)
     assert isinstance(answer, Completion)
     assert answer.text.encode().endswith(b"!")
@@ -36,11 +36,11 @@ def test_a_completion_with_a_lone_surrogate_can_be_written_down() -> None:
         (b'["error"]', '["error"]'), (b"\xff", "\ufffd"), (b"", ""),
     ],
 )  # fmt: skip
-def test_an_error_is_told_in_the_servers_own_words(body: bytes, words: str) -> None:
+def test_an_error_has_the_servers_message(body: bytes, words: str) -> None:
     assert own_words(body) == words
 
 
-def test_the_proxy_of_the_environment_stands_before_other_machines_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_from_the_environment_are_used_for_other_machines_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://user:word@proxy:3128")
     monkeypatch.setenv("no_proxy", "near,.corp")
     monkeypatch.delenv("https_proxy", raising=False)

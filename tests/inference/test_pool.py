@@ -1,4 +1,4 @@
-"""Several endpoints behind one client: ejection, return, and limits that are found by themselves."""
+"""Several endpoints behind one client: taken down, brought back, with automatic limits."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ async def answers(client: Inference, count: int) -> list[Completion]:
 
 
 @pytest.mark.alone
-async def test_the_limit_of_an_endpoint_is_found_by_itself() -> None:
+async def test_the_limit_of_an_endpoint_is_found() -> None:
     with StandIn.started(*SLOW) as server:
         async with inference(server.url, max_concurrency="auto") as client:
             await answers(client, 500)
@@ -108,7 +108,7 @@ async def test_no_request_is_lost_while_each_endpoint_in_turn_is_killed_and_revi
     assert len(got) > 300
 
 
-async def test_a_request_that_is_cancelled_in_the_queue_gives_its_turn_away(stand_in: StandIn) -> None:
+async def test_a_request_that_is_cancelled_in_the_queue_gives_up_its_turn(stand_in: StandIn) -> None:
     async with inference(stand_in.url, max_concurrency=1) as client:
         tasks = [asyncio.create_task(client.ask(body(f"{n}"))) for n in range(20)]
         await asyncio.sleep(0.03)
@@ -120,7 +120,7 @@ async def test_a_request_that_is_cancelled_in_the_queue_gives_its_turn_away(stan
     assert sum(isinstance(result, Completion) for result in results) >= 10
 
 
-async def test_a_server_without_metrics_is_asked_all_the_same() -> None:
+async def test_a_server_without_metrics_is_used_too() -> None:
     with StandIn.started("--canned", "--no-metrics") as server:
         async with inference(server.url, max_concurrency="auto") as client:
             assert len(await answers(client, 200)) == 200

@@ -1,1 +1,1 @@
-"""Requests to vLLM: endpoints, how many requests at once, which endpoint takes the next one."""
+"""Requests to vLLM: endpoints, how many requests in flight, which endpoint takes the next one."""

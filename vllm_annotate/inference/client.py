@@ -1,4 +1,4 @@
-"""Request bodies → completions: bounded, retried in one layer, spread over endpoints, patient when they go away."""
+"""Sends requests: bounded, retried in one layer, spread over endpoints, and waiting for those that go down."""
 
 import asyncio
 import math
@@ -18,17 +18,17 @@ from vllm_annotate.inference.endpoint import REQUEST_ERRORS, Endpoint
 from vllm_annotate.inference.pool import Pool
 from vllm_annotate.inference.responses import Completion, Trouble
 
-MAX_ATTEMPTS = 4  # of one image on a server that is healthy
-MAX_SERVER_LOSSES = 6  # of one image: a server that dies each time it sees it is not to be blamed for ever
-SUSPECT_LOSSES = 2  # from then on it is asked apart from other suspects, lest innocent ones share its end
-BACKOFF_SECONDS = (0.25, 8.0)  # first and longest
+MAX_ATTEMPTS = 4  # per image, on a healthy server
+MAX_SERVER_LOSSES = 6  # per image: if the server dies this often on it, the image is at fault
+SUSPECT_LOSSES = 2  # from here on, images are sent one at a time, so that one that kills servers takes no other along
+BACKOFF_SECONDS = (0.25, 8.0)  # first, longest
 
 
 class Inference:
-    """The client of a run: one pool of endpoints and their limits of requests in flight, shared by all chunks.
+    """The client of a run: one pool of endpoints and their request limits, shared by all chunks.
 
-    `max_concurrency` bounds the requests in flight over all endpoints; "auto" finds a limit for each. Use it as an
-    async context manager, within one event loop.
+    `max_concurrency` bounds the requests in flight across all endpoints; "auto" finds a limit for each. An async
+    context manager, bound to one event loop.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class Inference:
         await self.pool.__aexit__(kind, error, trace)
 
     async def check(self, model: str | None) -> str:
-        """The name of the model that every endpoint serves: `model` itself, or the only one there is.
+        """Returns the name of the model that every endpoint serves: `model`, or the only one.
 
-        An endpoint that does not answer is left to come back, as long as another does. Raises ServerUnavailable or
+        If an endpoint does not answer, the run starts without it as long as another does. Raises ServerUnavailable or
         ServerRefused with the remedy.
         """
         served: list[set[str]] = []
@@ -79,12 +79,12 @@ class Inference:
             except ServerUnavailable as error:
                 away[endpoint] = error
                 continue
-            await endpoint.is_healthy()  # settles how to ask
+            await endpoint.is_healthy()  # finds out which URL to probe
             served.append(set(names))
             if model is not None and model not in names:
                 listed = ", ".join(map(repr, names)) or "none"
                 raise ServerRefused(
-                    f"{endpoint.url} does not serve model {model!r} but {listed}: set --model-name to one of these"
+                    f"{endpoint.url} does not serve {model!r}; it serves {listed}: set --model-name to one of these"
                 )
         if not served:
             raise next(iter(away.values()))
@@ -93,11 +93,11 @@ class Inference:
         common = set.intersection(*served)
         if model is None and len(common) != 1:
             choice = ", ".join(map(repr, sorted(common))) or "none"
-            raise ServerRefused(f"the models that every endpoint serves are {choice}: say which with --model-name")
+            raise ServerRefused(f"every endpoint serves these models: {choice}; choose one with --model-name")
         return model or common.pop()
 
     def counts(self) -> dict[str, dict[str, Any]]:
-        """What each endpoint was given and gave: answers, attempts without one, and its limits with their reasons."""
+        """Per endpoint: answers, failed attempts, and the history of its limit with reasons."""
         return {endpoint.url: self._counts(endpoint) for endpoint in self.pool.endpoints}
 
     def _counts(self, endpoint: Endpoint) -> dict[str, Any]:
@@ -117,15 +117,14 @@ class Inference:
         }
 
     async def versions(self, model: str) -> dict[str, dict[str, Any]]:
-        """What each endpoint says of its version, and of where it has the model from."""
+        """Per endpoint: what it reports about its version and the source of its model."""
         return {endpoint.url: await endpoint.version(model) for endpoint in self.pool.endpoints}
 
     async def ask(self, body: bytes) -> Completion:
-        """The completion of one request, once an endpoint has room for it.
+        """Sends one request once an endpoint has room, and returns its completion.
 
-        Raises ImageFailure (rejected, timeout, server) when the image is at fault or its attempts run out on
-        a healthy server, ServerUnavailable when no endpoint came back in time, ServerRefused for a key or model that is
-        no longer accepted.
+        Raises ImageFailure (rejected, timeout, server) if the image is at fault or its attempts run out,
+        ServerUnavailable if no endpoint comes back in time, ServerRefused if the key or model is no longer accepted.
         """
         attempts = losses = declined = 0
         declined_since = math.inf
@@ -150,19 +149,19 @@ class Inference:
             await asyncio.sleep(random.uniform(0.5, 1) * min(longest, first * 2**tries))
 
     async def _attempt(self, endpoint: Endpoint, body: bytes, attempt: int) -> Completion | Trouble:
-        """One request. Raises ImageFailure where no other can do better, ServerRefused where no endpoint is left."""
+        """Raises ImageFailure if no retry can help, ServerRefused if no other endpoint is left."""
         result = await endpoint.complete(body, attempt)
         if isinstance(result, Trouble):
             others = self.pool.strike(endpoint, result.message, refused=result.refused)
             if result.refused and not others:
-                raise ServerRefused(f"{endpoint.url} answers {result.message}: check the API key and the model name")
+                raise ServerRefused(f"{endpoint.url} returned {result.message}: check the API key and the model name")
         return result
 
     def _check_patience(self, declined_since: float, endpoint: Endpoint, result: Trouble) -> None:
         if time.monotonic() - declined_since > self._server_wait_seconds:
             raise ServerUnavailable(
-                f"declined for {self._server_wait_seconds:g} s, last by {endpoint.url}: {result.message}; "
-                "lower --max-concurrency or give the server less other work"
+                f"requests were declined for {self._server_wait_seconds:g} s, last by {endpoint.url}: "
+                f"{result.message}; lower --max-concurrency or the server's other load"
             )
 
 
@@ -171,12 +170,12 @@ async def _served_models(endpoint: Endpoint) -> list[str]:
         return await endpoint.models()
     except (openai.AuthenticationError, openai.PermissionDeniedError):
         raise ServerRefused(
-            f"{endpoint.url} refuses the API key: set VLLM_API_KEY (or the block's api_key) to the server's --api-key"
+            f"{endpoint.url} refused the API key: set VLLM_API_KEY (or the block's api_key) to the server's --api-key"
         ) from None
     except openai.NotFoundError:
         raise ServerRefused(f"{endpoint.url} has no /models: a vLLM base URL ends in /v1") from None
     except REQUEST_ERRORS as error:
         raise ServerUnavailable(
-            f"no vLLM answers at {endpoint.url} ({endpoint.describe(error)}): start it (vllm serve MODEL --port "
-            f"{urlsplit(endpoint.url).port or 80}), or set --api-base to where it runs"
+            f"no vLLM server at {endpoint.url} ({endpoint.describe(error)}): start one (vllm serve MODEL --port "
+            f"{urlsplit(endpoint.url).port or 80}), or set --api-base to your server"
         ) from None

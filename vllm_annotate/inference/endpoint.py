@@ -1,4 +1,4 @@
-"""One vLLM server over HTTP: its requests, its health, and what its answers and errors mean."""
+"""One vLLM server over HTTP: its requests, health and metrics."""
 
 import asyncio
 import time
@@ -20,15 +20,15 @@ from vllm_annotate.storage.json_text import json_object, loads
 
 HEALTH_TIMEOUT_SECONDS = 5
 
-KEEP_ALIVE_SECONDS = 4  # vLLM closes connections that have been idle for 5
+KEEP_ALIVE_SECONDS = 4  # vLLM closes connections after 5 idle seconds
 
-# The openai client lets some of its transport's errors through as they are.
+# The openai client lets some errors of its transport through unwrapped.
 REQUEST_ERRORS = (openai.OpenAIError, aiohttp.ClientError, httpx2.HTTPError, OSError, EOFError, ValueError)
 
 
 @dataclass(frozen=True)
 class EndpointSample:
-    """What /metrics said, and what the endpoint had in flight at that moment."""
+    """The metrics of a server, and the requests in flight at that moment."""
 
     at: float  # monotonic seconds
     in_flight: int
@@ -36,9 +36,9 @@ class EndpointSample:
 
 
 class Endpoint:
-    """One base URL: its client, its requests in flight, and whether it may get more.
+    """One base URL: its client, its requests in flight, and its limit.
 
-    `limit` is the most that may be in flight: the controller's, if there is one, else as many as `connections`.
+    Without a controller, the limit is `connections`.
     """
 
     def __init__(
@@ -54,38 +54,38 @@ class Endpoint:
         self.in_flight = 0
         self.most_in_flight = 0
         self.answered = 0
-        self.troubles = 0  # attempts without an answer
-        self.strikes = 0  # attempts in a row without an answer
+        self.troubles = 0  # failed attempts
+        self.strikes = 0  # failed attempts in a row
         self.up = asyncio.Event()
         self.up.set()
-        self.down_since = 0.0  # monotonic, while it is down
-        self.kept = False  # somebody looks after its server and starts it again: no end of patience
-        self.lost = ""  # why nobody does any more
+        self.down_since = 0.0  # monotonic seconds
+        self.kept = False  # this run restarts its server: wait for it without limit
+        self.lost = ""  # why the run no longer does
         self.last_look: EndpointSample | None = None
         self._fixed_limit = connections
         self._completion_tokens = 0
         self._request_seconds = 0.0  # of all answers
-        self._has_metrics: bool | None = None  # None until it was asked
+        self._has_metrics: bool | None = None  # None before the first look
         self._api_key = api_key
         self._timeout_seconds = timeout_seconds
         self._root = url.removesuffix("/v1")
-        self._probe: str | None = None  # what to ask for health, once known
+        self._probe: str | None = None  # the URL that shows health, once known
         self._connections = connections
-        self._session: aiohttp.ClientSession | None = None  # of chat completions; made in the event loop
-        # No time-outs in the client: its own count between reads, and a server that dribbles would never meet them.
-        # max_retries=0: retries live in Inference.ask, nowhere else.
+        self._session: aiohttp.ClientSession | None = None  # for chat completions; created in the event loop
+        # No timeouts in the client: they apply between reads, so a server that sends slowly never reaches them.
+        # max_retries=0: Inference.ask alone retries.
         self._client = AsyncOpenAI(
             base_url=url,
             api_key=api_key,
             max_retries=0,
             timeout=None,
-            # A proxy of the environment's stands between machines, never between a machine and itself.
+            # Proxies from the environment are not for localhost.
             http_client=DefaultAioHttpClient(timeout=None, trust_env=not is_loopback(url)),
         )
 
     @property
     def limit(self) -> int:
-        """Most requests in flight, for now."""
+        """Current maximum of requests in flight."""
         return self._fixed_limit if self.controller is None else self.controller.limit
 
     def reduce(self, why: str) -> None:
@@ -96,14 +96,14 @@ class Endpoint:
             self._fixed_limit = max(1, min(self._fixed_limit, self.most_in_flight) // 2)
 
     def take(self) -> None:
-        """Counts a request that is about to be sent."""
+        """Counts a request as in flight."""
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
 
     async def complete(self, body: bytes, attempt: int) -> "Completion | Trouble":
-        """The completion of one request, or the trouble that another attempt may end.
+        """Sends one request; returns its completion, or trouble that a retry may cure.
 
-        Raises ImageFailure where none can.
+        Raises ImageFailure if no retry can.
         """
         sent = time.monotonic()
         try:
@@ -113,7 +113,7 @@ class Endpoint:
         if status >= 300:
             return classify(status, self._in_one_line(f"HTTP {status}: {own_words(response)}"), attempt)
         result = read_completion(response, attempt)
-        if isinstance(result, Trouble):  # some gateways send back the headers that they got
+        if isinstance(result, Trouble):  # some gateways echo the request's headers
             return replace(result, message=self._without_key(result.message))
         self.strikes = 0
         self.answered += 1
@@ -124,8 +124,8 @@ class Endpoint:
     async def _post(self, body: bytes) -> tuple[int, bytes]:
         """Status and body of the response to a chat completion.
 
-        By aiohttp itself: what the openai client does around it costs several times as much, for every image. Raises
-        REQUEST_ERRORS; a TimeoutError (an OSError) when it takes too long.
+        Uses aiohttp directly: the openai client costs several times as much CPU per image. Raises REQUEST_ERRORS, among
+        them TimeoutError.
         """
         if self._session is None:
             self._session = self._new_session()
@@ -149,7 +149,7 @@ class Endpoint:
         )
 
     async def look(self) -> EndpointSample | None:
-        """Reads the server's metrics; None where it has none or does not answer."""
+        """Reads the server's metrics; None if it has none or does not answer."""
         text = await self._get(f"{self._root}/metrics")
         metrics = read_metrics(text) if text is not None else None
         if metrics is None:
@@ -158,10 +158,10 @@ class Endpoint:
         return self.last_look
 
     async def sample(self) -> Sample | None:
-        """How the server does now: by its own metrics, or by its answers where it has none behind a gateway."""
+        """The server's state by its metrics, or by its answers if a gateway hides them."""
         look = await self.look()
         if look is None and self._has_metrics:
-            return None  # for the moment
+            return None  # a passing fault
         self._has_metrics = look is not None
         if look is None:
             flying, answered = self.in_flight, self.answered
@@ -182,7 +182,7 @@ class Endpoint:
         )
 
     async def is_healthy(self) -> bool:
-        """Whether the endpoint answers now; behind some gateways there is no /health, and /models tells."""
+        """Whether the endpoint answers now: at /health, or at /models if a gateway has no /health."""
         for probe in [self._probe] if self._probe else [f"{self._root}/health", f"{self.url}/models"]:
             if await self._get(probe) is not None:
                 self._probe = probe
@@ -190,19 +190,19 @@ class Endpoint:
         return False
 
     async def models(self) -> list[str]:
-        """Names of the served models, whose roots are known from then on. Raises REQUEST_ERRORS."""
+        """Names of the served models; also sets `model_roots`. Raises REQUEST_ERRORS."""
         async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
             response = await self._client.get(f"{self.url}/models", cast_to=httpx2.Response)
         body = loads(response.content)
         models = body.get("data") if isinstance(body, dict) else None
         if not isinstance(models, list):
-            raise ValueError(f"no list of models but {response.content[:80]!r}")  # noqa: TRY004 - it is the server's
+            raise ValueError(f"not a list of models: {response.content[:80]!r}")  # noqa: TRY004 - the server's fault
         named = [model for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
         self.model_roots = {model["id"]: model.get("root") for model in named}
         return list(self.model_roots)
 
     async def version(self, model: str) -> dict[str, Any]:
-        """What /version says, or nothing; and where the server has the model from, if it says so."""
+        """The content of /version, if any, and the model's root, if the server reports one."""
         root = self.model_roots.get(model)
         return (json_object(await self._get(f"{self._root}/version")) or {}) | ({"model_root": root} if root else {})
 
@@ -214,7 +214,7 @@ class Endpoint:
             return None
 
     def describe(self, error: Exception) -> str:
-        """An error in one line, without the key: the server's own words, or else those of the lowest cause."""
+        """An error on one line, without the API key: the server's message, or that of the root cause."""
         if isinstance(error, openai.APIStatusError):
             return self._in_one_line(f"HTTP {error.status_code}: {own_words(error.response.content)}")
         if isinstance(error, TimeoutError):
@@ -236,13 +236,13 @@ class Endpoint:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether the URL is of this machine."""
+    """Whether the URL points to this machine."""
     host = urlsplit(url).hostname or ""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for a URL."""
+    """The proxy that the environment sets for a URL."""
     parts = urlsplit(url)
     if is_loopback(url) or proxy_bypass(parts.netloc):
         return None

@@ -1,3 +1,3 @@
-"""What stands for an API key where none is set."""
+"""The API key that is sent if none is set."""
 
-NO_KEY = "none"  # sent where there is no key: the client insists on one, and such a server ignores it
+NO_KEY = "none"  # the openai client insists on a key; a server without one ignores it

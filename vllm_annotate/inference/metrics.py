@@ -1,11 +1,11 @@
-"""vLLM's /metrics → the few numbers that tell how its engines are doing."""
+"""Parses the numbers that matter from vLLM's /metrics."""
 
 import math
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
-# What vLLM calls it → what we do. Older versions have other names for two of them.
+# vLLM's name → ours. Older versions have other names for two of them.
 NAMES = {
     "vllm:num_requests_running": "running",
     "vllm:num_requests_waiting": "waiting",
@@ -26,24 +26,24 @@ NAMES = {
 
 @dataclass(frozen=True)
 class ServerMetrics:
-    """One look at a server; a server with several engines is their sum, its KV cache that of the fullest."""
+    """One look at a server; sums over its engines, except for the KV cache: that of the fullest."""
 
     running: float
     waiting: float
     kv_cache_usage: float = 0.0  # 0 to 1
-    preemptions: float = 0.0  # this and what follows: since the server's start
+    preemptions: float = 0.0  # this and the following: since the server's start
     prompt_tokens: float = 0.0
     generation_tokens: float = 0.0
     token_gap_seconds: float = 0.0  # over all gaps between two tokens of an answer
     token_gaps: float = 0.0
-    queue_seconds: float = 0.0  # that requests spent in the engine's queue
-    latency_seconds: float = 0.0  # from their arrival to their end
+    queue_seconds: float = 0.0  # spent by requests in the engine's queue
+    latency_seconds: float = 0.0  # of requests, from arrival to finish
     finished: float = 0.0  # requests
 
 
 def read_metrics(text: bytes) -> ServerMetrics | None:
-    """The numbers in a Prometheus exposition; None where it is none of vLLM's."""
-    # vLLM exposes a thousand lines, and the parser is slow: it gets the dozen that matter.
+    """Parses a Prometheus exposition; None if it is not vLLM's."""
+    # vLLM exposes a thousand lines and the parser is slow: pass only the dozen that matter.
     wanted = [line for line in text.splitlines() if line.partition(b"{")[0].decode("ascii", "replace") in NAMES]
     values: dict[str, float] = {}
     try:

@@ -1,7 +1,7 @@
-"""Several servers behind one client: who gets the next request, who gets none until it is back.
+"""Spreads requests over endpoints.
 
-A request leases an endpoint: one that is up and below its limit, the least loaded for its size. Where all are full or
-away it queues, first come first served.
+A request leases an endpoint that is up and below its limit, the least loaded one. If all are full or down, the request
+queues, first in, first out.
 """
 
 import asyncio
@@ -15,19 +15,19 @@ from typing import Any, Self
 from vllm_annotate.errors import ServerUnavailable
 from vllm_annotate.inference.endpoint import Endpoint
 
-MAX_STRIKES = 3  # attempts in a row without an answer before an endpoint rests, if there are others
+MAX_STRIKES = 3  # failed attempts in a row before an endpoint rests, if others are up
 REST_SECONDS = 10
 HEALTH_INTERVAL_SECONDS = 0.5
 
 
 class Pool:
-    """The endpoints of a run and the requests that wait for one. An async context manager, within one event loop."""
+    """The endpoints of a run and the requests that wait for one. An async context manager, bound to one event loop."""
 
     def __init__(
         self, endpoints: Sequence[Endpoint], ceiling: int, wait_seconds: float, warn: Callable[[str], None]
     ) -> None:
         self.endpoints = endpoints
-        self.on_room: Callable[[], None] = lambda: None  # called when more requests may be made than before
+        self.on_room: Callable[[], None] = lambda: None  # called when the limit rises
         self._ceiling = ceiling
         self._wait_seconds = wait_seconds
         self._warn = warn
@@ -37,7 +37,7 @@ class Pool:
     async def __aenter__(self) -> Self:
         for endpoint in self.endpoints:
             if endpoint.controller is not None:
-                self._go_on(endpoint, "steer", self._steer(endpoint))
+                self._in_background(endpoint, "steer", self._steer(endpoint))
         return self
 
     async def __aexit__(
@@ -51,22 +51,22 @@ class Pool:
 
     @property
     def in_flight(self) -> int:
-        """Requests sent and not answered."""
+        """Requests sent and not yet answered."""
         return sum(endpoint.in_flight for endpoint in self.endpoints)
 
     @property
     def queued(self) -> int:
-        """Requests that are ready and wait for an endpoint."""
+        """Requests that wait for an endpoint."""
         return len(self._queue)
 
     @property
     def limit(self) -> int:
-        """Most requests in flight, for now."""
+        """Current maximum of requests in flight."""
         return min(self._ceiling, sum(endpoint.limit for endpoint in self.endpoints))
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[Endpoint]:
-        """An endpoint for one request, once one has room. Raises ServerUnavailable when none came back in time."""
+        """Waits for an endpoint with room for one request. Raises ServerUnavailable if none comes back in time."""
         endpoint = await self._next_endpoint()
         try:
             yield endpoint
@@ -85,7 +85,7 @@ class Pool:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._release(turn.result())  # it was this one's turn, in the same moment
+                self._release(turn.result())  # cancelled just as its turn came
             raise
 
     def _release(self, endpoint: Endpoint) -> None:
@@ -93,9 +93,9 @@ class Pool:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        """Gives what is free to those who wait."""
+        """Gives free endpoints to waiting requests."""
         while self._queue and (endpoint := self._free_endpoint()) is not None:
-            if not (turn := self._queue.popleft()).done():  # those who were cancelled are done
+            if not (turn := self._queue.popleft()).done():  # done: cancelled
                 endpoint.take()
                 turn.set_result(endpoint)
 
@@ -106,7 +106,7 @@ class Pool:
         return min(free, key=lambda one: one.in_flight / one.limit, default=None)
 
     def strike(self, endpoint: Endpoint, why: str, *, refused: bool) -> bool:
-        """Notes an attempt without an answer; returns whether another endpoint is up to make the next one."""
+        """Counts a failed attempt; returns whether another endpoint is up."""
         endpoint.strikes += 1
         endpoint.troubles += 1
         others = any(other.up.is_set() for other in self.endpoints if other is not endpoint)
@@ -115,7 +115,7 @@ class Pool:
         return others
 
     async def is_up(self, endpoint: Endpoint) -> bool:
-        """Whether the endpoint is healthy; if not, it gets no requests until a watcher sees it back."""
+        """Whether the endpoint is healthy; if not, takes it down."""
         if not endpoint.up.is_set():
             return False
         if await endpoint.is_healthy():
@@ -124,7 +124,7 @@ class Pool:
         return False
 
     def take_down(self, endpoint: Endpoint, why: str, rest_seconds: float = 0) -> None:
-        """No more requests for the endpoint until it has rested and is healthy."""
+        """Sends the endpoint no requests until it has rested and is healthy."""
         if not endpoint.up.is_set():
             return
         endpoint.up.clear()
@@ -132,30 +132,30 @@ class Pool:
         if any(other.up.is_set() for other in self.endpoints):
             then = "the others take its requests"
         else:
-            then = "waiting for it" + ("" if endpoint.kept else f" up to {self._wait_seconds:g} s")
-        self._warn(f"{endpoint.url} gets no more requests: {why}; {then}")
-        self._go_on(endpoint, "watch", self._watch(endpoint, rest_seconds))
+            then = "waiting for it" + ("" if endpoint.kept else f" for up to {self._wait_seconds:g} s")
+        self._warn(f"{endpoint.url} is down: {why}; {then}")
+        self._in_background(endpoint, "watch", self._watch(endpoint, rest_seconds))
 
-    def _go_on(self, endpoint: Endpoint, what: str, work: Coroutine[Any, Any, None]) -> None:
-        """Works beside the requests; should that fail, somebody hears of it."""
+    def _in_background(self, endpoint: Endpoint, what: str, work: Coroutine[Any, Any, None]) -> None:
+        """Runs a coroutine beside the requests; if it fails, warns."""
         task = self._tasks[endpoint.url, what] = asyncio.create_task(work)
         task.add_done_callback(
             lambda done: (
                 done.cancelled()
                 or done.exception() is None
-                or self._warn(f"{endpoint.url}: {what} ended by {done.exception()!r}: please report this")
+                or self._warn(f"{endpoint.url}: {what} failed with {done.exception()!r}: please report this")
             )
         )
 
     def lose(self, endpoint: Endpoint, why: str) -> None:
-        """Nobody will start the endpoint's server again: no patience with it."""
+        """Takes down an endpoint whose server will not be restarted."""
         endpoint.kept, endpoint.lost = False, why
         self.take_down(endpoint, why)
 
     def reduce(self, endpoint: Endpoint, why: str) -> None:
-        """Halves the endpoint's limit for the rest of the run: its server has run out of memory."""
+        """Halves the endpoint's limit for the rest of the run: its server ran out of memory."""
         endpoint.reduce(why)
-        self._warn(f"{endpoint.url} gets at most {endpoint.limit} requests at once from now on: {why}")
+        self._warn(f"{endpoint.url}: limit lowered to {endpoint.limit} requests in flight: {why}")
 
     async def _watch(self, endpoint: Endpoint, rest_seconds: float) -> None:
         rested_at = time.monotonic() + rest_seconds
@@ -167,29 +167,29 @@ class Pool:
             await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
         endpoint.strikes, endpoint.lost = 0, ""
         endpoint.up.set()
-        self._warn(f"{endpoint.url} answers again, after {time.monotonic() - endpoint.down_since:.0f} s")
+        self._warn(f"{endpoint.url} is back after {time.monotonic() - endpoint.down_since:.0f} s")
         self._hand_out()
 
     def _given_up(self) -> ServerUnavailable | None:
-        """The error of a pool whose endpoints have all been away for too long."""
+        """The error to raise if all endpoints have been down for too long, else None."""
         if any(endpoint.up.is_set() or endpoint.kept for endpoint in self.endpoints):
             return None
         lost = [f"{endpoint.url}: {endpoint.lost}" for endpoint in self.endpoints if endpoint.lost]
         if len(lost) == len(self.endpoints):
-            return ServerUnavailable(f"{'; '.join(lost)}; what was answered is kept")
+            return ServerUnavailable(f"{'; '.join(lost)}; all answers so far are saved")
         down_for = time.monotonic() - max(endpoint.down_since for endpoint in self.endpoints)
         if down_for < self._wait_seconds:
             return None
         urls = ", ".join(endpoint.url for endpoint in self.endpoints)
         return ServerUnavailable(
-            f"no answer from {urls} for {down_for:.0f} s: see the server's log, start it again and run the same "
-            "command; what was answered is kept"
+            f"no answer from {urls} for {down_for:.0f} s: check the server's log, restart it and run the same command "
+            "again; all answers so far are saved"
         )
 
     async def _steer(self, endpoint: Endpoint) -> None:
-        """Lets the endpoint's limit follow what the server says of itself."""
+        """Adjusts the endpoint's limit to the server's metrics."""
         controller = endpoint.controller
-        assert controller is not None  # noqa: S101 - for the type checker: only those that have one are steered
+        assert controller is not None  # noqa: S101 - for the type checker
         while True:
             await asyncio.sleep(controller.poll_seconds)
             if endpoint.up.is_set() and (sample := await endpoint.sample()) is not None:

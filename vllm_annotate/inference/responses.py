@@ -1,4 +1,4 @@
-"""What a response means: an answer, trouble that another attempt may end, or a failure of this image."""
+"""Classifies a response: a completion, trouble that a retry may cure, or a failure of this image."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from vllm_annotate.storage.json_text import json_object, loads
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer; a whole one if its finish_reason is "stop"."""
+    """An answer; complete only if its finish_reason is "stop"."""
 
     text: str
     finish_reason: Literal["stop", "length", "repetition"]
@@ -20,16 +20,16 @@ class Completion:
 
 @dataclass(frozen=True)
 class Trouble:
-    """An attempt without an answer: why, and what it says about image and server."""
+    """A failed attempt that a retry may cure."""
 
-    kind: str  # the failure kind, should the attempts run out: server or timeout
+    kind: str  # the failure kind if the attempts run out: server or timeout
     message: str
-    busy: bool = False  # the server declined for load: no attempt is counted
-    refused: bool = False  # the server declines whatever it is asked: wrong key or model
+    busy: bool = False  # declined because of load: does not count as an attempt
+    refused: bool = False  # declines every request: wrong key or model
 
 
 def own_words(response: bytes) -> str:
-    """What an error's body says; as it is where it is none of vLLM's or OpenAI's."""
+    """The message in an error's body; the body itself if its format is not vLLM's or OpenAI's."""
     body = json_object(response) or {}
     error = body.get("error", body)
     message = error.get("message") if isinstance(error, dict) else error
@@ -37,7 +37,7 @@ def own_words(response: bytes) -> str:
 
 
 def classify(status: int, message: str, attempt: int) -> Trouble:
-    """What an HTTP status that is no answer means; raises ImageFailure where the request itself is at fault."""
+    """The trouble behind an HTTP error status; raises ImageFailure if the request itself is at fault."""
     if status in (401, 403, 404):
         return Trouble("server", message, refused=True)
     if status in (408, 409, 425) or status >= 500 or status == 429:
@@ -46,26 +46,26 @@ def classify(status: int, message: str, attempt: int) -> Trouble:
 
 
 def lowest_cause(error: BaseException) -> BaseException:
-    """The error that the others were raised from."""
+    """The root of a chain of exceptions."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def read_completion(response: bytes, attempt: int) -> Completion | Trouble:
-    """The completion in a 200 response.
+    """Parses a 200 response.
 
-    Only finish_reason "stop" is whole; "length" and "repetition" (vLLM's stop for loops) are the model's doing. vLLM
-    answers 200 with "abort" and half a text when it is stopped, which is the server's trouble.
+    finish_reason "length" and "repetition" (vLLM's stop for loops) are the model's doing. vLLM answers 200 with "abort"
+    and half a text when it is stopped: the server's trouble.
     """
     try:
         body = loads(response)
         choice = body["choices"][0]
         text, finish_reason = choice["message"]["content"], choice["finish_reason"]
     except (ValueError, LookupError, TypeError):
-        return Trouble("server", f"HTTP 200 that is no chat completion: {response[:200]!r}")
+        return Trouble("server", f"HTTP 200, but not a chat completion: {response[:200]!r}")
     if finish_reason not in ("stop", "length", "repetition") or not isinstance(text, str):
-        return Trouble("server", f"an answer with finish_reason {finish_reason!r:.40} is not whole")
+        return Trouble("server", f"incomplete answer: finish_reason is {finish_reason!r:.40}")
     usage = body.get("usage")
     tokens = usage if isinstance(usage, dict) else {}
     return Completion(
