@@ -1,4 +1,4 @@
-"""A `vllm` command whose server is the stand-in, and model folders that hold a config.json."""
+"""A `vllm` command whose server is the stand-in, and model folders with a config.json."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def qwen_config(size: str) -> dict[str, Any]:
 
 @pytest.fixture
 def make_model(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a model folder of a config.json."""
+    """Creates a model folder from a config.json."""
 
     def make(config: dict[str, Any], name: str = "model") -> Path:
         folder = tmp_path / "models" / name
@@ -61,7 +61,7 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The command; what it is to do is said in the environment. Nothing of it is left afterwards."""
+    """The command, controlled by environment variables. Checks that no process of it is left."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     command = tmp_path / "bin" / "vllm"
     command.parent.mkdir()
@@ -91,7 +91,7 @@ def launch(vllm: Path, make_model: Callable[..., Path]) -> Callable[..., Launch]
 
 
 def processes_with(*words: str) -> list[int]:
-    """Processes whose command line holds one of the words, and is about this test's folder."""
+    """Processes whose command line has one of the words and this test's folder."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -115,12 +115,12 @@ def arguments(job: Job, *more: str) -> list[str]:
 
 
 def port_of(job: Job) -> int:
-    """Where its server.yaml wants the server."""
+    """The URL of the server in its server.yaml."""
     return int(yaml.safe_load((job.folder / "server.yaml").read_text())["start"]["port"])
 
 
 def wait_for_answers(job: Job, seconds: float = 60) -> ServerRecord:
-    """Until the first answers are on disk; returns the record of the server."""
+    """Waits until the first answers are on disk; returns the record of the server."""
     deadline = time.monotonic() + seconds
     while not any(part.stat().st_size for part in job.work.glob("parts/*.jsonl")):
         assert time.monotonic() < deadline

@@ -35,7 +35,7 @@ def test_the_command_is_a_list_with_what_suits_batches_of_single_images() -> Non
     assert "--disable-log-requests" not in arguments
 
 
-def test_ones_own_arguments_win() -> None:
+def test_extra_arguments_win() -> None:
     own = ["--structured-outputs-config", '{"backend": "xgrammar"}', "--limit-mm-per-prompt={}"]
     arguments = command(extra_arguments=own)
     assert arguments[-3:] == own
@@ -60,7 +60,7 @@ def test_older_versions_get_the_flags_they_know(version: Version, there: list[st
     assert not set(absent) & set(arguments)
 
 
-def test_the_limit_of_images_was_no_json_before_0_8_5() -> None:
+def test_the_limit_of_images_was_not_json_before_0_8_5() -> None:
     assert value_of(command((0, 8, 4)), "--limit-mm-per-prompt") == "image=1"
     assert json.loads(value_of(command((0, 8, 5)), "--limit-mm-per-prompt"))["image"] == 1
 
@@ -78,18 +78,18 @@ def test_the_limit_of_images_was_no_json_before_0_8_5() -> None:
         (["--max-num-seqs", "16"], ["--max-num-seqs", "16"]),
     ],
 )
-def test_a_flag_that_is_gone_is_translated_and_told(given: list[str], taken: list[str]) -> None:
+def test_a_removed_flag_is_translated_and_noted(given: list[str], taken: list[str]) -> None:
     arguments, notes = translated(given, CURRENT)
     assert arguments == taken
     assert bool(notes) == (given != taken)
-    assert all("is gone since vLLM" in note for note in notes)
+    assert all("was removed after vLLM" in note for note in notes)
 
 
 def test_a_flag_that_an_old_version_still_has_stays() -> None:
     assert translated(["--swap-space", "4"], (0, 10, 0)) == (["--swap-space", "4"], [])
 
 
-def test_the_key_is_in_the_environment_and_not_for_everybody_to_see() -> None:
+def test_the_key_is_in_the_environment_and_not_in_the_arguments() -> None:
     launch = Launch(model_path="/models/qwen", environment={"NCCL_P2P_DISABLE": "1"})
     variables = server_environment(launch, [2, 3], "sesame")
     assert variables["VLLM_API_KEY"] == "sesame"
@@ -103,11 +103,11 @@ def test_the_version_is_found_between_log_lines(vllm: Path, monkeypatch: pytest.
     assert find_version(str(vllm)) == ((0, 11, 2), "0.11.2+cu129")
 
 
-def test_a_vllm_that_is_missing_or_broken_is_told_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no command 'vllm-of-nobody'.*pip install vllm"):
+def test_a_missing_or_broken_vllm_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"command 'vllm-of-nobody' not found.*pip install vllm"):
         find_version("vllm-of-nobody")
     broken = tmp_path / "vllm"
     broken.write_text("#!/bin/sh\necho 'ModuleNotFoundError: torch' >&2; exit 1\n")
     broken.chmod(0o755)
-    with pytest.raises(UsageError, match=r"ModuleNotFoundError: torch.*mend the installation"):
+    with pytest.raises(UsageError, match=r"ModuleNotFoundError: torch.*reinstall vLLM"):
         find_version(str(broken))

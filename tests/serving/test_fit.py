@@ -22,7 +22,7 @@ def cards(count: int, gib: float) -> list[Gpu]:
     return [Gpu(index, "card", int(gib * GIB), int(gib * GIB)) for index in range(count)]
 
 
-# What the cards of these names report.
+# The memory that these GPUs report.
 RTX_3090, L40S, H100 = 23.6, 44.5, 79.2
 
 
@@ -33,15 +33,15 @@ RTX_3090, L40S, H100 = 23.6, 44.5, 79.2
         ("3B-AWQ", 3, RTX_3090, "3 GPUs of 24 GiB use 3 replicas of one GPU each, TP=2 (with 1 idle card), or PP=3"),
         ("7B", 3, RTX_3090, "3 GPUs of 24 GiB use 3 replicas of one GPU each, TP=2 (with 1 idle card), or PP=3"),
         ("7B-AWQ", 1, RTX_3090, "1 GPU of 24 GiB use one GPU"),
-        ("32B", 3, RTX_3090, "3 GPUs of 24 GiB no split fits, for even PP=3 needs 23.8 GiB a GPU of 21.2 usable"),
+        ("32B", 3, RTX_3090, "3 GPUs of 24 GiB no split fits, as even PP=3 needs 23.8 of 21.2 GiB per GPU"),
         ("32B", 2, L40S, "2 GPUs of 44 GiB use TP=2, or PP=2"),
         ("32B", 1, H100, "1 GPU of 79 GiB use one GPU"),
-        ("32B-AWQ", 1, RTX_3090, "1 GPU of 24 GiB no split fits, for even one GPU needs 23.0 GiB a GPU of 21.2 usable"),
+        ("32B-AWQ", 1, RTX_3090, "1 GPU of 24 GiB no split fits, as even one GPU needs 23.0 of 21.2 GiB per GPU"),
         ("32B-AWQ", 3, RTX_3090, "3 GPUs of 24 GiB use TP=2 (with 1 idle card), or PP=3"),
         ("32B-AWQ", 3, L40S, "3 GPUs of 44 GiB use 3 replicas of one GPU each, TP=2 (with 1 idle card), or PP=3"),
-        ("72B", 2, H100, "2 GPUs of 79 GiB no split fits, for even PP=2 needs 71.3 GiB a GPU of 71.3 usable"),
+        ("72B", 2, H100, "2 GPUs of 79 GiB no split fits, as even PP=2 needs 71.3 of 71.3 GiB per GPU"),
         ("72B", 8, H100, "8 GPUs of 79 GiB use 2 replicas of 4 GPUs each (TP=4), or 2 replicas of 4 GPUs each (PP=4)"),
-        ("72B-AWQ", 1, L40S, "1 GPU of 44 GiB no split fits, for even one GPU needs 44.2 GiB a GPU of 40.1 usable"),
+        ("72B-AWQ", 1, L40S, "1 GPU of 44 GiB no split fits, as even one GPU needs 44.2 of 40.1 GiB per GPU"),
         ("72B-AWQ", 2, L40S, "2 GPUs of 44 GiB use TP=2, or PP=2"),
         ("72B-AWQ", 1, H100, "1 GPU of 79 GiB use one GPU"),
         ("72B-AWQ", 4, RTX_3090, "4 GPUs of 24 GiB use TP=4, or PP=4"),
@@ -58,9 +58,7 @@ def test_what_works_for_a_model_on_these_cards(
     ("size", "gigabytes"),
     [("3B", 7.5), ("3B-AWQ", 3.4), ("7B", 16.6), ("7B-AWQ", 6.9), ("32B-AWQ", 20.7), ("72B", 146.8), ("72B-AWQ", 43.0)],
 )
-def test_the_weights_are_estimated_as_the_checkpoints_are_large(
-    make_model: MakeModel, size: str, gigabytes: float
-) -> None:
+def test_the_estimated_weights_match_the_checkpoints(make_model: MakeModel, size: str, gigabytes: float) -> None:
     assert model(make_model, size).weight_bytes / 1e9 == pytest.approx(gigabytes, rel=0.01)
 
 
@@ -72,10 +70,10 @@ def test_the_weights_are_estimated_as_the_checkpoints_are_large(
         ("32B", Split(5), "TP=5 cannot split 8 KV heads"),
         ("3B", Split(8), "TP=8 cannot split the vision tower's inner width of 3420"),
         ("7B", Split(7), "TP=7 cannot split 4 KV heads"),
-        ("32B", Split(1, 65), "PP=65 is more than 64 layers"),
+        ("32B", Split(1, 65), "PP=65 exceeds the model's 64 layers"),
     ],
 )
-def test_a_split_that_vllm_would_refuse_is_known_before(
+def test_a_split_that_vllm_would_refuse_is_refused(
     make_model: MakeModel, size: str, split: Split, problem: str
 ) -> None:
     assert problem in split_problems(model(make_model, size), split)
@@ -122,11 +120,11 @@ def test_text_fields_are_found_in_sections(make_model: MakeModel) -> None:
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        (b"", UsageError, "no JSON object: download"),
-        (b"[]", UsageError, "no JSON object: download"),
-        (b"\xff\x00", UsageError, "no JSON object: download"),
+        (b"", UsageError, "not a JSON object: download"),
+        (b"[]", UsageError, "not a JSON object: download"),
+        (b"\xff\x00", UsageError, "not a JSON object: download"),
         (b"{}", ValueError, "num_attention_heads is None"),
-        (b'{"num_attention_heads": "many"}', ValueError, "num_attention_heads is 'many', no whole number"),
+        (b'{"num_attention_heads": "many"}', ValueError, "num_attention_heads is 'many', not a positive integer"),
         (b'{"num_attention_heads": 0}', ValueError, "num_attention_heads is 0"),
         (
             b'{"num_attention_heads": 4, "num_key_value_heads": [1], "hidden_size": 8}',
@@ -135,7 +133,7 @@ def test_text_fields_are_found_in_sections(make_model: MakeModel) -> None:
         ),
     ],
 )
-def test_a_config_that_says_too_little_is_told_apart_from_none(
+def test_a_config_with_missing_fields_differs_from_an_invalid_one(
     tmp_path: Path, content: bytes, error: type[Exception], message: str
 ) -> None:
     (tmp_path / "config.json").write_bytes(content)
@@ -143,11 +141,11 @@ def test_a_config_that_says_too_little_is_told_apart_from_none(
         read_config(tmp_path / "config.json")
 
 
-def test_a_folder_that_is_not_there_is_told_with_its_neighbours(make_model: MakeModel) -> None:
+def test_a_missing_folder_is_refused_with_its_neighbours(make_model: MakeModel) -> None:
     folder = make_model(qwen_config("7B"), "Qwen2.5-VL-7B")
-    with pytest.raises(UsageError, match=r"no model folder .*Qwen2.5-VL-8B: .* holds Qwen2.5-VL-7B"):
+    with pytest.raises(UsageError, match=r"model folder .*Qwen2.5-VL-8B does not exist: .* has Qwen2.5-VL-7B"):
         find_config(str(folder.with_name("Qwen2.5-VL-8B")))
-    with pytest.raises(UsageError, match=r"holds no config.json"):
+    with pytest.raises(UsageError, match=r"has no config.json"):
         find_config(str(folder.parent))
 
 

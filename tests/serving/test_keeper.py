@@ -1,4 +1,4 @@
-"""Servers of one's own, as real processes: found, started, watched, killed, started again, stopped."""
+"""Managed servers, as real processes: found, started, watched, killed, restarted, stopped."""
 
 import asyncio
 import os
@@ -51,21 +51,21 @@ async def test_a_server_is_started_used_and_stopped(launch: Callable[..., Launch
     assert [line.split()[0] for line in said] == ["starts", f"{start.urls()[0]}", "stopped"]
 
 
-async def test_replicas_are_servers_of_their_own(launch: Callable[..., Launch], tmp_path: Path) -> None:
+async def test_replicas_are_separate_servers(launch: Callable[..., Launch], tmp_path: Path) -> None:
     start = launch(data_parallel_size=2)
     async with kept_servers(replicas(start), tmp_path / "logs", print):
         assert [served_models(url) for url in start.urls()] == [["qwen2.5-vl-7b"]] * 2
 
 
 @pytest.mark.parametrize("victim", ["engine", "server", "guardian", "all"])
-async def test_a_server_that_is_killed_is_started_again_and_no_request_fails(
+async def test_a_killed_server_is_restarted_and_no_request_fails(
     launch: Callable[..., Launch], tmp_path: Path, victim: str
 ) -> None:
     start = launch(environment={"STAND_IN_PREFILL_SECONDS": "0.2"})
-    told: list[str] = []
+    messages: list[str] = []
     async with (
-        kept_servers(replicas(start), tmp_path / "logs", told.append) as keepers,
-        Inference(start.urls(), "none", max_concurrency=4, server_wait_seconds=1, warn=told.append) as inference,
+        kept_servers(replicas(start), tmp_path / "logs", messages.append) as keepers,
+        Inference(start.urls(), "none", max_concurrency=4, server_wait_seconds=1, warn=messages.append) as inference,
         watching(keepers, inference.pool),
     ):
         asking = [asyncio.create_task(inference.ask(body(f"{n}", "qwen2.5-vl-7b"))) for n in range(40)]
@@ -76,11 +76,11 @@ async def test_a_server_that_is_killed_is_started_again_and_no_request_fails(
             os.kill(pid, signal.SIGKILL)
         answers = await asyncio.gather(*asking)
         assert len(answers) == 40
-        if victim == "guardian":  # the server lives on without it, and is still ours to stop
+        if victim == "guardian":  # the server survives it, and must still be stopped
             assert keepers[0].starts == 1
         else:
             assert keepers[0].starts == 2
-            assert any("is started again, time 1" in line for line in told)
+            assert any("restarting it (restart 1)" in line for line in messages)
             assert record_of(start).pid != record.pid
 
 
@@ -95,16 +95,16 @@ async def test_a_server_that_dies_too_often_is_given_up_with_its_cause(
     ):
         monkeypatch.setenv("STAND_IN_DIES_SAYING", "RuntimeError: No CUDA GPUs are available")
         os.killpg(record_of(start).pid, signal.SIGKILL)
-        with pytest.raises(ServerUnavailable, match=r"its server died 2 times.*No CUDA GPUs.*check nvidia-smi"):
+        with pytest.raises(ServerUnavailable, match=r"the server died 2 times.*No CUDA GPUs.*check nvidia-smi"):
             await inference.ask(body(model="qwen2.5-vl-7b"))
 
 
-async def test_out_of_memory_in_mid_run_lowers_the_concurrency(launch: Callable[..., Launch], tmp_path: Path) -> None:
+async def test_running_out_of_memory_lowers_the_concurrency(launch: Callable[..., Launch], tmp_path: Path) -> None:
     start = launch(environment={"STAND_IN_PREFILL_SECONDS": "0.1"})
-    told: list[str] = []
+    messages: list[str] = []
     async with (
         kept_servers(replicas(start), tmp_path / "logs", print) as keepers,
-        Inference(start.urls(), "none", max_concurrency=8, warn=told.append) as inference,
+        Inference(start.urls(), "none", max_concurrency=8, warn=messages.append) as inference,
         watching(keepers, inference.pool),
     ):
         await asyncio.gather(*(inference.ask(body(f"{n}", "qwen2.5-vl-7b")) for n in range(16)))
@@ -114,20 +114,20 @@ async def test_out_of_memory_in_mid_run_lowers_the_concurrency(launch: Callable[
         os.killpg(record.pid, signal.SIGKILL)
         await asyncio.gather(*(inference.ask(body(f"{n}", "qwen2.5-vl-7b")) for n in range(16)))
         assert inference.pool.limit == 4
-    assert any("gets at most 4 requests at once from now on" in line for line in told)
+    assert any("limit lowered to 4 requests in flight" in line for line in messages)
 
 
 @pytest.mark.parametrize("saying", ["ValueError: Cannot find the config file for awq", "nothing that is known"])
-async def test_a_start_that_fails_tells_its_cause(
+async def test_a_failed_start_reports_its_cause(
     launch: Callable[..., Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saying: str
 ) -> None:
     monkeypatch.setenv("STAND_IN_DIES_SAYING", saying)
-    with pytest.raises(ServerDied, match=f"ended while it started: {saying}.*its log is"):
+    with pytest.raises(ServerDied, match=f"exited during startup: {saying}.*log: "):
         async with kept_servers(replicas(launch()), tmp_path / "logs", print):
             pass
 
 
-async def test_a_start_that_takes_too_long_is_ended(launch: Callable[..., Launch], tmp_path: Path) -> None:
+async def test_a_start_that_takes_too_long_is_stopped(launch: Callable[..., Launch], tmp_path: Path) -> None:
     start = launch(start_timeout_seconds=1, environment={"STAND_IN_LOAD_SECONDS": "60"})
     with pytest.raises(ServerDied, match="was not ready after 1 s"):
         async with kept_servers(replicas(start), tmp_path / "logs", print):
@@ -145,7 +145,7 @@ async def test_a_port_that_serves_the_model_is_used_and_left_alone(
         async with kept_servers(replicas(start), tmp_path / "logs", said.append):
             pass
         assert other.answers()
-    assert "somebody else has started" in said[0]
+    assert "was started by somebody else" in said[0]
 
 
 async def test_a_port_with_something_else_on_it_is_refused_with_a_free_one(
@@ -154,10 +154,11 @@ async def test_a_port_with_something_else_on_it_is_refused_with_a_free_one(
     with StandIn.started("--model", "another") as other:
         found = preflight(launch(port=other.port), None, "")
         with pytest.raises(
-            UsageError, match=rf"port {other.port} is taken by a server of another: set port to a free one, such as \d+"
+            UsageError,
+            match=rf"port {other.port} is in use by a server of another: set port to a free one, such as \d+",
         ):
             found.check()
-        with pytest.raises(UsageError, match="is taken by a server of another"):
+        with pytest.raises(UsageError, match="is in use by a server of another"):
             async with kept_servers(found.replicas, tmp_path / "logs", print):
                 pass
 
@@ -180,7 +181,7 @@ asyncio.run(main())
 
 
 def another_run(start: Launch, logs: Path, seconds: float = 3600) -> "subprocess.Popen[str]":
-    """A run in a process of its own, once its server is up."""
+    """A run in a separate process, once its server is up."""
     run = subprocess.Popen(
         [sys.executable, "-c", RUN_AND_WAIT, start.model_dump_json(), str(logs), str(seconds)],
         cwd=ROOT, stdout=subprocess.PIPE, text=True,
@@ -202,11 +203,11 @@ async def test_a_server_left_by_a_killed_run_is_found_and_used(launch: Callable[
     async with kept_servers(replicas(start), tmp_path / "logs", said.append) as keepers:
         assert record_of(start) == left
         assert keepers[0].starts == 0
-    assert "which an earlier run has left" in said[0]
+    assert "which an earlier run left running" in said[0]
     assert not left.group
 
 
-async def test_a_server_left_by_a_killed_run_ends_by_itself(launch: Callable[..., Launch], tmp_path: Path) -> None:
+async def test_a_server_left_by_a_killed_run_stops_by_itself(launch: Callable[..., Launch], tmp_path: Path) -> None:
     start = launch()
     run = another_run(start, tmp_path / "logs")
     left = record_of(start)
@@ -218,9 +219,7 @@ async def test_a_server_left_by_a_killed_run_ends_by_itself(launch: Callable[...
     assert not left.group
 
 
-async def test_a_server_of_other_settings_that_was_left_is_replaced(
-    launch: Callable[..., Launch], tmp_path: Path
-) -> None:
+async def test_a_leftover_server_with_other_settings_is_replaced(launch: Callable[..., Launch], tmp_path: Path) -> None:
     start = launch()
     run = another_run(start, tmp_path / "logs")
     left = record_of(start)
@@ -237,7 +236,7 @@ async def test_the_last_of_two_runs_stops_the_server(launch: Callable[..., Launc
     said: list[str] = []
     async with kept_servers(replicas(start), tmp_path / "logs", said.append):
         other = another_run(start, tmp_path / "logs", 2)
-    assert "stays up for another run that uses it" in said[-1]
+    assert "stays up because another run uses it" in said[-1]
     assert served_models(start.urls()[0]) == ["qwen2.5-vl-7b"]
     await asyncio.to_thread(other.communicate)
     assert served_models(start.urls()[0]) is None
@@ -303,12 +302,12 @@ async def test_a_server_that_hangs_is_ended_and_started_again(
         assert not record.group
 
 
-async def test_settings_that_differ_are_not_passed_over(launch: Callable[..., Launch], tmp_path: Path) -> None:
+async def test_a_server_with_other_settings_in_use_is_refused(launch: Callable[..., Launch], tmp_path: Path) -> None:
     start = launch(keep=True)
     async with kept_servers(replicas(start), tmp_path / "logs", print):
         pass
     other = launch(max_model_len=4096)
-    with pytest.raises(UsageError, match=r"server of other settings that was to be kept .* stop it with kill \d+"):
+    with pytest.raises(UsageError, match=r"server with other settings and keep .* stop it with: kill \d+"):
         async with kept_servers(replicas(other), tmp_path / "logs", print):
             pass
     assert served_models(start.urls()[0]) == ["qwen2.5-vl-7b"]
@@ -317,9 +316,7 @@ async def test_settings_that_differ_are_not_passed_over(launch: Callable[..., La
     record_of(start).end()
 
 
-async def test_a_log_folder_that_is_gone_ends_no_run_that_does_well(
-    launch: Callable[..., Launch], tmp_path: Path
-) -> None:
+async def test_a_missing_log_folder_does_not_stop_a_healthy_run(launch: Callable[..., Launch], tmp_path: Path) -> None:
     start = launch(max_restarts=1)
     async with (
         kept_servers(replicas(start), tmp_path / "logs", print) as keepers,
@@ -329,5 +326,5 @@ async def test_a_log_folder_that_is_gone_ends_no_run_that_does_well(
         shutil.rmtree(tmp_path / "logs")
         (tmp_path / "logs").write_text("a file now")
         os.killpg(record_of(start).pid, signal.SIGKILL)
-        with pytest.raises(ServerUnavailable, match="its server died 2 times"):
+        with pytest.raises(ServerUnavailable, match="the server died 2 times"):
             await inference.ask(body(model="qwen2.5-vl-7b"))

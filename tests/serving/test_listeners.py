@@ -1,4 +1,4 @@
-"""Who is behind a port."""
+"""Finding the processes behind a port."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""What a server's log says of its end, in the words of vLLM, PyTorch and Hugging Face."""
+"""Causes in a server's log, from vLLM, PyTorch and Hugging Face."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ TRACE = "(EngineCore pid=71) ERROR 11-22 22:04:11 [core.py:1510] Traceback (most
 @pytest.mark.parametrize(
     ("line", "remedy"),
     [
-        ("vllm: error: unrecognized arguments: --disable-log-requests", "take it out of extra_arguments"),
-        ("ValueError: Total number of attention heads (40) must be divisible by tensor parallel size (3).", "one replica a GPU"),
+        ("vllm: error: unrecognized arguments: --disable-log-requests", "remove it from extra_arguments"),
+        ("ValueError: Total number of attention heads (40) must be divisible by tensor parallel size (3).", "one replica per GPU"),
         ("OSError: [Errno 98] Address already in use", "set another port"),
         ("ValueError: User-specified max_model_len (8192) is greater than the derived max_model_len "
-         "(max_position_embeddings=4096 or model_max_length=None in model's config.json).", "at most the model's own limit"),
+         "(max_position_embeddings=4096 or model_max_length=None in model's config.json).", "to the model's limit"),
         ("ValueError: To serve at least one request with the model's max seq len (8192), (2.00 GiB KV cache is needed, which is "
          "larger than the available KV cache memory (0.93 GiB).", "lower max_model_len"),
         ("ValueError: The model's max seq len (8192) is larger than the maximum number of tokens that can be stored in KV "
@@ -32,17 +32,17 @@ TRACE = "(EngineCore pid=71) ERROR 11-22 22:04:11 [core.py:1510] Traceback (most
         ("RuntimeError: No CUDA GPUs are available", "check nvidia-smi"),
         ("ValueError: The quantization method awq_marlin is not supported for the current GPU. Minimum capability: 75.", "newer GPU"),
         ("ValueError: The repository contains custom code which must be executed to correctly load the model.", "trust_remote_code"),
-        ("ValueError: World size (4) is larger than the number of available GPUs (3) in this node.", "to the GPUs that there are"),
+        ("ValueError: World size (4) is larger than the number of available GPUs (3) in this node.", "to the number of GPUs"),
     ],
 )  # fmt: skip
-def test_a_known_cause_is_told_with_its_remedy(line: str, remedy: str) -> None:
+def test_a_known_cause_has_its_remedy(line: str, remedy: str) -> None:
     log = f"INFO 11-22 22:04:01 [utils.py:1] args: {{'trust_remote_code': True}}\n{TRACE}{line}\nRuntimeError: Engine core "
     cause = cause_in(log + "initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}\n")
     assert cause.line == line
     assert remedy in cause.remedy
 
 
-def test_running_out_of_memory_is_told_apart() -> None:
+def test_running_out_of_memory_is_recognized() -> None:
     assert cause_in("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.32 GiB.").is_memory
     assert not cause_in("OSError: [Errno 98] Address already in use").is_memory
 
@@ -53,15 +53,15 @@ def test_the_consequence_is_not_taken_for_the_cause() -> None:
     assert cause_in(dead).line == dead
 
 
-def test_colours_and_process_names_are_taken_off() -> None:
+def test_colours_and_process_names_are_removed() -> None:
     line = "\x1b[0;36m(EngineCore pid=71)\x1b[0;0m ERROR 11-22 22:04:11 [core.py:9] ValueError: Cannot find the config file for awq"
     assert cause_in(line).line == "ValueError: Cannot find the config file for awq"
 
 
-def test_an_unknown_end_is_told_by_its_last_lines(tmp_path: Path) -> None:
+def test_an_unknown_cause_shows_the_last_lines(tmp_path: Path) -> None:
     log = tmp_path / "vllm.log"
     log.write_bytes(b"\xff\n" * 3 + b"INFO 11-22 22:00:00 [a.py:1] fine\nsomething nobody has seen before\n\n")
     assert "something nobody has seen before" in str(cause_of(log))
     log.write_bytes(b"")
-    assert "without a word" in str(cause_of(log))
+    assert "without an error message" in str(cause_of(log))
     assert "cannot be read" in str(cause_of(tmp_path / "absent.log"))

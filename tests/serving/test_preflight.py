@@ -1,4 +1,4 @@
-"""What is known before a start, and `python -m flows.serving`, which prints it."""
+"""The checks before a start, and `python -m flows.serving`, which prints them."""
 
 import asyncio
 import subprocess
@@ -30,7 +30,7 @@ def test_the_plan_is_printed_with_its_command_line_and_nothing_starts(
     out = capsys.readouterr().out
     assert code == 0
     assert "vLLM 0.32.0" in out
-    assert "each GPU needs about 9.6 GiB of weights, 1.0 GiB of KV cache for one longest request" in out
+    assert "each GPU needs about 9.6 GiB of weights, 1.0 GiB of KV cache for one request of maximum length" in out
     assert f"{vllm} serve {model} --served-model-name Qwen2.5-VL-32B-AWQ" in out
     assert "CUDA_VISIBLE_DEVICES=0,2" in out
     assert "--tensor-parallel-size 2" in out
@@ -50,7 +50,7 @@ def test_a_problem_is_printed_with_what_would_work(
     )
 
 
-def test_a_model_that_does_not_fit_is_told_with_what_it_needs(
+def test_a_model_that_does_not_fit_is_refused_with_what_it_needs(
     vllm: Path, make_model: MakeModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = make_model(qwen_config("32B-AWQ"), "Qwen2.5-VL-32B-AWQ")
@@ -101,13 +101,15 @@ def test_replicas_get_their_own_ports_and_cards(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "which model? Set --model-path"),
+        ([], "no model: set --model-path"),
         (["--model-path", "/m", "--assume-gpus", "three"], "--assume-gpus 'three' is not of the form 3x24"),
         (["--model-path", "/m", "--port", "x"], "start.port 'x': Input should be a valid integer"),
         (["--server", "/nowhere.yaml"], "server '/nowhere.yaml' cannot be read"),
     ],
 )
-def test_bad_usage_is_told_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_usage_is_refused_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["check-server", *arguments]) == 2
     assert message in capsys.readouterr().err
 
@@ -127,7 +129,7 @@ def test_it_runs_as_a_module(vllm: Path, make_model: MakeModel) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_a_model_that_is_not_here_yet_is_not_checked(vllm: Path) -> None:
+def test_a_model_that_is_not_downloaded_is_not_checked(vllm: Path) -> None:
     found = preflight(Launch(model_path="Qwen/Qwen2.5-VL-7B-Instruct", executable=str(vllm)), None, "", [])
     assert not found.problems
     assert "vLLM will download it" in found.text()
@@ -142,12 +144,12 @@ def test_every_problem_is_named_at_once(vllm: Path, make_model: MakeModel) -> No
     assert len(preflight(start, None, "", []).problems) == 4
 
 
-def test_flags_that_are_gone_are_noted(vllm: Path, make_model: MakeModel) -> None:
+def test_removed_flags_are_noted(vllm: Path, make_model: MakeModel) -> None:
     start = Launch(
         model_path=str(make_model(qwen_config("7B"))), executable=str(vllm), extra_arguments=["--disable-log-requests"]
     )
     found = preflight(start, None, "", [])
-    assert "--disable-log-requests is gone since vLLM 0.10.0: left out" in found.notes
+    assert "--disable-log-requests was removed after vLLM 0.10.0: left out" in found.notes
     assert "--disable-log-requests" not in found.replicas[0].command
 
 
@@ -156,7 +158,7 @@ def test_a_machine_without_nvml_has_no_gpus_and_a_reason() -> None:
     assert cards or why_none
 
 
-def test_of_more_cards_than_needed_the_freest_are_taken(vllm: Path, make_model: MakeModel) -> None:
+def test_with_more_gpus_than_needed_those_with_most_free_memory_are_used(vllm: Path, make_model: MakeModel) -> None:
     start = Launch(model_path=str(make_model(qwen_config("7B"))), executable=str(vllm), tensor_parallel_size=2)
     cards = [Gpu(0, "busy", 24 * GIB, 2 * GIB), Gpu(1, "free", 24 * GIB, 23 * GIB), Gpu(2, "free", 24 * GIB, 23 * GIB)]
     found = preflight(start, None, "", cards)
@@ -169,7 +171,7 @@ def test_a_small_card_beside_a_large_one_does_not_decide(vllm: Path, make_model:
     assert not preflight(start, None, "", cards).problems
 
 
-def test_the_cards_of_a_scheduler_are_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_visible_devices_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     for value, expected in (("3", [3]), ("0,2", [0, 2]), ("", None), ("GPU-8a1b", None)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
         assert visible_gpus() == expected
@@ -183,13 +185,13 @@ def test_cards_are_counted_without_knowing_the_model(vllm: Path) -> None:
     ]
 
 
-def test_a_config_that_leaves_things_to_transformers_is_no_problem(vllm: Path, make_model: MakeModel) -> None:
+def test_a_config_that_relies_on_transformers_defaults_is_not_a_problem(vllm: Path, make_model: MakeModel) -> None:
     start = Launch(
         model_path=str(make_model({"model_type": "gemma3", "text_config": {"hidden_size": 2560}})), executable=str(vllm)
     )
     found = preflight(start, None, "", [])
     assert not found.problems
-    assert "leaves out what the checks need (num_attention_heads is None" in found.text()
+    assert "lacks fields (num_attention_heads is None" in found.text()
 
 
 def test_what_may_be_a_secret_is_not_printed(vllm: Path, make_model: MakeModel) -> None:
@@ -203,17 +205,17 @@ def test_what_may_be_a_secret_is_not_printed(vllm: Path, make_model: MakeModel) 
 
 
 @pytest.mark.parametrize("flag", ["--api-key", "--port=9", "--host", "--served-model-name"])
-def test_flags_with_a_field_of_their_own_are_refused(flag: str) -> None:
-    with pytest.raises(ValidationError, match="has a field of its own"):
+def test_flags_that_have_a_field_are_refused(flag: str) -> None:
+    with pytest.raises(ValidationError, match="has its own field"):
         Launch(model_path="/m", extra_arguments=[flag, "secret"])
 
 
 def test_the_last_replica_needs_a_port_too() -> None:
-    with pytest.raises(ValidationError, match="set a lower one"):
+    with pytest.raises(ValidationError, match="set a lower port"):
         Launch(model_path="/m", port=65_535, data_parallel_size=2)
 
 
-async def test_a_program_that_speaks_no_http_is_a_taken_port(vllm: Path, make_model: MakeModel) -> None:
+async def test_a_port_with_a_program_that_does_not_speak_http_is_in_use(vllm: Path, make_model: MakeModel) -> None:
     async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
         await writer.drain()
@@ -224,4 +226,4 @@ async def test_a_program_that_speaks_no_http_is_a_taken_port(vllm: Path, make_mo
             model_path=str(make_model(qwen_config("7B"))), executable=str(vllm), port=int(url.rpartition(":")[2])
         )
         found = await asyncio.to_thread(preflight, start, None, "")
-    assert any("is taken by another program" in problem for problem in found.problems)
+    assert any("is in use by another program" in problem for problem in found.problems)

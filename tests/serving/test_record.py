@@ -1,4 +1,4 @@
-"""What is remembered of servers: whose they are, and whose they are not any more."""
+"""Records of servers, current and stale."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ from vllm_annotate.serving.guardian import boot_id
 from vllm_annotate.serving.record import ServerRecord, read_record
 
 
-def test_a_stranger_in_a_group_of_the_recorded_number_is_left_alone(vllm: Path) -> None:
-    """A daemon whose leader has ended, in a group of a number that an old record names."""
+def test_another_process_with_the_recorded_group_id_is_not_touched(vllm: Path) -> None:
+    """A daemon whose leader has exited, in a process group whose id is in an old record."""
     leader = subprocess.Popen(
         ["sh", "-c", "sleep 60 & echo $!"], start_new_session=True, stdout=subprocess.PIPE, text=True
     )
@@ -26,7 +26,7 @@ def test_a_stranger_in_a_group_of_the_recorded_number_is_left_alone(vllm: Path) 
     os.kill(stranger, signal.SIGKILL)
 
 
-def test_a_record_of_another_boot_is_nobodys(vllm: Path) -> None:
+def test_a_record_of_another_boot_is_ignored(vllm: Path) -> None:
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     here = ServerRecord(os.getpid(), boot_id(), ticks, ["vllm"], keep=False, log=Path("x"))
     assert here.is_alive
@@ -35,7 +35,7 @@ def test_a_record_of_another_boot_is_nobodys(vllm: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"pid": "\\u0000", "boot": 1, "started": {}}', b"\xff", b"[1]"])
-def test_a_record_that_is_garbage_is_none(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_record_is_ignored(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "record.json"
     path.write_bytes(content)
     assert read_record(path) is None

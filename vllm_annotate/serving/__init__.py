@@ -1,1 +1,1 @@
-"""The lifecycle of a vLLM server: checked before it starts, started, watched, restarted, stopped."""
+"""The lifecycle of a vLLM server: check, start, watch, restart, stop."""

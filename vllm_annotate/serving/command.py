@@ -1,6 +1,6 @@
-"""The command line that a given version of vLLM understands.
+"""Builds the command line that a given version of vLLM understands.
 
-Versions in which flags came and went: read in the sources of vLLM 0.5.2 to 0.32.0.
+The versions at which flags appear and disappear are from the sources of vLLM 0.5.2 to 0.32.0.
 """
 
 import json
@@ -23,9 +23,9 @@ NEWEST = (999, 0, 0)
 
 @lru_cache
 def find_version(executable: str) -> tuple[Version, str]:
-    """What `vllm --version` says, as numbers and as text; asked once, for it takes seconds.
+    """Returns the version of vLLM, as numbers and as text; cached, as the command takes seconds.
 
-    Raises UsageError where there is no vLLM.
+    Raises UsageError if vLLM is missing or broken.
     """
     try:
         result = subprocess.run(
@@ -33,23 +33,23 @@ def find_version(executable: str) -> tuple[Version, str]:
         )
     except FileNotFoundError:
         raise UsageError(
-            f"there is no command {executable!r}: install vLLM (pip install vllm), best in an environment of its own, "
+            f"command {executable!r} not found: install vLLM (pip install vllm), preferably in its own environment, "
             "and set executable to its bin/vllm"
         ) from None
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(f"{executable} --version fails ({error}): mend the installation of vLLM") from None
+        raise UsageError(f"{executable} --version failed ({error}): reinstall vLLM") from None
     # Log lines may come first, on the same stream.
     found = re.findall(r"^(\d+)\.(\d+)(?:\.(\d+))?(\S*)$", result.stdout, re.MULTILINE)
     if result.returncode or not found:
         last = (result.stderr.strip() or result.stdout.strip()).splitlines()[-1:] or ["no output"]
-        raise UsageError(f"{executable} --version fails ({last[0][:300]}): mend the installation, vLLM 0.6.5 or later")
+        raise UsageError(f"{executable} --version failed ({last[0][:300]}): reinstall vLLM, version 0.6.5 or later")
     major, minor, patch, rest = found[-1]
     return (int(major), int(minor), int(patch or 0)), f"{major}.{minor}.{patch or 0}{rest}"
 
 
 @dataclass(frozen=True)
 class Gone:
-    """A flag that later versions do not know: what says the same there, given its value."""
+    """A flag that later versions removed, and its replacement for a given value."""
 
     last: Version
     instead: Callable[[str], list[str]] = lambda _: []
@@ -61,7 +61,7 @@ def _structured(**settings: object) -> list[str]:
 
 
 GONE = {
-    "--disable-log-requests": Gone((0, 10, 0), takes_value=False),  # until 0.16 accepted without effect
+    "--disable-log-requests": Gone((0, 10, 0), takes_value=False),  # accepted without effect until 0.16
     "--guided-decoding-backend": Gone((0, 10, 2), lambda value: _structured(backend=value.partition(":")[0])),
     "--guided-decoding-disable-any-whitespace": Gone(
         (0, 10, 2), lambda _: _structured(backend="guidance", disable_any_whitespace=True), takes_value=False
@@ -85,7 +85,7 @@ GONE = {
 def serve_command(
     launch: Launch, version: Version, name: str, port: int, max_model_len: int
 ) -> tuple[list[str], list[str]]:
-    """The server's command line, and what was changed of the extra arguments for this version."""
+    """The server's command line, and notes on extra arguments that were changed for this version."""
     extra, notes = translated(launch.extra_arguments, version)
     given = {argument.partition("=")[0] for argument in extra}
     ours: list[list[str]] = [
@@ -114,10 +114,10 @@ def _sizes(launch: Launch) -> list[list[str]]:
 
 
 def _for_batches_of_single_images(version: Version) -> list[list[str]]:
-    """What suits this job: each image comes once, one a request, and answers are JSON without padding.
+    """Options for this workload: one image per request, never repeated, and JSON answers without padding.
 
-    guidance without free whitespace gave valid JSON in 80 of 80 answers; the default backend lets a model write spaces
-    up to max_tokens.
+    guidance without free whitespace gave valid JSON in 80 of 80 answers; with the default backend, a model can write
+    spaces up to max_tokens.
     """
     groups = [["--limit-mm-per-prompt", '{"image": 1, "video": 0}' if version >= (0, 8, 5) else "image=1"]]
     if version >= (0, 10, 1):
@@ -131,14 +131,14 @@ def _for_batches_of_single_images(version: Version) -> list[list[str]]:
     elif version >= (0, 8, 0):
         groups += [["--guided-decoding-backend", "xgrammar:disable-any-whitespace"]]
     if version >= (0, 18, 0):
-        groups += [["--shutdown-timeout", "30"]]  # requests in flight are answered first
+        groups += [["--shutdown-timeout", "30"]]  # finishes requests in flight
     if version <= (0, 10, 0):
-        groups += [["--disable-log-requests"]]  # later it is off by itself
+        groups += [["--disable-log-requests"]]  # later versions do not log requests
     return groups
 
 
 def translated(arguments: Sequence[str], version: Version) -> tuple[list[str], list[str]]:
-    """The arguments as this version takes them, and a note for each that had to change."""
+    """The arguments as this version takes them, and a note for each change."""
     result: list[str] = []
     notes: list[str] = []
     rest = list(arguments)
@@ -155,25 +155,26 @@ def translated(arguments: Sequence[str], version: Version) -> tuple[list[str], l
         result += instead
         since = ".".join(map(str, gone.last))
         notes.append(
-            f"{flag} is gone since vLLM {since}: " + (f"{' '.join(instead)} instead" if instead else "left out")
+            f"{flag} was removed after vLLM {since}: "
+            + (f"using {' '.join(instead)} instead" if instead else "left out")
         )
     return result, notes
 
 
 def server_environment(launch: Launch, gpus: Sequence[int], api_key: str) -> dict[str, str]:
-    """Environment variables of the server, beside those of this process. The key is not for everybody's `ps`."""
+    """The server's extra environment variables. The API key is among them, as arguments show in `ps`."""
     executable = _found(launch.executable)
     variables = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if os.sep in executable:  # compilers and helpers of vLLM's own environment
         variables["PATH"] = f"{Path(executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if gpus:
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
-        variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # NVML's order, which ours is
+        variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as NVML numbers them
     if api_key:
         variables["VLLM_API_KEY"] = api_key
     return variables | launch.environment
 
 
 def _found(executable: str) -> str:
-    path = shutil.which(os.path.expanduser(executable))  # noqa: PTH111 - a bare name stays one
-    return os.path.abspath(path) if path is not None else executable  # noqa: PTH100 - a venv's links are not to be resolved
+    path = shutil.which(os.path.expanduser(executable))  # noqa: PTH111 - keeps a bare name bare
+    return os.path.abspath(path) if path is not None else executable  # noqa: PTH100 - does not resolve a venv's links

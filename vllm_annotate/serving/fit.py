@@ -1,7 +1,7 @@
-"""Whether a model fits, split like this, on these GPUs; and if not, how it would.
+"""Decides whether a model fits on these GPUs with a given split, and suggests splits that do.
 
-Rules of vLLM's (read in 0.32.0): attention heads, inner widths, the vision tower, the groups of a quantization and the
-padded vocabulary divide by the tensor parallel size; KV heads divide by it or it divides by them; pipeline stages share
+vLLM's rules (from 0.32.0): the tensor parallel size divides the attention heads, inner widths, the vision tower, the
+groups of a quantization and the padded vocabulary; KV heads are divisible by it or divide it; pipeline stages share
 the layers, evenly or not.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from vllm_annotate.serving.gpus import Gpu
 from vllm_annotate.serving.model_config import GIB, ModelConfig
 
-# Activations, CUDA graphs and what lies outside of PyTorch: reports of Qwen2.5-VL's sizes name 1.7 to 2.9 GiB.
+# Activations, CUDA graphs and memory outside PyTorch: 1.7 to 2.9 GiB in reports on Qwen2.5-VL.
 LEAST_OVERHEAD, USUAL_OVERHEAD = 1.7 * GIB, 3.0 * GIB
 DEFAULT_UTILIZATION = 0.9
 VOCABULARY_PADDING = 64
@@ -19,7 +19,7 @@ VOCABULARY_PADDING = 64
 
 @dataclass(frozen=True)
 class Split:
-    """How a model is spread: over tensor × pipeline GPUs, `replicas` times."""
+    """How to spread a model: over tensor × pipeline GPUs, `replicas` times."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -27,7 +27,7 @@ class Split:
 
     @property
     def gpus(self) -> int:
-        """Cards it takes."""
+        """Number of GPUs it needs."""
         return self.tensor * self.pipeline * self.replicas
 
     def __str__(self) -> str:
@@ -45,29 +45,29 @@ class Need:
     """What one GPU of a replica needs and has, in bytes."""
 
     weights: float
-    kv_cache: float  # of one request of the longest length
+    kv_cache: float  # of one request of maximum length
     usable: float
 
     @property
     def fits(self) -> bool:
-        """Whether vLLM can start at all."""
+        """Whether vLLM can start."""
         return self.weights + self.kv_cache + LEAST_OVERHEAD <= self.usable
 
     @property
     def is_tight(self) -> bool:
-        """Whether it may fail all the same, or run few requests at once."""
+        """Whether it may still fail, or run few requests at once."""
         return self.weights + 4 * self.kv_cache + USUAL_OVERHEAD > self.usable
 
     def __str__(self) -> str:
         return (
-            f"{self.weights / GIB:.1f} GiB of weights, {self.kv_cache / GIB:.1f} GiB of KV cache for one longest "
-            f"request, {LEAST_OVERHEAD / GIB:.1f} to {USUAL_OVERHEAD / GIB:.1f} GiB of activations, "
-            f"of {self.usable / GIB:.1f} GiB usable"
+            f"{self.weights / GIB:.1f} GiB of weights, {self.kv_cache / GIB:.1f} GiB of KV cache for one request of "
+            f"maximum length, {LEAST_OVERHEAD / GIB:.1f} to {USUAL_OVERHEAD / GIB:.1f} GiB of activations; "
+            f"{self.usable / GIB:.1f} GiB are usable"
         )
 
 
 def split_problems(model: ModelConfig, split: Split) -> list[str]:
-    """Why vLLM would refuse to split the model like this."""
+    """Why vLLM would refuse this split of the model."""
     tensor, problems = split.tensor, []
     if model.heads % tensor:
         problems.append(f"TP={tensor} cannot split {model.heads} heads")
@@ -87,7 +87,7 @@ def split_problems(model: ModelConfig, split: Split) -> list[str]:
     if -(-model.vocab_size // VOCABULARY_PADDING) * VOCABULARY_PADDING % tensor:
         problems.append(f"TP={tensor} cannot split a vocabulary of {model.vocab_size}")
     if split.pipeline > model.layers:
-        problems.append(f"PP={split.pipeline} is more than {model.layers} layers")
+        problems.append(f"PP={split.pipeline} exceeds the model's {model.layers} layers")
     return problems
 
 
@@ -103,15 +103,15 @@ def need(model: ModelConfig, split: Split, max_model_len: int, gpus: Sequence[Gp
 
 
 def what_fits(model: ModelConfig, max_model_len: int, gpus: Sequence[Gpu], utilization: float | None) -> list[Split]:
-    """The splits that work on these GPUs, the most useful first."""
+    """The splits that fit on these GPUs, best first."""
     splits = _allowed(model, len(gpus))
     fitting = [split for split in splits if need(model, split, max_model_len, gpus, utilization).fits]
-    # Many replicas need no talk between GPUs; a tensor split answers sooner than a pipeline, which wastes no card.
+    # Replicas need no communication between GPUs; a tensor split has a lower latency than a pipeline.
     return sorted(fitting, key=lambda split: (-split.replicas, split.pipeline, split.tensor))
 
 
 def _allowed(model: ModelConfig, count: int) -> list[Split]:
-    """The splits over that many GPUs that vLLM does not refuse, whether they fit or not."""
+    """The splits over `count` GPUs that vLLM accepts, whether they fit or not."""
     splits = (
         Split(tensor, pipeline, count // (tensor * pipeline))
         for tensor in range(1, count + 1)
@@ -128,7 +128,7 @@ def _needed(
 
 
 def suggestion(model: ModelConfig, max_model_len: int, gpus: Sequence[Gpu], utilization: float | None) -> str:
-    """What would work on this machine, in words: the most replicas, a tensor split, a pipeline."""
+    """A sentence with what would fit on these GPUs: the most replicas, a tensor split, a pipeline."""
     fitting = what_fits(model, max_model_len, gpus, utilization)
     if not fitting:
         least = min(
@@ -137,8 +137,8 @@ def suggestion(model: ModelConfig, max_model_len: int, gpus: Sequence[Gpu], util
         needed = _needed(model, least, max_model_len, gpus, utilization)
         usable = need(model, least, max_model_len, gpus, utilization).usable
         return (
-            f"on {_cards(gpus)} no split fits, for even {least} needs {needed / GIB:.1f} GiB a GPU of "
-            f"{usable / GIB:.1f} usable: take a smaller or quantized model, or lower max_model_len from {max_model_len}"
+            f"on {_cards(gpus)} no split fits, as even {least} needs {needed / GIB:.1f} of {usable / GIB:.1f} GiB "
+            f"per GPU: use a smaller or quantized model, or lower max_model_len from {max_model_len}"
         )
     by_tensor = [split for split in fitting if split.pipeline == 1 < split.tensor]
     by_pipeline = [split for split in fitting if split.tensor == 1 < split.pipeline]

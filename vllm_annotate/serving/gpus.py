@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs of this machine, by NVML; a driver that is missing, old or broken is a reason, never an error."""
+"""Lists this machine's NVIDIA GPUs by NVML. A missing, old or broken driver is not an error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ import pynvml
 
 @dataclass(frozen=True)
 class Gpu:
-    """One card; memory in bytes."""
+    """One GPU; memory in bytes."""
 
     index: int
     name: str
@@ -19,7 +19,7 @@ class Gpu:
 
 
 def find_gpus() -> tuple[list[Gpu], str]:
-    """The GPUs in NVML's order, and why there are none."""
+    """The GPUs in NVML's order, and the reason if there are none."""
     try:
         with _nvml():
             return [_gpu(index) for index in range(pynvml.nvmlDeviceGetCount())], ""
@@ -43,6 +43,6 @@ def _gpu(index: int) -> Gpu:
 
 
 def gpu_name(handle: Any) -> str:
-    """What a card calls itself. Raises NVMLError."""
+    """The product name of a GPU. Raises NVMLError."""
     name = pynvml.nvmlDeviceGetName(handle)
     return name.decode(errors="replace") if isinstance(name, bytes) else str(name)

@@ -1,8 +1,8 @@
-"""The parent of one vLLM server: ends it when no run uses it any more, whatever became of the runs.
+"""The parent process of one vLLM server: stops it once no run uses it, even if the runs were killed.
 
-Runs hold a shared lock on the users file for as long as they use the server; the kernel lets go of it however they
-end. The guardian leads the server's process group, so that everything the server starts can be found and ended. It is
-run as a script and imports the standard library alone.
+A run holds a shared lock on the users file while it uses the server; the kernel releases it however the run ends. The
+guardian leads the server's process group, so that everything the server starts can be found and stopped. It runs as a
+script and imports the standard library only.
 
     python guardian.py RECORD_FILE USERS_FILE LOG_FILE LINGER_SECONDS|keep COMMAND…
 """
@@ -23,28 +23,28 @@ TERMINATE_SECONDS = 40  # vLLM finishes the requests in flight first
 
 
 def main() -> int:
-    """Returns the server's exit code."""
+    """Runs the server and returns its exit code."""
     record, users, log, linger, *command = sys.argv[1:]
-    told = threading.Event()
+    stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     _write_record(Path(record), {"command": command, "keep": linger == "keep", "log": log})
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    threading.Thread(target=_end_when_told, args=[server, told], daemon=True).start()
+    threading.Thread(target=_stop_server, args=[server, stop], daemon=True).start()
     if linger != "keep":
-        threading.Thread(target=_tell_when_unused, args=[told, Path(users), float(linger)], daemon=True).start()
+        threading.Thread(target=_wait_for_users, args=[stop, Path(users), float(linger)], daemon=True).start()
     code = server.wait()
     _end_group()
     return code
 
 
 def boot_id() -> str:
-    """Tells this boot of the machine from every other."""
+    """Identifies this boot of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def start_ticks(pid: int) -> "int | None":
-    """When a process started, in clock ticks since boot; None when there is none, or only its remains."""
+    """When a process started, in clock ticks since boot; None if it does not exist or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -53,18 +53,18 @@ def start_ticks(pid: int) -> "int | None":
 
 
 def process_groups() -> "Iterator[tuple[int, int]]":
-    """Process and group, of all that run."""
+    """Process and group ids of all running processes."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # it has ended by itself
+            continue  # it exited meanwhile
         if fields[0] not in "ZX":
             yield int(stat.parent.name), int(fields[2])
 
 
 def kill(pid: int, number: signal.Signals) -> None:
-    """Sends a signal, if the process is still there to take it."""
+    """Sends a signal if the process still exists."""
     with suppress(OSError):
         os.kill(pid, number)
 
@@ -77,22 +77,22 @@ def _write_record(path: Path, record: "dict[str, object]") -> None:
     fresh.replace(path)
 
 
-def _tell_when_unused(told: threading.Event, users: Path, linger_seconds: float) -> None:
+def _wait_for_users(stop: threading.Event, users: Path, linger_seconds: float) -> None:
     with users.open("a") as file:
         while True:
-            fcntl.flock(file, fcntl.LOCK_EX)  # waits until no run holds its share
+            fcntl.flock(file, fcntl.LOCK_EX)  # waits until no run holds a share
             fcntl.flock(file, fcntl.LOCK_UN)
-            time.sleep(linger_seconds)  # a run that was killed may be started again
+            time.sleep(linger_seconds)  # a killed run may be restarted
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                continue  # another run has come
-            told.set()
-            threading.Event().wait()  # keeps the lock until the end: a run that comes now waits for it
+                continue  # another run uses it
+            stop.set()
+            threading.Event().wait()  # holds the lock until this process exits: a new run waits for that
 
 
-def _end_when_told(server: "subprocess.Popen[bytes]", told: threading.Event) -> None:
-    told.wait()
+def _stop_server(server: "subprocess.Popen[bytes]", stop: threading.Event) -> None:
+    stop.wait()
     server.terminate()
     deadline = time.monotonic() + TERMINATE_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
@@ -101,7 +101,7 @@ def _end_when_told(server: "subprocess.Popen[bytes]", told: threading.Event) -> 
 
 
 def _end_group() -> None:
-    """Ends what outlives a killed vLLM for minutes, and holds the GPU's memory: its engine and workers."""
+    """Kills vLLM's engine and workers, which can outlive it for minutes and hold GPU memory."""
     for pid, group in process_groups():
         if group == os.getpid() != pid:
             kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""One server of ours: found or started, watched, started again when it dies, stopped by the last run that uses it."""
+"""Manages one server: finds or starts it, restarts it when it dies, stops it with the last run that uses it."""
 
 import asyncio
 import atexit
@@ -24,21 +24,21 @@ from vllm_annotate.storage.lock import AlreadyLockedError, locked
 from vllm_annotate.threads import run_to_end
 
 POLL_SECONDS = 0.5
-RECORD_SECONDS = 10  # a guardian takes to write its record
-# Not forgotten while they live: a Popen that is warns, and a server that is kept lives longer than this process.
+RECORD_SECONDS = 10  # for a guardian to write its record
+# Referenced while they live: a Popen that is collected earlier warns, and a server may outlive this process.
 _STARTED: "list[subprocess.Popen[bytes]]" = []
-NEWS_SECONDS = 30  # between two lines about a server that is still loading
-UNRESPONSIVE_SECONDS = 120  # a server that lives and does not answer for so long is ended
-RECOVERED_SECONDS = 600  # a server that has been well for so long may die as often again
+NEWS_SECONDS = 30  # between two messages about a server that is still loading
+UNRESPONSIVE_SECONDS = 120  # a server that does not answer for this long is killed
+RECOVERED_SECONDS = 600  # after this long without a death, the count of restarts starts over
 LONGEST_BACKOFF_SECONDS = 60
 
 
 class ServerDied(ServerUnavailable):
-    """The server ended, or did not come up; the message says why."""
+    """The server exited or did not start; the message says why."""
 
 
 class Keeper:
-    """Looks after one replica, for as long as a run uses it."""
+    """Manages one replica while a run uses it."""
 
     def __init__(self, replica: Replica, log_folder: Path, say: Callable[[str], None]) -> None:
         self.replica = replica
@@ -48,38 +48,38 @@ class Keeper:
         self._record_path = record_path(replica.port)
         self._users = Users(self._record_path)
         self._guardian: subprocess.Popen[bytes] | None = None
-        self._log: Path | None = None  # of the server that was started or found last
+        self._log: Path | None = None  # of the current server
 
     @property
     def is_ours(self) -> bool:
-        """Whether the server was started by a run of this user, with these settings."""
+        """Whether a run of this user started the server."""
         record = read_record(self._record_path)
         return record is not None and record.is_alive
 
     async def open(self) -> None:
-        """Returns once the server answers. Raises ServerDied or UsageError with the cause and what to do."""
-        while not self._users.try_share():  # noqa: ASYNC110 - it is being ended, for the last run has left it
+        """Finds or starts the server and waits until it answers. Raises ServerDied or UsageError with the remedy."""
+        while not self._users.try_share():  # noqa: ASYNC110 - the last run has left it and it is stopping
             await asyncio.sleep(POLL_SECONDS)
         async with self._alone_in_starting():
             await self._find_or_start()
 
     async def close(self) -> None:
-        """Stops the server, unless another run uses it, somebody else has started it, or it is to be kept."""
+        """Stops the server, unless another run uses it, somebody else started it, or `keep` is set."""
         with self._users:
             record = await self._record()
             if record is None:
                 return
             if record.keep:
-                self._say(f"{self.replica.url} stays up, as it was asked to; kill {record.pid} stops it")
+                self._say(f"{self.replica.url} stays up because keep is set; stop it with: kill {record.pid}")
             elif self._users.try_alone():
                 await run_to_end(record.end)
                 _reap()
                 self._say(f"stopped the server at {self.replica.url}")
             else:
-                self._say(f"{self.replica.url} stays up for another run that uses it")
+                self._say(f"{self.replica.url} stays up because another run uses it")
 
     async def watch(self, endpoint: Endpoint, pool: Pool) -> None:
-        """Starts the server again whenever it dies, while requests wait; gives up after too many times."""
+        """Restarts the server when it dies while requests wait; gives up after max_restarts."""
         deaths, started, was_well = 0, time.monotonic(), True
         try:
             while True:
@@ -89,19 +89,19 @@ class Keeper:
                     continue
                 deaths = 1 if time.monotonic() - started > RECOVERED_SECONDS else deaths + 1
                 cause = self._cause()
-                if cause.is_memory and was_well:  # not when it is out of memory while it loads: that asks for none
-                    pool.reduce(endpoint, f"its server ran out of memory ({cause.summary})")
+                if cause.is_memory and was_well:  # while it loads, fewer requests would not help
+                    pool.reduce(endpoint, f"the server ran out of memory ({cause.summary})")
                 if deaths > self.replica.launch.max_restarts:
-                    pool.lose(endpoint, f"its server died {deaths} times, the last time of this: {cause}")
+                    pool.lose(endpoint, f"the server died {deaths} times; last cause: {cause}")
                     return
                 await self._restart(cause, deaths)
                 started, was_well = time.monotonic(), False
         except Exception as error:
-            pool.lose(endpoint, f"nobody looks after its server any more, for {error!r}")
+            pool.lose(endpoint, f"the server is no longer restarted because of {error!r}")
             raise
 
     async def _is_dead(self, down_since: float) -> bool:
-        """Whether the server is gone, or has lived without a word for too long."""
+        """Whether the server is gone, or has not answered for too long."""
         if await self._served_models():
             return False
         record = read_record(self._record_path)
@@ -110,27 +110,27 @@ class Keeper:
 
     async def _restart(self, cause: Cause, number: int) -> None:
         dead = read_record(self._record_path)
-        self._say(f"{self.replica.url} has died and is started again, time {number}; {cause}")
+        self._say(f"{self.replica.url} died; restarting it (restart {number}); cause: {cause}")
         await asyncio.sleep(min(LONGEST_BACKOFF_SECONDS, 2 ** (number - 1)))
         try:
             async with self._alone_in_starting():
-                # What hangs or has left processes behind goes; what another run has started meanwhile stays.
+                # Kill what hangs or left processes behind, but not a server that another run has started meanwhile.
                 if dead is not None and read_record(self._record_path) == dead and not await self._served_models():
                     await run_to_end(dead.end)
                 await self._find_or_start()
         except (ServerUnavailable, UsageError, OSError) as error:
-            self._say(f"{self.replica.url} did not come up again: {error}")
+            self._say(f"{self.replica.url} did not restart: {error}")
 
     async def _find_or_start(self) -> None:
         replica, record, models = self.replica, read_record(self._record_path), await self._served_models()
         same = record is None or record.command == replica.command
         if models and replica.model in models and same:
-            whose = "an earlier run has left" if record is not None else "somebody else has started"
+            whose = "an earlier run left running" if record is not None else "was started by somebody else"
             self._log = record.log if record is not None else None
-            self._say(f"uses the server at {replica.url}, which {whose}")
+            self._say(f"using the server at {replica.url}, which {whose}")
         elif record is not None and record.is_alive and same and models is None:
             self._log = record.log
-            self._say(f"waits for the server at {replica.url}, which an earlier run has started")
+            self._say(f"waiting for the server at {replica.url}, which an earlier run started")
             await self._wait_until_healthy(record.log, lambda: record.is_alive)
         else:
             if record is not None:
@@ -140,16 +140,16 @@ class Keeper:
             await self._start()
 
     async def _make_room(self, record: ServerRecord) -> None:
-        """Ends a server of other settings that an earlier run has left. Raises UsageError where it is still wanted."""
+        """Stops a server with other settings that an earlier run left. Raises UsageError if it is still in use."""
         port = self.replica.port
         if record.keep and record.is_alive:
             raise UsageError(
-                f"port {port} has a server of other settings that was to be kept (process {record.pid}): set another "
-                f"port, or stop it with kill {record.pid}"
+                f"port {port} has a server with other settings and keep (process {record.pid}): set another port, or "
+                f"stop it with: kill {record.pid}"
             )
         if not self._users.try_alone():
-            raise UsageError(f"port {port} has a server of other settings that another run uses: set another port")
-        self._say(f"ends the server of other settings that an earlier run has left on port {port}")
+            raise UsageError(f"port {port} has a server with other settings that another run uses: set another port")
+        self._say(f"stopping the server with other settings that an earlier run left on port {port}")
         await run_to_end(record.end)
         self._users.try_share()
 
@@ -157,10 +157,10 @@ class Keeper:
         replica = self.replica
         self._log_folder.mkdir(parents=True, exist_ok=True)
         log = self._log = self._log_folder / f"vllm-{replica.port}-{time.strftime('%Y%m%d-%H%M%S')}.log"
-        self._say(f"starts {shlex.join(replica.command)}; its log is {log}")
+        self._say(f"starting {shlex.join(replica.command)}; log: {log}")
         linger = "keep" if replica.launch.keep else str(replica.launch.linger_seconds)
         with log.open("ab") as output:
-            # Waited for by polling, as servers of other runs are, and it outlives this event loop.
+            # Polled, like servers of other runs, and may outlive this event loop.
             process = subprocess.Popen(  # noqa: ASYNC220
                 [sys.executable, guardian.__file__, str(self._record_path), str(self._users.path), str(log), linger,
                  *replica.command],
@@ -168,7 +168,7 @@ class Keeper:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=os.environ | replica.environment,
-                start_new_session=True,  # its group is the server's, apart from the run's, whatever becomes of that
+                start_new_session=True,  # a process group of its own, which outlives the run's
             )  # fmt: skip
         self.starts += 1
         _reap()
@@ -185,16 +185,16 @@ class Keeper:
             if not is_alive() or now - started > patience:
                 if (record := await self._record()) is not None and record.log == log:
                     await run_to_end(record.end)
-                what = "ended while it started" if now - started <= patience else f"was not ready after {patience:g} s"
-                raise ServerDied(f"the server at {self.replica.url} {what}: {cause_of(log)}; its log is {log}")
+                what = "exited during startup" if now - started <= patience else f"was not ready after {patience:g} s"
+                raise ServerDied(f"the server at {self.replica.url} {what}: {cause_of(log)}; log: {log}")
             if now - news > NEWS_SECONDS:
-                self._say(f"{self.replica.url} is loading, {now - started:.0f} s: {last_line(log)}")
+                self._say(f"{self.replica.url} has been loading for {now - started:.0f} s: {last_line(log)}")
                 news = now
             await asyncio.sleep(POLL_SECONDS)
         self._say(f"{self.replica.url} is ready after {time.monotonic() - started:.0f} s")
 
     async def _record(self) -> ServerRecord | None:
-        """The record of the server; that of one just started is a moment late."""
+        """The record of the server; waits for that of one just started."""
         deadline = time.monotonic() + RECORD_SECONDS
         while (record := read_record(self._record_path)) is None and time.monotonic() < deadline:
             if self._guardian is None or self._guardian.poll() is not None:
@@ -209,14 +209,14 @@ class Keeper:
         return port_is_taken(self.replica.launch.host, self.replica.port)
 
     def _cause(self) -> Cause:
-        """What the newest log says, of this run's server or of the one that an earlier run has left."""
+        """Why the server died, from its log."""
         record = read_record(self._record_path)
         log = record.log if record is not None else self._log
-        return cause_of(log) if log is not None else Cause("", "somebody else had started it, so its log is not known")
+        return cause_of(log) if log is not None else Cause("", "unknown, as somebody else started it")
 
     @asynccontextmanager
     async def _alone_in_starting(self) -> AsyncIterator[None]:
-        """Keeps other runs that want a server on this port from starting one at the same time."""
+        """Prevents other runs from starting a server on this port at the same time."""
         with ExitStack() as held:
             said = False
             while True:
@@ -225,7 +225,7 @@ class Keeper:
                     break
                 except AlreadyLockedError as holder:
                     if not said:
-                        self._say(f"waits for another run ({holder}) that is starting {self.replica.url}")
+                        self._say(f"waiting for another run ({holder}) that is starting {self.replica.url}")
                     said = True
                     await asyncio.sleep(POLL_SECONDS)
             yield
@@ -235,7 +235,7 @@ class Keeper:
 async def kept_servers(
     replicas: Sequence[Replica], log_folder: Path, say: Callable[[str], None]
 ) -> AsyncIterator[list[Keeper]]:
-    """The servers, all answering, for as long as the context lasts."""
+    """Opens all servers and closes them with the context."""
     keepers = [Keeper(replica, log_folder, say) for replica in replicas]
     try:
         try:
@@ -251,7 +251,7 @@ async def kept_servers(
 
 @asynccontextmanager
 async def watching(keepers: Sequence[Keeper], pool: Pool) -> AsyncIterator[None]:
-    """Looks after the servers of a pool while the context lasts."""
+    """Watches and restarts the servers of a pool until the context ends."""
     endpoints = {endpoint.url: endpoint for endpoint in pool.endpoints}
     for keeper in keepers:
         endpoints[keeper.replica.url].kept = True
@@ -261,7 +261,7 @@ async def watching(keepers: Sequence[Keeper], pool: Pool) -> AsyncIterator[None]
     finally:
         for watch in watches:
             watch.cancel()
-        await asyncio.gather(*watches, return_exceptions=True)  # what went wrong in one was told to the pool
+        await asyncio.gather(*watches, return_exceptions=True)  # `watch` reports its errors to the pool
 
 
 @cache
@@ -271,14 +271,14 @@ def _reap_at_exit() -> None:
 
 
 def _reap() -> None:
-    """Forgets the guardians that have ended."""
+    """Forgets the guardians that have exited."""
     _STARTED[:] = [process for process in _STARTED if process.poll() is None]
 
 
 def last_line(log: Path) -> str:
-    """What the server said last."""
+    """The last line of the server's log."""
     try:
         lines = [line for line in log.read_text(errors="replace")[-4000:].splitlines() if line.strip()]
     except OSError as error:
         return f"its log cannot be read ({error.strerror})"
-    return lines[-1].strip()[-200:] if lines else "it has not said anything yet"
+    return lines[-1].strip()[-200:] if lines else "its log is empty"

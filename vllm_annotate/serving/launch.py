@@ -1,4 +1,4 @@
-"""How vLLM is to be started: the settings."""
+"""Settings for starting vLLM."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 LAST_PORT = 65_535
-# In extra_arguments they would disagree with what this project believes, or show a secret to everybody's `ps`.
+# In extra_arguments these would contradict a field, or show a secret in `ps`.
 FIELDS_OF_THEIR_OWN = {
     "--api-key": "api_key of the server",
     "--port": "port",
@@ -14,11 +14,11 @@ FIELDS_OF_THEIR_OWN = {
     "--served-model-name": "model of the server",
     "--data-parallel-size": "data_parallel_size",
 }
-MAX_MODEL_LEN = 8192  # tokens: an image budget of 1280, a long caption and an answer of 1536 fit well
+MAX_MODEL_LEN = 8192  # tokens: fits an image budget of 1280, a long caption and an answer of 1536
 
 
 class Launch(BaseModel):
-    """How vLLM is started on the machine that runs the flow; what is left empty is vLLM's own default."""
+    """How to start vLLM on the machine that runs the flow; empty fields use vLLM's defaults."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,7 +38,7 @@ class Launch(BaseModel):
     )
     max_model_len: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description=f"Tokens of the longest request; empty takes {MAX_MODEL_LEN}, or the model's own limit.",
+        description=f"Tokens of the longest request; empty uses {MAX_MODEL_LEN}, or the model's limit if lower.",
     )
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="Share of each GPU's memory that vLLM may take."
@@ -47,13 +47,13 @@ class Launch(BaseModel):
     host: str = Field(default="127.0.0.1", description="Where it listens; 0.0.0.0 lets other machines in.")
     gpus: list[Annotated[int, Field(ge=0)]] | None = Field(
         default=None,
-        description="Which may be used; empty takes the freest of those that CUDA_VISIBLE_DEVICES leaves.",
+        description="Indices of the GPUs to use; empty uses those in CUDA_VISIBLE_DEVICES with the most free memory.",
     )
     allowed_media_folder: str | None = Field(
         default=None,
-        description="Folder whose images vLLM may read itself: those that need no resizing are then named, not sent.",
+        description="Folder whose images vLLM may read itself: images that need no resizing are sent by path.",
     )
-    trust_remote_code: bool = Field(default=False, description="Whether code that comes with the model may run.")
+    trust_remote_code: bool = Field(default=False, description="Whether to run code that comes with the model.")
     extra_arguments: list[str] = Field(
         default=[],
         description="More arguments of vllm serve, each an entry; they win over those that vllm-annotate sets.",
@@ -78,14 +78,14 @@ class Launch(BaseModel):
         for argument in arguments:
             flag = argument.partition("=")[0]
             if flag in FIELDS_OF_THEIR_OWN:
-                raise ValueError(f"{flag} has a field of its own: {FIELDS_OF_THEIR_OWN[flag]}")
+                raise ValueError(f"{flag} has its own field, {FIELDS_OF_THEIR_OWN[flag]}: set that instead")
         return arguments
 
     @model_validator(mode="after")
     def _ports_for_all(self) -> Self:
         if self.port + self.data_parallel_size - 1 > LAST_PORT:
             raise ValueError(
-                f"port {self.port} and the {self.data_parallel_size - 1} after it pass {LAST_PORT}: set a lower one"
+                f"port {self.port} and the {self.data_parallel_size - 1} after it exceed {LAST_PORT}: set a lower port"
             )
         return self
 
@@ -96,10 +96,10 @@ class Launch(BaseModel):
         return [f"http://{host}:{port}/v1" for port in self.ports()]
 
     def ports(self) -> list[int]:
-        """One a replica."""
+        """One port per replica."""
         return [self.port + replica for replica in range(self.data_parallel_size)]
 
     def served_name(self, model: str | None) -> str:
-        """The name that requests use: the block's, or the last part of the path."""
+        """The name that requests use: `model`, or the last part of the path."""
         path = Path(self.model_path).expanduser()
         return model or (path.resolve() if path.is_dir() else path).name

@@ -1,4 +1,4 @@
-"""Which processes are behind a port of this machine, as far as this user may see them."""
+"""Finds the processes behind a port of this machine, as far as this user can see them."""
 
 import os
 from collections import defaultdict
@@ -9,7 +9,7 @@ LISTENING = "0A"
 
 
 def processes_behind(port: int) -> set[int]:
-    """Those that listen on a TCP port, and all that descend from them; none where nobody can be seen to listen."""
+    """The processes that listen on a TCP port, and their descendants; empty if none are visible."""
     sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     found = {pid for pid in _all_processes() if sockets and _holds(pid, sockets)}
     children: defaultdict[int, list[int]] = defaultdict(list)
@@ -37,14 +37,14 @@ def _listening_inodes(port: int) -> set[str]:
 
 
 def _all_processes() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - a thousand paths for nothing
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - avoids a thousand Path objects
 
 
 def _holds(pid: int, sockets: set[str]) -> bool:
-    with suppress(OSError):  # it has ended, or is another user's
+    with suppress(OSError):  # it exited, or is another user's
         for descriptor in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
             with suppress(OSError):
-                if os.readlink(f"/proc/{pid}/fd/{descriptor}") in sockets:  # noqa: PTH115 - it points to no path
+                if os.readlink(f"/proc/{pid}/fd/{descriptor}") in sockets:  # noqa: PTH115 - the target is not a path
                     return True
     return False
 

@@ -1,4 +1,4 @@
-"""A server's log → why it died, and what to do. The texts are vLLM's, PyTorch's and Hugging Face's own."""
+"""Finds in a server's log why it died, and what to do. The patterns match vLLM, PyTorch and Hugging Face."""
 
 import re
 from dataclasses import dataclass
@@ -6,20 +6,13 @@ from pathlib import Path
 
 READ_BYTES = 400_000  # of the log's end
 LAST_LINES = 4
-NO_ERRORS = (
-    "DEBUG ",
-    "INFO ",
-    "INFO:",
-    "WARNING ",
-    "[W",
-    "W1",
-    "W0",
-)  # they name settings and dangers that sound like causes
+# Lines that look like causes but are not.
+NO_ERRORS = ("DEBUG ", "INFO ", "INFO:", "WARNING ", "[W", "W1", "W0")
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a server died; `line` is the log's own."""
+    """Why a server died; `line` is from its log."""
 
     line: str
     remedy: str
@@ -27,39 +20,39 @@ class Cause:
 
     @property
     def summary(self) -> str:
-        """The log's line, short."""
-        return self.line[:200] or "its log says nothing"
+        """The log line, shortened."""
+        return self.line[:200] or "no cause in its log"
 
     def __str__(self) -> str:
         return f"{self.line[:400]}: {self.remedy}" if self.line else self.remedy
 
 
 LESS_MEMORY = (
-    "lower max_model_len, raise gpu_memory_utilization if the GPU is otherwise free, split over more GPUs, or take a "
+    "lower max_model_len, raise gpu_memory_utilization if the GPU is otherwise free, split over more GPUs, or use a "
     "quantized model"
 )
-# The first that is found counts, wherever it stands: what follows a cause in a log are its consequences.
+# The first pattern that matches any line wins: the list is ordered from causes to consequences.
 KNOWN: list[tuple[str, str]] = [
-    (r"unrecognized arguments?:", "this version of vLLM does not know it: take it out of extra_arguments"),
-    (r"argument \S+: (?:invalid|expected|ignored)", "mend that value in extra_arguments"),
+    (r"unrecognized arguments?:", "this version of vLLM does not know it: remove it from extra_arguments"),
+    (r"argument \S+: (?:invalid|expected|ignored)", "correct that value in extra_arguments"),
     (r"Total number of attention heads .* must be divisible by tensor parallel size",
-     "choose a tensor_parallel_size that divides them, or one replica a GPU (data_parallel_size)"),
+     "choose a tensor_parallel_size that divides them, or one replica per GPU (data_parallel_size)"),
     (r"AssertionError: \d+ is not divisible by \d+",
-     "choose another tensor_parallel_size, or one replica a GPU (data_parallel_size)"),
+     "choose another tensor_parallel_size, or one replica per GPU (data_parallel_size)"),
     (r"World size \(\d+\) is larger than the number of available GPUs|max local gpu count",
-     "lower tensor_parallel_size × pipeline_parallel_size to the GPUs that there are"),
-    (r"Not enough allowed NUMA nodes", "a CPU build takes a NUMA node a part: lower tensor_parallel_size"),
-    (r"is out of bounds for \d+ devices", "lower data_parallel_size to the GPUs that there are"),
+     "lower tensor_parallel_size × pipeline_parallel_size to the number of GPUs"),
+    (r"Not enough allowed NUMA nodes", "a CPU build needs one NUMA node per rank: lower tensor_parallel_size"),
+    (r"is out of bounds for \d+ devices", "lower data_parallel_size to the number of GPUs"),
     (r"Address already in use|error while attempting to bind on address",
-     "another program listens on that port: end it or set another port"),
+     "another program listens on that port: stop it or set another port"),
     (r"User-specified max_model_len .* is greater than the derived",
-     "set max_model_len to at most the model's own limit"),
+     "lower max_model_len to the model's limit"),
     (r"model'?s'? max seq len .*(?:KV cache)", LESS_MEMORY),
     (r"No available memory for the cache blocks", LESS_MEMORY),
     (r"Free memory on device .* is less than desired GPU memory utilization",
-     "end what else uses the GPU (nvidia-smi lists it), or lower gpu_memory_utilization"),
+     "stop other programs that use the GPU (see nvidia-smi), or lower gpu_memory_utilization"),
     (r"Error in memory profiling",
-     "something else took or freed the GPU's memory during the start: end it, or start again"),
+     "another program took or freed GPU memory during startup: stop it, or start again"),
     (r"CUDA out of memory|OutOfMemoryError|not enough GPU memory|CUDA error: out of memory", LESS_MEMORY),
     (r"Insufficient space in /dev/shm|No space left on device.*shm|Bus error",
      "give the container more shared memory (--shm-size or --ipc=host)"),
@@ -69,42 +62,42 @@ KNOWN: list[tuple[str, str]] = [
     (r"No CUDA GPUs are available|Found no NVIDIA driver|Failed to infer device type|libcuda\.so\.1: cannot open",
      "no GPU is visible: check nvidia-smi, the container's --gpus, and gpus"),
     (r"no kernel image is available|is not compatible with the current PyTorch installation",
-     "this vLLM is not built for that GPU: install another version"),
+     "this vLLM is not built for that GPU: install a version that is"),
     (r"Bfloat16 is only supported on GPUs", 'add "--dtype", "half" to extra_arguments'),
     (r"Cannot find the config file for \w+",
-     "the model is not quantized that way: leave quantization empty, or take the model's quantized version"),
+     "the model is not quantized that way: leave quantization empty, or use the model's quantized version"),
     (r"Quantization method specified in the model config .* does not match", "leave quantization empty"),
     (r"(?:Unknown|Invalid) quantization method", "leave quantization empty: the model's config.json names its own"),
     (r"quantization method \S+ is not supported for the current GPU|is not supported for quantization method",
-     "take another quantization of the model, or a newer GPU"),
+     "use another quantization of the model, or a newer GPU"),
     (r"not aligned with the quantized weight shape|not divisible by +(?:group_size|min_thread)",
-     "the quantization's groups cannot be split so: choose a smaller tensor_parallel_size or replicas"),
+     "the quantization's groups cannot be split this way: choose a smaller tensor_parallel_size or replicas"),
     (r"contains custom code which must be executed|If the (?:model|tokenizer) is a custom",
-     "the model brings code of its own: set trust_remote_code if you trust who made it"),
+     "the model comes with its own code: set trust_remote_code if you trust its author"),
     (r"gated repo", "accept the model's licence on Hugging Face and set HF_TOKEN in environment"),
     (r"offline mode is enabled|outgoing traffic has been disabled|couldn't connect to 'https://huggingface|"
      r"(?:Repo id must|HFValidationError|Invalid repository ID or local directory|not a valid model identifier)",
-     "no such folder, and no such model that can be downloaded from here: check model_path"),
+     "the folder does not exist and the model cannot be downloaded: check model_path"),
     (r"does not appear to have a file named|Cannot find any model weights|were not initialized from checkpoint|"
      r"SafetensorError|HeaderTooLarge|There is no module or parameter named",
-     "files of the model are missing or broken: download it again"),
+     "model files are missing or corrupt: download the model again"),
     (r"Can't load tokenizer|Couldn't instantiate the backend tokenizer",
-     "files of the tokenizer are missing: download it again"),
+     "tokenizer files are missing: download the model again"),
     (r"architectures? .* (?:is|are) not supported|does not recognize this architecture|failed to be inspected",
      "this version of vLLM does not know the model: install a newer one"),
     (r"Pipeline parallelism is not supported for this model", "set pipeline_parallel_size to 1"),
     (r"NCCL error|DistBackendError",
-     "the GPUs cannot talk to each other: try one replica a GPU, or NCCL_P2P_DISABLE=1 in environment"),
+     "the GPUs cannot communicate: try one replica per GPU, or NCCL_P2P_DISABLE=1 in environment"),
     (r"undefined symbol|ImportError|ModuleNotFoundError",
-     "the installation of vLLM is broken: install it anew, in an environment of its own"),
+     "the vLLM installation is broken: reinstall it in its own environment"),
     (r"Worker proc .* died unexpectedly|Engine core proc .* died unexpectedly|EngineDeadError|EngineCore encountered",
-     "a process of the server was killed, perhaps for memory (see dmesg)"),
+     "a server process was killed, perhaps because memory ran out (see dmesg)"),
 ]  # fmt: skip
 MEMORY = re.compile(r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory|not enough GPU memory")
 
 
 def cause_of(log: Path) -> Cause:
-    """What the log says of the server's end; its last lines where no known cause is in it."""
+    """The cause in a log; its last lines if no known cause is found."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - READ_BYTES))
@@ -115,7 +108,7 @@ def cause_of(log: Path) -> Cause:
 
 
 def cause_in(text: str) -> Cause:
-    """See `cause_of`."""
+    """The cause in the text of a log."""
     lines = [line for line in map(_plain, text.splitlines()) if line and not line.startswith(NO_ERRORS)]
     lines = [re.sub(r"^(?:ERROR|CRITICAL) [\d-]+ [\d:.]+ \[[^\]]*\]\s*", "", line).strip() for line in lines]
     for pattern, remedy in KNOWN:
@@ -123,10 +116,10 @@ def cause_in(text: str) -> Cause:
             if re.search(pattern, line):
                 return Cause(line, remedy, is_memory=MEMORY.search(line) is not None)
     last = " | ".join(line[:300] for line in lines[-LAST_LINES:])
-    return Cause(last, "no known cause, see the log") if last else Cause("", "it ended without a word")
+    return Cause(last, "no known cause; see the log") if last else Cause("", "exited without an error message")
 
 
 def _plain(line: str) -> str:
-    """A log line without colours and process names."""
+    """A log line without colours and process prefixes."""
     line = re.sub(r"\x1b\[[0-9;]*m", "", line)
     return re.sub(r"^\(\w+(?: \w+)*(?: pid=\d+)?\)\s*", "", line.strip()).strip()

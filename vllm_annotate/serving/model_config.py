@@ -1,7 +1,7 @@
-"""A model folder's config.json → the numbers that decide how it can be split and what it needs.
+"""Reads from a model's config.json how it can be split and how much memory it needs.
 
-Text fields lie at the top (Qwen2.5-VL), in `text_config` (Qwen3-VL, GLM, Kimi), `llm_config` (InternVL) or
-`language_config` (DeepSeek-VL2). Quantized checkpoints often leave the vision tower's fields out.
+Text fields are at the top (Qwen2.5-VL), in `text_config` (Qwen3-VL, GLM, Kimi), `llm_config` (InternVL) or
+`language_config` (DeepSeek-VL2). Quantized checkpoints often omit the vision tower's fields.
 """
 
 import os
@@ -14,7 +14,7 @@ from vllm_annotate.storage.json_text import json_object
 
 GIB = 2**30
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
-# What transformers fills in where config.json is silent: depth, width, heads and inner width of the vision tower.
+# transformers' defaults for the vision tower: depth, width, heads, inner width.
 VISION_TOWERS = {
     "qwen2_vl": (32, 1280, 16, 5120),
     "qwen2_5_vl": (32, 1280, 16, 3420),
@@ -30,7 +30,7 @@ QUANTIZED_BITS = {"awq": 4, "awq_marlin": 4, "gptq": 4, "gptq_marlin": 4, "fp8":
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What matters of a model for splitting and sizing it."""
+    """The properties of a model that decide its splits and memory."""
 
     name: str
     layers: int
@@ -42,21 +42,21 @@ class ModelConfig:
     vision_intermediate_size: int
     max_model_len: int | None
     quantization: str | None
-    group_size: int | None  # of a quantization by groups
+    group_size: int | None  # of a group-wise quantization
     weight_bytes: int
     kv_bytes_per_token: int  # over all layers and heads, 16-bit
 
 
 def find_config(model_path: str) -> Path | None:
-    """The config.json of a model folder, or of a model that the Hugging Face cache holds; None for one it does not."""
+    """The config.json of a model folder, or of a model in the Hugging Face cache; None if it is not cached."""
     folder = Path(model_path).expanduser()
     if folder.is_dir():
         config = folder / "config.json"
         if not config.is_file():
-            raise UsageError(f"{folder} holds no config.json: name the folder that a model was downloaded to")
+            raise UsageError(f"{folder} has no config.json: set model_path to the folder of a downloaded model")
         return config
     if model_path.startswith(("/", ".", "~")) or model_path.count("/") != 1:
-        raise UsageError(f"there is no model folder {model_path}{_neighbours(folder)}")
+        raise UsageError(f"model folder {model_path} does not exist{_neighbours(folder)}")
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
     snapshots = hub / f"models--{model_path.replace('/', '--')}" / "snapshots"
@@ -65,23 +65,23 @@ def find_config(model_path: str) -> Path | None:
 
 
 def _neighbours(folder: Path) -> str:
-    """What the user may have meant."""
+    """What the user may have meant, as the end of a sentence."""
     parent = folder.parent
     if not parent.is_dir():
-        return f", nor {parent}: check the path"
+        return f", nor does {parent}: check the path"
     models = sorted(config.parent.name for config in parent.glob("*/config.json"))
-    return f": {parent} holds " + (", ".join(models[:8]) if models else "no model")
+    return f": {parent} has " + (", ".join(models[:8]) if models else "no models")
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Reads config.json and the sizes of the weights beside it.
+    """Reads config.json and the sizes of the weight files beside it.
 
-    Raises UsageError where it is no JSON object, ValueError where it does not say enough: some models leave to
-    transformers what all of their kind have in common.
+    Raises UsageError if it is not a JSON object, ValueError if fields are missing: some models rely on transformers'
+    defaults.
     """
     whole = json_object(path.read_bytes())
     if whole is None:
-        raise UsageError(f"{path} is no JSON object: download the model again")
+        raise UsageError(f"{path} is not a JSON object: download the model again")
     fields = whole | next((_section(whole, name) for name in TEXT_SECTIONS if _section(whole, name)), {})
     heads = _count(fields, "num_attention_heads")
     kv_heads = _count(fields, "num_key_value_heads", heads)
@@ -111,12 +111,12 @@ def _section(fields: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _count(fields: dict[str, Any], name: str, default: int | None = None) -> int:
-    """A whole number above 0; `default` where it is absent, null, 0 or -1 (which mean none). Raises ValueError."""
+    """A positive integer; `default` if it is absent, null, 0 or -1. Raises ValueError."""
     value = fields.get(name)
     if value in (None, 0, -1) and default is not None:
         return default
     if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r:.40}, no whole number above 0")
+        raise ValueError(f"{name} is {value!r:.40}, not a positive integer")
     return value
 
 
@@ -127,7 +127,7 @@ def _vision_tower(whole: dict[str, Any]) -> tuple[int, int, int, int]:
     if not vision:
         return depth, width, heads, inner
     depth = _count(vision, "depth", _count(vision, "num_hidden_layers", depth))
-    # Qwen2-VL calls the width embed_dim, and the width of what it hands on hidden_size.
+    # Qwen2-VL calls the width embed_dim; its hidden_size is the output width.
     width = _count(vision, "embed_dim", width or _count(vision, "hidden_size", 0))
     heads = _count(vision, "num_heads", _count(vision, "num_attention_heads", heads))
     return depth, width, heads, _count(vision, "intermediate_size", inner or 4 * width)
@@ -135,13 +135,13 @@ def _vision_tower(whole: dict[str, Any]) -> tuple[int, int, int, int]:
 
 def _kv_bytes_per_token(fields: dict[str, Any], kv_heads: int, head_dim: int) -> int:
     layers, latent = _count(fields, "num_hidden_layers"), _count(fields, "kv_lora_rank", 0)
-    if latent:  # multi-head latent attention keeps one vector for all heads
+    if latent:  # multi-head latent attention caches one vector for all heads
         return layers * (latent + _count(fields, "qk_rope_head_dim", 0)) * 2
     return 2 * layers * kv_heads * head_dim * 2
 
 
 def _weight_files_bytes(folder: Path) -> int:
-    """The bytes of the checkpoint; 0 where there is none yet."""
+    """The size of the checkpoint; 0 if it is not downloaded yet."""
     for pattern in ("model*.safetensors", "*.safetensors", "*.bin", "*.gguf"):
         if sizes := [file.stat().st_size for file in folder.glob(pattern)]:
             return sum(sizes)
@@ -149,7 +149,7 @@ def _weight_files_bytes(folder: Path) -> int:
 
 
 def _estimated_bytes(fields: dict[str, Any], quantization: dict[str, Any], vision: tuple[int, int, int, int]) -> int:
-    """The checkpoint's size by its config: linear layers as quantized, embeddings and vision tower in 16 bits."""
+    """The checkpoint's size from its config: linear layers as quantized, embeddings and vision tower in 16 bits."""
     hidden, heads = _count(fields, "hidden_size"), _count(fields, "num_attention_heads")
     head_dim = _count(fields, "head_dim", hidden // heads)
     attention = 2 * hidden * head_dim * (heads + _count(fields, "num_key_value_heads", heads))

@@ -1,4 +1,4 @@
-"""What can be known before the minutes-long start: whether it will fail, why, and what would work here instead."""
+"""Checks before the slow start of vLLM whether it will fail, why, and what would work instead."""
 
 import os
 import shlex
@@ -16,13 +16,13 @@ from vllm_annotate.serving.model_config import GIB, ModelConfig, find_config, re
 from vllm_annotate.serving.probe import port_is_taken, port_is_taken_by, served_models
 from vllm_annotate.serving.record import read_record, record_path
 
-FROM_CHECKPOINT = ("awq", "gptq", "compressed-tensors")  # what only the files of a model can bring
+FROM_CHECKPOINT = ("awq", "gptq", "compressed-tensors")  # need quantized weight files
 HIDDEN_VARIABLES = ("PATH", "VLLM_API_KEY")
 
 
 @dataclass(frozen=True)
 class Replica:
-    """One server to be started."""
+    """One server to start."""
 
     launch: Launch
     url: str  # base URL, with /v1
@@ -30,18 +30,18 @@ class Replica:
     model: str  # its name in requests
     api_key: str
     command: list[str]
-    environment: dict[str, str]  # beside that of this process
+    environment: dict[str, str]  # in addition to this process's
 
 
 @dataclass
 class Preflight:
-    """What was found; the servers may start if there are no problems."""
+    """The findings; the servers can start if there are no problems."""
 
     launch: Launch
     model_name: str
     api_key: str
     allowed_gpus: Sequence[Gpu] = ()
-    gpus: Sequence[Gpu] = ()  # those of them that will be used
+    gpus: Sequence[Gpu] = ()  # the ones to use
     model: ModelConfig | None = None
     max_model_len: int = MAX_MODEL_LEN
     replicas: list[Replica] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Preflight:
 
     @property
     def split(self) -> Split:
-        """How the model is to be spread."""
+        """How the launch splits the model."""
         launch = self.launch
         return Split(launch.tensor_parallel_size, launch.pipeline_parallel_size, launch.data_parallel_size)
 
@@ -60,10 +60,10 @@ class Preflight:
             raise UsageError("; ".join(self.problems))
 
     def text(self) -> str:
-        """For people: what was found, and the command lines."""
+        """A report for the terminal: findings and command lines."""
         lines = [*self.notes, *(f"PROBLEM: {problem}" for problem in self.problems)]
         for replica in [] if self.problems else self.replicas:
-            own = self.launch.environment  # may hold a token
+            own = self.launch.environment  # may contain secrets
             shown = {name: value for name, value in replica.environment.items() if name not in HIDDEN_VARIABLES}
             settings = [f"{name}={'…' if name in own else shlex.quote(value)}" for name, value in shown.items()]
             lines += ["", f"# {replica.model} at {replica.url}", " ".join([*settings, shlex.join(replica.command)])]
@@ -73,21 +73,21 @@ class Preflight:
 def preflight(
     launch: Launch, model_name: str | None, api_key: str, assumed_gpus: Sequence[Gpu] | None = None
 ) -> Preflight:
-    """Looks at everything that decides whether the servers will start; with `assumed_gpus` for another machine."""
+    """Checks everything that decides whether the servers will start; `assumed_gpus` are another machine's."""
     found = Preflight(launch, launch.served_name(model_name), api_key)
     if sys.platform != "linux":
-        found.problems.append("vLLM is started on Linux only: start it elsewhere and name it under endpoints")
+        found.problems.append("vLLM can only be started on Linux: start it elsewhere and add its URL to endpoints")
     _find_model(found)
     _find_gpus(found, assumed_gpus)
     _plan_replicas(found)
     running = 0 if assumed_gpus is not None else _check_ports(found)
     if running < launch.data_parallel_size:
         _check_fit(found)
-        if assumed_gpus is None and not running:  # what runs holds memory that is not for us to ask for
+        if assumed_gpus is None and not running:  # running replicas already hold their memory
             _check_free_memory(found)
     folder = launch.allowed_media_folder
     if folder is not None and not Path(folder).is_dir():
-        found.problems.append(f"allowed_media_folder {folder} is no folder: name the one with the images")
+        found.problems.append(f"allowed_media_folder {folder} is not a folder: set it to the folder with the images")
     return found
 
 
@@ -97,11 +97,11 @@ def _find_model(found: Preflight) -> None:
         path = find_config(launch.model_path)
         found.model = read_config(path) if path is not None else None
         if path is None:
-            found.notes.append(f"{launch.model_path} is not on this machine: vLLM will download it, nothing is checked")
+            found.notes.append(f"{launch.model_path} is not on this machine: vLLM will download it, unchecked")
     except (UsageError, OSError) as error:
         found.problems.append(str(error))
     except ValueError as error:
-        found.notes.append(f"the model's config.json leaves out what the checks need ({error}): nothing is checked")
+        found.notes.append(f"the model's config.json lacks fields ({error}): its fit is not checked")
     if found.model is None:
         found.max_model_len = launch.max_model_len or MAX_MODEL_LEN
         return
@@ -109,7 +109,7 @@ def _find_model(found: Preflight) -> None:
     limit = found.model.max_model_len
     if limit is not None and launch.max_model_len is not None and launch.max_model_len > limit:
         found.problems.append(
-            f"max_model_len {launch.max_model_len} is more than the model's own {limit}: set at most that"
+            f"max_model_len {launch.max_model_len} exceeds the model's limit of {limit}: lower it to that"
         )
     found.max_model_len = launch.max_model_len or min(MAX_MODEL_LEN, limit or MAX_MODEL_LEN)
 
@@ -120,24 +120,24 @@ def _check_quantization(found: Preflight, model: ModelConfig) -> None:
         return
     if there is None and wanted.startswith(FROM_CHECKPOINT):
         found.problems.append(
-            f"quantization {wanted}, but {model.name} is not quantized: leave it empty, or take its {wanted} version"
+            f"quantization is {wanted}, but {model.name} is not quantized: leave it empty, or use its {wanted} version"
         )
     elif there is not None and not (wanted.startswith(there) or there in wanted):
-        found.problems.append(f"quantization {wanted}, but {model.name} is quantized as {there}: leave it empty")
+        found.problems.append(f"quantization is {wanted}, but {model.name} is quantized with {there}: leave it empty")
 
 
 def _find_gpus(found: Preflight, assumed: Sequence[Gpu] | None) -> None:
-    """Finds the cards that may be used, and chooses those that will be: with more than needed, the freest."""
+    """Finds the GPUs that may be used and chooses those with the most free memory."""
     gpus, why_none = find_gpus() if assumed is None else (list(assumed), "")
     wanted = found.launch.gpus if found.launch.gpus is not None or assumed is not None else visible_gpus()
     if wanted is not None and (missing := sorted(set(wanted) - {gpu.index for gpu in gpus})):
         there = ", ".join(str(gpu.index) for gpu in gpus) or f"none ({why_none})"
         found.problems.append(
-            f"GPU {', '.join(map(str, missing))} is not there, this machine has {there}: set gpus to these"
+            f"GPU {', '.join(map(str, missing))} does not exist; this machine has {there}: set gpus to these"
         )
     if not gpus:
         found.notes.append(
-            f"no NVIDIA GPU is visible ({why_none}): only a vLLM built for something else can start here"
+            f"no NVIDIA GPU is visible ({why_none}): only a vLLM built for other hardware can start here"
         )
     found.allowed_gpus = [gpu for gpu in gpus if wanted is None or gpu.index in wanted]
     freest = sorted(found.allowed_gpus, key=lambda gpu: -gpu.free)[: found.split.gpus]
@@ -146,13 +146,13 @@ def _find_gpus(found: Preflight, assumed: Sequence[Gpu] | None) -> None:
 
 
 def visible_gpus() -> list[int] | None:
-    """What CUDA_VISIBLE_DEVICES leaves to this process, as a scheduler sets it; None for all."""
+    """The indices in CUDA_VISIBLE_DEVICES; None for all."""
     indices = [index.strip() for index in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     return [int(index) for index in indices] if all(index.isdecimal() for index in indices) else None
 
 
 def _check_ports(found: Preflight) -> int:
-    """How many replicas run already, of ours or of somebody else. What else sits on a port is a problem."""
+    """Counts the replicas that run already; records a problem for anything else on their ports."""
     running = 0
     for replica in found.replicas:
         models, record = served_models(replica.url, found.api_key), read_record(record_path(replica.port))
@@ -160,7 +160,7 @@ def _check_ports(found: Preflight) -> int:
             found.notes.append(f"{replica.url} already serves {found.model_name}: it will be used")
             running += 1
         elif record is not None:
-            found.notes.append(f"port {replica.port} has a server that an earlier run has left (process {record.pid})")
+            found.notes.append(f"port {replica.port} has a server of an earlier run (process {record.pid})")
             running += 1
         elif models is not None or port_is_taken(found.launch.host, replica.port):
             found.problems.append(port_is_taken_by(found.launch.host, replica.port, models))
@@ -172,14 +172,14 @@ def _check_fit(found: Preflight) -> None:
     utilization = launch.gpu_memory_utilization
     problems = split_problems(model, split) if model is not None else []
     if allowed and not problems and split.gpus > len(allowed):
-        problems = [f"{split} takes {split.gpus} GPUs of {len(allowed)}"]
+        problems = [f"{split} needs {split.gpus} GPUs and {len(allowed)} are available"]
     if allowed and not problems and model is not None:
         needed = need(model, split, found.max_model_len, found.gpus, utilization)
         found.notes.append(f"each GPU needs about {needed}")
         if not needed.fits:
             problems = [f"{model.name} does not fit as {split}: {needed}"]
         elif needed.is_tight:
-            found.notes.append("that is tight: should it fail, lower max_model_len or split over more GPUs")
+            found.notes.append("that is tight: if it fails, lower max_model_len or split over more GPUs")
     if not problems:
         return
     if model is None:
@@ -199,8 +199,8 @@ def _check_free_memory(found: Preflight) -> None:
     for gpu in found.gpus:
         if gpu.free < share * gpu.memory:
             found.problems.append(
-                f"GPU {gpu.index} has only {gpu.free / GIB:.1f} of {gpu.memory / GIB:.1f} GiB free and vLLM would take "
-                f"{share:.0%}: end what uses it (see nvidia-smi), choose other gpus, or lower gpu_memory_utilization"
+                f"GPU {gpu.index} has only {gpu.free / GIB:.1f} of {gpu.memory / GIB:.1f} GiB free and vLLM would use "
+                f"{share:.0%}: stop what uses it (see nvidia-smi), choose other gpus, or lower gpu_memory_utilization"
             )
 
 

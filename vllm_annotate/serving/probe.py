@@ -1,4 +1,4 @@
-"""What is on a port: nobody, some program, or a server of which models."""
+"""Finds out what listens on a port: nothing, some program, or a server and its models."""
 
 import http.client
 import json
@@ -7,13 +7,13 @@ import urllib.error
 import urllib.request
 
 TIMEOUT_SECONDS = 5
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # servers of one's own are behind no proxy
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # local servers need no proxy
 
 
 def served_models(url: str, api_key: str = "") -> list[str] | None:
-    """Names of the models that the base URL serves; empty when it is no such server; None when nothing answers.
+    """Names of the models that the base URL serves; empty if it is not such a server; None if nothing answers.
 
-    A server that is still loading does not listen yet; one whose engine has died answers /health with an error.
+    While a server loads it does not listen; if its engine died, /health returns an error.
     """
     try:
         root = url.removesuffix("/v1")
@@ -32,7 +32,7 @@ def served_models(url: str, api_key: str = "") -> list[str] | None:
 
 
 def port_is_taken(host: str, port: int) -> bool:
-    """Whether a server could not listen there."""
+    """Whether the port is in use."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -43,11 +43,11 @@ def port_is_taken(host: str, port: int) -> bool:
 
 
 def free_port_after(host: str, port: int) -> int | None:
-    """The next port that is free."""
+    """The next free port."""
     return next((one for one in range(port + 1, min(port + 100, 65_536)) if not port_is_taken(host, one)), None)
 
 
 def port_is_taken_by(host: str, port: int, models: list[str] | None) -> str:
-    """In words, what is on a taken port, given what it serves, and which port to take instead."""
-    what = f"a server of {', '.join(models)}" if models else "another program, or a server that refuses our key"
-    return f"port {port} is taken by {what}: set port to a free one, such as {free_port_after(host, port)}"
+    """The message for a port in use, with a free one."""
+    what = f"a server of {', '.join(models)}" if models else "another program, or a server that refuses the API key"
+    return f"port {port} is in use by {what}: set port to a free one, such as {free_port_after(host, port)}"

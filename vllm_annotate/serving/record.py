@@ -1,6 +1,6 @@
-"""What is known on this machine of the servers that runs have started: who leads them, and who uses them.
+"""Records the servers that runs have started on this machine, and the runs that use them.
 
-A file a port in the user's state folder outlives every run, so that a server left by a killed one is found again.
+One file per port in the user's state folder, so that later runs find a server left by a killed run.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ KILL_SECONDS = 10
 
 
 def record_path(port: int) -> Path:
-    """Where the record of the server on a port lies; folders made. Home folders can be shared between machines."""
+    """The path of the record for a port; creates its folder. Home folders can be shared between machines."""
     folder = state_folder() / "servers"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{socket.gethostname()}-{port}.json"
@@ -28,32 +28,32 @@ def record_path(port: int) -> Path:
 
 @dataclass(frozen=True)
 class ServerRecord:
-    """A server that a run has started: its guardian, which leads its process group."""
+    """A server that a run has started; `pid` is its guardian, which leads its process group."""
 
     pid: int
-    boot: str  # the machine's, since which
-    started: int  # clock ticks since boot: a process of the same number is another one
+    boot: str  # boot id of the machine
+    started: int  # clock ticks since boot; tells a process from a later one with the same pid
     command: list[str]
     keep: bool
     log: Path
 
     @property
     def is_alive(self) -> bool:
-        """Whether the guardian runs, and with it the server."""
+        """Whether the guardian, and so the server, runs."""
         return self.boot == boot_id() and start_ticks(self.pid) == self.started
 
     @property
     def group(self) -> list[int]:
-        """The processes of the server. When the guardian was killed they go on without it."""
+        """The processes of the server. They survive a killed guardian."""
         if self.is_alive:
             return [pid for pid, group in process_groups() if group == self.pid]
         if self.boot != boot_id() or start_ticks(self.pid) is not None:
-            return []  # the number is another process's by now
-        # A group can even have the number of one that is long gone: only what calls itself vLLM is taken for ours.
+            return []  # the pid is another process's by now
+        # The group id may be reused too: count only processes of vLLM.
         return [pid for pid, group in process_groups() if group == self.pid and b"vllm" in _command(pid).lower()]
 
     def end(self) -> None:
-        """Stops the server, with patience for its last requests; returns when no process of it is left."""
+        """Stops the server after its last requests; returns once all its processes are gone."""
         if self.is_alive:
             kill(self.pid, signal.SIGTERM)
             self._wait(TERMINATE_SECONDS + KILL_SECONDS)
@@ -68,7 +68,7 @@ class ServerRecord:
 
 
 def read_record(path: Path) -> ServerRecord | None:
-    """The record of a server of which at least one process is left."""
+    """The record of a server, if at least one of its processes exists."""
     try:
         fields = json_object(path.read_bytes()) or {}
         record = ServerRecord(
@@ -85,21 +85,21 @@ def read_record(path: Path) -> ServerRecord | None:
 
 
 class Users:
-    """A share in a server's users file: while any is held, the guardian leaves the server alone."""
+    """A share in a server's users file: while a run holds one, the guardian does not stop the server."""
 
     def __init__(self, record: Path) -> None:
         self.path = record.with_suffix(".users")
         self._file = self.path.open("a")
 
     def try_share(self) -> bool:
-        """Takes a share; False while the guardian is just ending the server."""
+        """Takes a share; False while the guardian is stopping the server."""
         return self._lock(fcntl.LOCK_SH)
 
     def try_alone(self) -> bool:
-        """Takes the file for itself; False, with the share it had, while somebody else has one."""
+        """Takes the file exclusively; returns False and holds only its share if another run has one."""
         if self._lock(fcntl.LOCK_EX):
             return True
-        self._lock(fcntl.LOCK_SH)  # a failed change of a lock loses the old one
+        self._lock(fcntl.LOCK_SH)  # a failed upgrade drops the old lock
         return False
 
     def _lock(self, kind: int) -> bool:
