@@ -1,4 +1,4 @@
-"""What held a run back: by hand-made looks, and on stand-ins that are held back in a known way."""
+"""Bottlenecks: of constructed samples, and of stand-ins with a known one."""
 
 import asyncio
 import os
@@ -53,7 +53,7 @@ FULL: dict[str, Any] = {
         ({"running": None, "waiting": None}, "not_seen"),
     ],
 )
-def test_each_place_that_can_hold_back_is_told_from_the_others(changed: dict[str, Any], kind: Kind) -> None:
+def test_each_bottleneck_is_recognized(changed: dict[str, Any], kind: Kind) -> None:
     assert what_holds_back(RunSample(**{**FULL, **changed})) == kind
 
 
@@ -65,9 +65,9 @@ def verdict(*looks: tuple[int, dict[str, Any]]) -> Verdict:
     return bottleneck.verdict()
 
 
-def test_the_advice_says_what_was_seen_and_what_to_change() -> None:
+def test_the_advice_has_measurements_and_a_remedy() -> None:
     found = verdict((20, {"gpu_utilisation": 45}))
-    assert found.advice == "GPU 45 %, waiting 0, in flight 64 = limit: raise max_concurrency, or leave it at auto"
+    assert found.advice == "GPU 45 %, waiting 0, in flight 64 = the limit: raise max_concurrency, or set it to auto"
     assert "raise --max-num-seqs" in verdict((9, {"running": 32, "waiting": 32})).advice
     assert verdict((9, {"endpoints": 3, "up": 2})).evidence.startswith("2.0 of 3 servers up; ")
 
@@ -77,15 +77,15 @@ def test_the_advice_says_what_was_seen_and_what_to_change() -> None:
     [
         ({"client_cores": 7.6}, "all 8 cores are busy"),
         ({"client_cores": 1.0}, "one core is full"),
-        ({"client_cores": 0.2, "prepare_seconds": 0.9}, "the disk or the network share is slow"),
+        ({"client_cores": 0.2, "prepare_seconds": 0.9}, "the disk or network is slow"),
         ({"client_cores": 0.2, "preparing": 0}, "raise chunk_size"),
     ],
 )
-def test_a_slow_client_is_told_why(changed: dict[str, Any], words: str) -> None:
+def test_the_advice_for_a_slow_client_has_the_reason(changed: dict[str, Any], words: str) -> None:
     assert words in verdict((5, {"ready": 0, "in_flight": 9, "running": 9, **changed})).advice
 
 
-def test_what_held_back_longest_counts_and_the_beginning_and_the_end_do_not() -> None:
+def test_the_longest_bottleneck_counts_and_start_and_end_do_not() -> None:
     found = verdict((30, {"automatic": True, "climbing": True}), (12, {"running": 12}), (5, {}), (3, {"up": 0}))
     assert found.kind == "front_end"
     assert found.shares == {"climbing": 0.6, "front_end": 0.24, "max_concurrency": 0.1, "server_away": 0.06}
@@ -94,7 +94,7 @@ def test_what_held_back_longest_counts_and_the_beginning_and_the_end_do_not() ->
 
 @dataclass(frozen=True)
 class Case:
-    """A stand-in that is held back in a known way; its rate stays far below what two cores can send and answer."""
+    """A stand-in with a known bottleneck; its rate stays far below what two cores can handle."""
 
     kind: Kind
     options: str  # of the stand-in
@@ -105,7 +105,7 @@ class Case:
 
 
 LARGE = (4000, 3000)
-# Those of a group run side by side; those of a busy client need the machine for themselves.
+# A group runs in parallel; a busy client needs the machine alone.
 CASES = [
     [Case("client", "--slots 256 --prefill-seconds 0.01", size=LARGE)],
     [Case("client", "--slots 256 --prefill-seconds 0.01", "auto", size=LARGE)],
@@ -137,7 +137,7 @@ async def found_in(case: Case, job: Job) -> Verdict:
 
 
 @pytest.mark.alone
-async def test_stand_ins_that_are_held_back_in_a_known_way_are_told_apart_in_nine_of_ten_cases(tmp_path: Path) -> None:
+async def test_known_bottlenecks_of_stand_ins_are_recognized_in_nine_of_ten_cases(tmp_path: Path) -> None:
     wrong = []
     for number, group in enumerate(CASES):
         jobs = [job_of_one_image(tmp_path / f"{number}-{place}", case) for place, case in enumerate(group)]

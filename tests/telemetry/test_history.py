@@ -1,4 +1,4 @@
-"""Histories are bounded, and what they say stays true."""
+"""Histories are bounded and exact."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Real NVML calls: through the real binding, into a library of two cards that is compiled here, or the driver's own."""
+"""Real NVML calls through the real binding, to a compiled fake with two GPUs or to the driver's library."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def report_of(job: Job) -> dict[str, dict[str, dict[str, float | None]]]:
     return report
 
 
-def test_a_run_tells_what_the_cards_tell_and_goes_on_when_one_is_lost(make_job, prefect_api, two_cards) -> None:  # type: ignore[no-untyped-def]
+def test_a_run_records_the_gpus_and_continues_when_one_is_lost(make_job, prefect_api, two_cards) -> None:  # type: ignore[no-untyped-def]
     job, lost = make_job(140), two_cards / "lost"
     with StandIn.started(*SLOW) as server:
         process = job.start(
@@ -45,7 +45,7 @@ def test_a_run_tells_what_the_cards_tell_and_goes_on_when_one_is_lost(make_job, 
         _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "GPU 1 (Fake B) is lost: GPU is lost" in err
-    assert "which GPUs the servers use cannot be told" in err
+    assert "cannot tell which GPUs the servers use" in err
     telemetry = report_of(job)
     first, second = telemetry["gpus"]["0 Fake A"], telemetry["gpus"]["1 Fake B"]
     assert (first["utilisation_mean"], second["utilisation_mean"]) == (90, 40)
@@ -55,7 +55,7 @@ def test_a_run_tells_what_the_cards_tell_and_goes_on_when_one_is_lost(make_job, 
     assert first["energy_wh"] is not None
     assert second["energy_wh"] is None
     seen = [float(gpu["last_seen_second"] or 0) for gpu in (first, second)]
-    assert seen[1] < seen[0] - 2, "the lost card has an end, the other goes on"
+    assert seen[1] < seen[0] - 2, "the lost GPU's samples end, the other's continue"
     samples = pl.read_parquet(job.work / "telemetry" / "*.parquet")
     assert set(samples["subject"]) == {"gpu", "server", "client"}
     assert samples.filter(name="0 Fake A")["power_watts"].unique().to_list() == [300]
@@ -64,7 +64,7 @@ def test_a_run_tells_what_the_cards_tell_and_goes_on_when_one_is_lost(make_job, 
     assert 8 < answered < 20
 
 
-def test_only_the_cards_that_the_server_uses_are_read(make_job, prefect_api, two_cards) -> None:  # type: ignore[no-untyped-def]
+def test_only_the_gpus_that_the_server_uses_are_read(make_job, prefect_api, two_cards) -> None:  # type: ignore[no-untyped-def]
     job = make_job(20)
     with StandIn.started(*SLOW) as server:
         ran = job.run(server.url, LD_LIBRARY_PATH=str(two_cards), FAKE_NVML_PID_1=str(server.pid), FAKE_NVML_PID="1")
@@ -73,22 +73,22 @@ def test_only_the_cards_that_the_server_uses_are_read(make_job, prefect_api, two
     assert not report_of(job)["missing"]
 
 
-def test_no_nvml_and_a_server_on_another_machine_are_said_and_nothing_more() -> None:
+def test_missing_nvml_and_remote_servers_are_noted() -> None:
     watch = GpuWatch(WhichGpus(remote=["http://gpu7:8000/v1"]))
     watch.start()
     watch.stop()
-    assert watch.notes == ["the GPUs of http://gpu7:8000/v1 are on other machines: not seen from here"]
+    assert watch.notes == ["the GPUs of http://gpu7:8000/v1 are on other machines and cannot be read from here"]
     assert not watch.readings
 
 
-def test_the_drivers_own_library_is_read_where_there_is_one() -> None:
+def test_the_drivers_library_is_read_if_there_is_one() -> None:
     watch = GpuWatch(WhichGpus(ports=[os.getpid() % 1000 + 1]))
     watch.start()
     deadline = time.monotonic() + 30
     while not watch.readings and time.monotonic() < deadline and not any("NVIDIA" in note for note in watch.notes):
         time.sleep(0.1)
     if not watch.readings:
-        assert any("no NVIDIA GPU can be read on this machine" in note for note in watch.notes)
+        assert any("cannot read NVIDIA GPUs on this machine" in note for note in watch.notes)
         pytest.skip(watch.notes[0])
     for reading in watch.readings.values():
         print(reading)

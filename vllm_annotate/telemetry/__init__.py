@@ -1,1 +1,1 @@
-"""Samples of GPUs, servers and the client, and what limits a run."""
+"""Samples of GPUs, servers and the client, and the bottleneck of a run."""

@@ -1,14 +1,14 @@
-"""One subject's measurements over a run of any length, in bounded memory."""
+"""Stores one subject's measurements over a run of any length in bounded memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-MOST_POINTS = 200  # enough for a chart; from twice as many on neighbours are averaged
+MOST_POINTS = 200  # enough for a chart; at twice as many, neighbours are averaged
 
 
 @dataclass(slots=True)
 class Totals:
-    """Of one measurement, over all samples that had it."""
+    """Statistics of one measurement over all samples that have it."""
 
     count: int = 0
     sum: float = 0.0
@@ -17,19 +17,19 @@ class Totals:
     last: float = 0.0
 
     def add(self, value: float) -> None:
-        """Takes one more into account."""
+        """Adds a value."""
         if not self.count:
             self.first = value
         self.count, self.sum, self.max, self.last = self.count + 1, self.sum + value, max(self.max, value), value
 
     @property
     def mean(self) -> float:
-        """Over the samples; 0 without any."""
+        """The mean; 0 without samples."""
         return self.sum / self.count if self.count else 0.0
 
 
 class History:
-    """Samples of one subject: means of ever longer stretches for a chart, exact totals for a table."""
+    """Samples of one subject: averaged points for charts, exact totals for tables."""
 
     def __init__(self) -> None:
         self.totals: dict[str, Totals] = {}
@@ -38,7 +38,7 @@ class History:
         self._in_last = 0  # samples in the last point
 
     def add(self, second: float, values: Mapping[str, float | None]) -> None:
-        """Takes a sample; what is None was not to be had."""
+        """Adds a sample; None means not measured."""
         begins = not self._points or self._in_last >= self._samples_a_point
         point = {} if begins else self._points[-1]
         self._in_last = 1 if begins else self._in_last + 1
@@ -46,13 +46,13 @@ class History:
             if value is not None:
                 point.setdefault(name, Totals()).add(value)
                 self.totals.setdefault(name, Totals()).add(value)
-        if begins:  # now that there is something in it: charts are drawn in another thread
+        if begins:  # appended last: another thread draws charts
             self._points.append(point)
         if len(self._points) >= 2 * MOST_POINTS:
             self._halve()
 
     def points(self, name: str) -> list[tuple[float, float | None]]:
-        """(second, mean) of each stretch; None where the measurement was not to be had."""
+        """(second, mean) of each point; None if not measured."""
         return [(point["second"].mean, point[name].mean if name in point else None) for point in list(self._points)]
 
     def _halve(self) -> None:

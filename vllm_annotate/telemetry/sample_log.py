@@ -1,4 +1,4 @@
-"""Samples → Parquet files in the work folder, a quarter of an hour each; and back."""
+"""Writes samples to Parquet files in the work folder, 15 minutes each, and reads them."""
 
 import io
 import threading
@@ -16,9 +16,9 @@ from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.telemetry.history import History
 
 SAMPLES_A_FILE = 900
-WRITE_SECONDS = 60  # a kill loses at most so much
+WRITE_SECONDS = 60  # a kill loses at most this much
 
-# A row is one look at one subject; columns of other subjects are null. Units are in the names; shares are 0 to 1.
+# A row is one sample of one subject; columns of other subjects are null. Units are in the names; shares are 0 to 1.
 SCHEMA: dict[str, Any] = {
     "at": pl.Datetime("ms", "UTC"),
     "subject": pl.String,  # gpu, server or client
@@ -39,18 +39,18 @@ SCHEMA: dict[str, Any] = {
 
 
 class SampleLog:
-    """Rows of SCHEMA on their way to disk; `write` is for a thread."""
+    """Buffers rows of SCHEMA; call `write` in a thread."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._rows: list[dict[str, Any]] = []
-        self._samples = 0  # of this file
+        self._samples = 0  # in the current file
         self._written_at = time.monotonic()
         self._path: Path | None = None
         self._writing = threading.Lock()
 
     def add(self, at: datetime, rows: Mapping[tuple[str, str], Mapping[str, float | None]]) -> None:
-        """Takes one sample: (subject, name) → values."""
+        """Adds one sample: (subject, name) → values."""
         if self._samples >= SAMPLES_A_FILE:
             self._rows, self._samples, self._path = [], 0, None
         self._samples += 1
@@ -62,8 +62,8 @@ class SampleLog:
         return self._samples >= SAMPLES_A_FILE or time.monotonic() - self._written_at >= WRITE_SECONDS
 
     def write(self) -> None:
-        """Replaces the current file by all its rows. Raises OSError."""
-        with self._writing:  # the last one may be asked for while another is under way
+        """Rewrites the current file with all its rows. Raises OSError."""
+        with self._writing:  # the final write may overlap with another
             rows = list(self._rows)
             if not rows:
                 return
@@ -71,7 +71,7 @@ class SampleLog:
             if self._path is None:
                 self._folder.mkdir(exist_ok=True)
                 self._path = self._folder / f"{rows[0]['at'].astimezone(UTC):%Y%m%d-%H%M%S}.parquet"
-            # Through memory: what Polars raises of a full disk is no OSError.
+            # Through memory: on a full disk, Polars does not raise OSError.
             parquet = io.BytesIO()
             pl.DataFrame(rows, schema=SCHEMA).write_parquet(parquet)
             with replacing(self._path) as file:
@@ -80,19 +80,19 @@ class SampleLog:
 
 @dataclass
 class Recorded:
-    """What was seen of a run."""
+    """The telemetry of a run."""
 
     histories: dict[tuple[str, str], History]  # (gpu, server or client; its name) → its samples
     samples: int
 
     @property
     def notes(self) -> list[str]:
-        """What could not be seen, and why."""
+        """What could not be measured, and why."""
         return []
 
 
 def read_samples(folder: Path, since: str) -> Recorded:
-    """The samples from a time on (ISO 8601; "" takes all). A file that cannot be read is left out."""
+    """Reads the samples since a time (ISO 8601; "" reads all). Skips unreadable files."""
     frames = []
     for path in sorted(folder.glob("*.parquet")):
         with suppress(pl.exceptions.PolarsError, OSError):
