@@ -1,4 +1,4 @@
-"""What is chosen to be looked at, from files of any size and in any state."""
+"""Choosing rows to show, from files of any size and in any state."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ from vllm_annotate.storage.workspace import Workspace
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    # As our own lines are written: without a space.
+    # Compact, like our own lines.
     path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
 
 
@@ -39,7 +39,7 @@ def test_rare_flags_and_every_kind_of_failure_are_among_the_chosen(workspace: Wo
     assert failed == {"missing": gallery.FAILED_EACH, "timeout": 1}
 
 
-def test_of_a_large_file_whole_lines_from_all_over_it_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_lines_from_all_over_a_large_file_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "large.jsonl"
     write(path, [{"image_path": f"{number:06d}", "text": "x" * (number % 300)} for number in range(50_000)])
     monkeypatch.setattr(gallery, "READ_BYTES", 1024 * 1024)
@@ -50,7 +50,7 @@ def test_of_a_large_file_whole_lines_from_all_over_it_are_read(tmp_path: Path, m
     assert {0, 49_999} <= set(numbers)
 
 
-def test_torn_endless_and_broken_lines_are_left_out(workspace: Workspace) -> None:
+def test_truncated_endless_and_corrupt_lines_are_skipped(workspace: Workspace) -> None:
     endless = b'{"image_path":"endless","x":"' + b"x" * 3_000_000 + b'"}\n'
     workspace.output.write_bytes(
         b'{"image_path":"one"}\n' + endless + b'not json\n["no row"]\n{"image_path":"two","flags":7}\n{"image_path":"to'
@@ -59,12 +59,12 @@ def test_torn_endless_and_broken_lines_are_left_out(workspace: Workspace) -> Non
     assert [row["image_path"] for row in newest_rows([workspace.output], 5)] == ["two"]
 
 
-def test_no_files_no_rows(workspace: Workspace) -> None:
+def test_missing_files_have_no_rows(workspace: Workspace) -> None:
     assert choose_rows(workspace) == newest_rows([workspace.output], 5) == []
     assert newest_parts(workspace, "jsonl") == []
 
 
-def test_the_newest_parts_are_those_of_the_last_chunks(workspace: Workspace) -> None:
+def test_the_newest_parts_belong_to_the_last_chunks(workspace: Workspace) -> None:
     workspace.parts.mkdir(parents=True)
     for number in range(30):
         (workspace.parts / f"{number:06d}.jsonl").touch()

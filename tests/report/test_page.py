@@ -1,4 +1,4 @@
-"""report.html: complete, bounded, and deaf to what models write."""
+"""report.html: complete, bounded, and safe against what models write."""
 
 import base64
 import random
@@ -32,7 +32,7 @@ REPORT = Report.model_validate({
 
 
 class Parsed(HTMLParser):
-    """Tags and attributes of a page, as a browser would find them."""
+    """Tags and attributes of a page, as a browser parses them."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def hostile_row() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_what_models_and_files_say_is_text_and_nothing_else() -> None:
+def test_text_from_models_and_files_is_escaped() -> None:
     failed = hostile_row() | {"failure": {"kind": HOSTILE, "message": HOSTILE}}
     drawn = chart(HOSTILE, [Line(HOSTILE, [(0, 1.0), (1, 2.0)]), Line("b", [(0, 1.0)])])
     text = page(REPORT, [drawn], [Example(hostile_row(), None, why_not=HOSTILE), Example(failed, None)], HOSTILE)
@@ -63,11 +63,11 @@ def test_what_models_and_files_say_is_text_and_nothing_else() -> None:
     assert not [name for name, _ in parsed.attributes if name.startswith("on") or name in ("href", "src", "action")]
     policy = next(value for name, value in parsed.attributes if name == "content" and value and "default-src" in value)
     assert policy.startswith("default-src 'none'")
-    assert b"{{" in text, "shown as it was written, not evaluated"
+    assert b"{{" in text, "shown verbatim, not evaluated"
     assert "49" not in [word.strip() for word in text.decode().split(">")]
 
 
-def test_in_the_artifacts_it_is_text_too() -> None:
+def test_it_is_escaped_in_the_artifacts_too() -> None:
     said = samples([Example(hostile_row(), None, why_not="gone")])
     assert re.search(r"(?<!\\)[<`|]", said) is None, said
     assert plain("a_b | <c>") == r"a\_b \| \<c\>"
@@ -111,7 +111,7 @@ def test_no_row_stops_the_report_or_empties_its_gallery(row: dict[str, Any]) -> 
     assert "a" in samples([Example(row, None), Example(ordinary, None)])
 
 
-def test_quotes_count_for_the_size_as_they_are_written() -> None:
+def test_quotes_count_at_their_escaped_size() -> None:
     row = dict.fromkeys(("image_path", "caption", "vlm_output"), '"' * 2000)
     rows = [
         row | {"annotations": {"rationale": '"' * 2000}, "objects": [{"name": '"' * 120, "bbox": [1, 1, 9, 9]}] * 50}
@@ -142,7 +142,7 @@ def test_two_hundred_images_of_noise_stay_under_ten_megabytes(length: int, fewes
     text = page(REPORT, [], with_images([row] * 200, tmp_path, 320), "noise")
     assert len(text) <= 10_000_000
     assert fewest <= text.count(b"data:image/jpeg") <= 200
-    assert (b"more images are left out" in text) == (fewest < 200)
+    assert (b"more images are omitted" in text) == (fewest < 200)
 
 
 @pytest.mark.parametrize("points", [[], [(0.0, None)], [(5.0, 0.0)], [(0.0, 1e9), (1.0, None), (2.0, 3.0)]])

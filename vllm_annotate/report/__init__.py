@@ -1,1 +1,1 @@
-"""Figures of a run → report.json, tables, charts and the HTML page."""
+"""The reports of a run: report.json, tables, charts and the HTML page."""

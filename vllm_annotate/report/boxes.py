@@ -1,4 +1,4 @@
-"""The boxes of an output row, whoever wrote it: what is none is left out."""
+"""Reads the boxes of an output row, from any source; skips invalid ones."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ MOST_BOXES, LONGEST_NAME = 200, 120
 
 @dataclass(frozen=True)
 class Box:
-    """A named box; 0–1000 of the upright image."""
+    """A named box; coordinates 0–1000 of the upright image."""
 
     name: str
     x1: float
@@ -20,7 +20,7 @@ class Box:
 
 
 def boxes_of(row: dict[str, Any]) -> list[Box]:
-    """The row's objects that have a usable box, MOST_BOXES at most."""
+    """The row's objects with a valid box, at most MOST_BOXES."""
     objects = row.get("objects")
     found = map(_box, objects[:MOST_BOXES]) if isinstance(objects, list) else ()
     return [box for box in found if box is not None]

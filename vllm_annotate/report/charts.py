@@ -1,4 +1,4 @@
-"""Measurements over time → SVG that stands alone, readable on light and on dark."""
+"""Draws measurements over time as self-contained SVG, readable on light and dark."""
 
 import base64
 import math
@@ -15,14 +15,14 @@ COLOURS = ("#2f81f7", "#d4741c", "#2da44e", "#a371f7", "#e5534b", "#1b9e9e", "#b
 
 @dataclass(frozen=True)
 class Line:
-    """One measurement: its name, and (second, value) in order; a None breaks the line."""
+    """One measurement: its name and (second, value) pairs in order; None breaks the line."""
 
     name: str
     points: Sequence[tuple[float, float | None]]
 
 
 def chart(title: str, lines: Sequence[Line], *, unit: str = "", top: float | None = None) -> str:
-    """An SVG of all lines over one time axis that starts at 0; the value axis ends at `top`, or above what there is."""
+    """An SVG of all lines over a time axis that starts at 0; the value axis ends at `top`, or just above the values."""
     shown = [line for line in lines if any(value is not None for _, value in line.points)]
     values = [value for line in shown for _, value in line.points if value is not None]
     highest = top or _round_up(max(values, default=1.0))
@@ -40,7 +40,7 @@ def chart(title: str, lines: Sequence[Line], *, unit: str = "", top: float | Non
 
 
 def data_uri(svg: str) -> str:
-    """The SVG as the address of an image."""
+    """The SVG as a data URI."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
@@ -82,7 +82,7 @@ def _polyline(line: Line, colour: str, highest: float, seconds: float) -> str:
         x = LEFT + second / seconds * (WIDTH - LEFT - RIGHT)
         pieces[-1].append(f"{x:.1f},{_y(value, highest):.1f}")
     style = f'fill="none" stroke="{colour}" stroke-width="1.6" stroke-linejoin="round" stroke-linecap="round"'
-    drawn = [piece * 2 if len(piece) == 1 else piece for piece in pieces if piece]  # one point is a dot: a round cap
+    drawn = [piece * 2 if len(piece) == 1 else piece for piece in pieces if piece]  # a single point shows as a dot
     return "".join(f'<polyline points="{" ".join(piece)}" {style}/>' for piece in drawn)
 
 
@@ -118,9 +118,9 @@ def duration(seconds: float) -> str:
 
 
 def _description(title: str, lines: Sequence[Line], unit: str) -> str:
-    """What the chart shows, for those who cannot see it."""
-    told = []
+    """The text alternative of a chart."""
+    parts = []
     for line in lines:
         values = [value for _, value in line.points if value is not None]
-        told.append(f"{line.name} {sum(values) / len(values):.3g}{unit} on average, at most {max(values):.3g}{unit}")
-    return f"{title}: {'; '.join(told) or 'nothing was seen'}"
+        parts.append(f"{line.name} {sum(values) / len(values):.3g}{unit} on average, at most {max(values):.3g}{unit}")
+    return f"{title}: {'; '.join(parts) or 'no data'}"

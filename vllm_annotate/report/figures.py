@@ -1,17 +1,17 @@
-"""Telemetry → the tables and charts that report.json, report.html and the artifacts share."""
+"""Builds from telemetry the tables and charts that report.json, report.html and the artifacts share."""
 
 from vllm_annotate.report.charts import Line, chart
 from vllm_annotate.report.report import Seen
 from vllm_annotate.telemetry.history import History, Totals
 from vllm_annotate.telemetry.sample_log import Recorded
 
-FEWEST_SAMPLES = 3  # of a chart
-MOST_LINES = 8  # a chart with more cannot be read
+FEWEST_SAMPLES = 3  # in a chart
+MOST_LINES = 8  # in a chart
 NOTHING = Totals()
 
 
 def telemetry_figures(telemetry: Recorded) -> Seen:
-    """What report.json says of GPUs, servers and client: means and extremes over the run, None where not seen."""
+    """The means and extremes for report.json; None if not measured."""
     return Seen(
         samples=telemetry.samples,
         missing=telemetry.notes,
@@ -22,7 +22,7 @@ def telemetry_figures(telemetry: Recorded) -> Seen:
 
 
 def telemetry_charts(telemetry: Recorded) -> list[str]:
-    """SVGs: GPUs and their memory, the requests of the servers, their tokens, and images."""
+    """SVG charts of GPUs, requests, tokens and images."""
     if telemetry.samples < FEWEST_SAMPLES:
         return []
     gpus, servers, client = (_of(telemetry, subject) for subject in ("gpu", "server", "client"))
@@ -42,42 +42,42 @@ def telemetry_charts(telemetry: Recorded) -> list[str]:
     ]
     charts.append(chart("Requests", requests))
     charts.append(chart("KV cache", _lines(servers, "kv_cache_usage", 100), unit=" %", top=100))
-    charts.append(chart("Tokens written a second", _lines(servers, "generation_tokens_per_second")))
-    charts.append(chart("Images a second", _lines(client, "images_per_second")))
+    charts.append(chart("Tokens generated per second", _lines(servers, "generation_tokens_per_second")))
+    charts.append(chart("Images per second", _lines(client, "images_per_second")))
     return charts
 
 
 def gpu_rows(figures: Seen) -> list[list[str]]:
-    """The GPU table, its head first."""
+    """The rows of the GPU table, header first."""
     head = ["GPU", "busy", "memory", "power", "hottest", "power cap", "throttled", "energy"]
     return [head] + [
         [
             f"GPU {name}",
-            _told(gpu["utilisation_mean"], " %"),
+            _cell(gpu["utilisation_mean"], " %"),
             _of_total(gpu["memory_used_mib_max"], gpu["memory_total_mib"]),
-            _told(gpu["power_watts_mean"], " W"),
-            _told(gpu["temperature_c_max"], " °C"),
-            _told(gpu["power_capped_share"], " %", 100),
-            _told(gpu["heat_throttled_share"], " %", 100),
-            _told(gpu["energy_wh"], " Wh"),
+            _cell(gpu["power_watts_mean"], " W"),
+            _cell(gpu["temperature_c_max"], " °C"),
+            _cell(gpu["power_capped_share"], " %", 100),
+            _cell(gpu["heat_throttled_share"], " %", 100),
+            _cell(gpu["energy_wh"], " Wh"),
         ]
         for name, gpu in figures.gpus.items()
     ]
 
 
 def server_rows(figures: Seen) -> list[list[str]]:
-    """The table of servers, its head first."""
+    """The rows of the server table, header first."""
     head = ["server", "in flight", "running", "waiting", "KV cache", "tokens/s", "queued", "latency"]
     return [head] + [
         [
             url,
-            _told(server["in_flight_mean"]),
-            _told(server["running_mean"]),
-            _told(server["waiting_mean"]),
-            _told(server["kv_cache_usage_max"], " %", 100),
-            _told(server["generation_tokens_per_second_mean"]),
-            _told(server["queue_seconds_mean"], " s"),
-            _told(server["latency_seconds_mean"], " s"),
+            _cell(server["in_flight_mean"]),
+            _cell(server["running_mean"]),
+            _cell(server["waiting_mean"]),
+            _cell(server["kv_cache_usage_max"], " %", 100),
+            _cell(server["generation_tokens_per_second_mean"]),
+            _cell(server["queue_seconds_mean"], " s"),
+            _cell(server["latency_seconds_mean"], " s"),
         ]
         for url, server in figures.servers.items()
     ]
@@ -107,7 +107,7 @@ def _gpu(history: History) -> dict[str, float | None]:
     energy, power, seconds = totals.get("energy_joules"), totals.get("power_watts"), totals["second"]
     joules = None
     if energy is not None:
-        joules = max(0.0, energy.last - energy.first)  # a driver that was loaded again counts anew
+        joules = max(0.0, energy.last - energy.first)  # a reloaded driver counts from 0
     elif power is not None:
         joules = power.mean * (seconds.last - seconds.first)
     return {
@@ -151,7 +151,7 @@ def _most(totals: dict[str, Totals], name: str) -> float | None:
     return round(totals[name].max, 4) if name in totals else None
 
 
-def _told(value: float | None, unit: str = "", scale: float = 1) -> str:
+def _cell(value: float | None, unit: str = "", scale: float = 1) -> str:
     if value is None:
         return "–"
     value *= scale

@@ -1,4 +1,4 @@
-"""Rows worth looking at, from files of any size: a sample of all answers, some of each flag, some of each failure."""
+"""Chooses rows to show from files of any size: a sample of all answers, and some with each flag and failure kind."""
 
 import os
 import random
@@ -16,19 +16,19 @@ from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.workspace import Workspace
 
-READ_BYTES, WINDOW_BYTES = 256 * 1024 * 1024, 4 * 1024 * 1024  # of a larger file evenly spaced windows are read
+READ_BYTES, WINDOW_BYTES = 256 * 1024 * 1024, 4 * 1024 * 1024  # of a larger file, evenly spaced windows
 TAIL_BYTES = 256 * 1024
 NEWEST_PARTS = 8
 LONGEST_LINE_BYTES = 1024 * 1024
 SAMPLED, FLAGGED_EACH, FAILED_EACH, MOST = 100, 12, 8, 200
-MOST_MARKS, MOST_KINDS = 8, 40  # of a row, and in all; our own are a dozen
+MOST_MARKS, MOST_KINDS = 8, 40  # per row, in total
 NO_ANNOTATION, OTHERS = "no annotation", "others"
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row of the output or of the failures file, and its image: a small JPEG, or why there is none."""
+    """A row of the output or the failures file with its image: a small JPEG, or why there is none."""
 
     row: dict[str, Any]
     jpeg: bytes | None
@@ -38,7 +38,7 @@ class Example:
 
 @dataclass
 class Reservoir(Generic[Item]):
-    """`size` items, each of those offered with the same chance."""
+    """A uniform random sample of `size` items."""
 
     size: int
     rng: random.Random
@@ -46,7 +46,7 @@ class Reservoir(Generic[Item]):
     offered: int = 0
 
     def offer(self, item: Item) -> None:
-        """Keeps it, perhaps in place of another."""
+        """Adds the item to the sample, or not."""
         self.offered += 1
         if len(self.items) < self.size:
             self.items.append(item)
@@ -74,14 +74,14 @@ def choose_rows(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def failure_of(row: dict[str, Any]) -> dict[str, Any]:
-    """Kind and message of a failed row, whatever stands there."""
+    """Kind and message of a failed row; tolerates any content."""
     failure = row.get("failure")
     found = failure if isinstance(failure, dict) else {}
     return {"kind": text_of(found.get("kind", "unknown"), 60), "message": text_of(found.get("message"))}
 
 
 def marks_of(row: dict[str, Any]) -> list[str]:
-    """What is to be said of an answer: its flags, and that it holds no annotation."""
+    """The flags of an answer, plus NO_ANNOTATION if it has none."""
     flags = row.get("flags")
     marks = (
         [text_of(flag, 60) for flag in flags[:MOST_MARKS] if isinstance(flag, str)] if isinstance(flags, list) else []
@@ -90,14 +90,14 @@ def marks_of(row: dict[str, Any]) -> list[str]:
 
 
 def newest_parts(workspace: Workspace, suffix: str) -> list[Path]:
-    """Parts of the chunks that began last; a run may have tens of thousands."""
+    """The parts of the chunks that started last; a run may have tens of thousands."""
     names = os.listdir(workspace.parts) if workspace.parts.is_dir() else []  # noqa: PTH208
     of_kind = (name for name in names if name.partition(".")[2] == suffix)
     return [workspace.parts / name for name in nlargest(NEWEST_PARTS, of_kind)]
 
 
 def newest_rows(paths: Sequence[Path], count: int) -> list[dict[str, Any]]:
-    """The last rows of the files, `count` at most."""
+    """The last rows of the files, at most `count`."""
     rows: list[dict[str, Any]] = []
     for path in paths:
         lines = tail_lines(path)
@@ -109,7 +109,7 @@ def newest_rows(paths: Sequence[Path], count: int) -> list[dict[str, Any]]:
 
 
 def with_images(rows: Sequence[dict[str, Any]], image_root: ImageRoot, side: int) -> Iterator[Example]:
-    """Each row with a JPEG of its image, at most `side` pixels long; decodes, so keep it off the event loop."""
+    """Yields each row with a JPEG of its image, at most `side` pixels long. Decodes images: run it in a thread."""
     for row in rows:
         try:
             yield Example(row, *thumbnail(image_root, text_of(row.get("image_path")), side))
@@ -118,7 +118,7 @@ def with_images(rows: Sequence[dict[str, Any]], image_root: ImageRoot, side: int
 
 
 def spread_lines(path: Path) -> Iterator[bytes]:
-    """All lines of a file; of one over READ_BYTES the whole lines of windows that are spread over it."""
+    """Yields the lines of a file; if it exceeds READ_BYTES, the complete lines of windows spread over it."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -135,8 +135,8 @@ def spread_lines(path: Path) -> Iterator[bytes]:
 def _whole_lines(file: Any, start: int, length: int) -> Iterator[bytes]:
     file.seek(max(0, start - 1))
     if start:
-        file.readline(LONGEST_LINE_BYTES)  # the rest of a line that begins before
-    inside = False  # a line of which the beginning was left out
+        file.readline(LONGEST_LINE_BYTES)  # the rest of a line that starts before the window
+    inside = False  # in a line whose start was dropped
     while file.tell() < start + length:
         line = file.readline(LONGEST_LINE_BYTES)
         if not line:
@@ -144,11 +144,11 @@ def _whole_lines(file: Any, start: int, length: int) -> Iterator[bytes]:
         ends = line.endswith(b"\n")
         if ends and not inside:
             yield line
-        inside = not ends  # a line that is too long to look at, or that the end has torn off
+        inside = not ends  # too long, or cut off by the end of the file
 
 
 def tail_lines(path: Path) -> list[bytes]:
-    """Whole lines at the end of a file that may be written to."""
+    """The complete lines at the end of a file that may still grow."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -159,14 +159,14 @@ def tail_lines(path: Path) -> list[bytes]:
 
 
 def _marks(line: bytes) -> list[str]:
-    # The bytes first: reading every line as JSON would take minutes.
+    # Search the bytes first: parsing every line as JSON would take minutes.
     if b'"flags":' not in line and b'"annotations_error":true' not in line and b'"annotations_error": true' not in line:
         return []
     return marks_of(json_object(line) or {})
 
 
 def _round_robin(reservoirs: dict[str, Reservoir[bytes]]) -> Iterator[bytes]:
-    """One of each kind, another of each kind, and so on: no kind crowds out another."""
+    """Yields one of each kind in turn, so that no kind crowds out another."""
     for turn in range(max((reservoir.size for reservoir in reservoirs.values()), default=0)):
         for name in sorted(reservoirs):
             if turn < len(reservoirs[name].items):

@@ -1,4 +1,4 @@
-"""What the artifacts in the Prefect UI say. What comes from a model or a file is text there, never markup."""
+"""Renders the artifacts for the Prefect UI. Text from a model or a file is escaped, never markup."""
 
 import base64
 import re
@@ -16,7 +16,7 @@ from vllm_annotate.report.summary import counts_by_name, stand_ins
 from vllm_annotate.report.text import text_of
 from vllm_annotate.telemetry.bottleneck import TITLES, Verdict
 
-LONGEST = 300  # of a text from outside
+LONGEST = 300  # characters of an outside text
 LINKED = re.compile(r"(?<=://)|(?<=@)|(?<=www)(?=\.)", re.IGNORECASE)
 
 
@@ -25,7 +25,7 @@ def summary(report: Report, output: str) -> str:
     images, tokens = report.images, report.tokens
     rows = [
         ("Distinct images", images.distinct),
-        ("Had an answer before", images.already_done),
+        ("Already answered", images.already_done),
         ("Answered", images.answered),
         ("Failed", images.failed),
         ("Answers without an annotation", images.annotations_error),
@@ -43,13 +43,13 @@ def summary(report: Report, output: str) -> str:
 
 
 def live_summary(figures: dict[str, Any], output: str) -> str:
-    """The summary while the run goes on."""
+    """The summary during the run."""
     rows = [[name, str(value)] for name, value in figures.items()]
     return table([["", ""], *rows, ["Output", code(output)]], escaped=True)
 
 
 def gpus(figures: Seen, charts: Sequence[str]) -> str:
-    """Tables of GPUs and servers, the charts, and what could not be seen."""
+    """Tables of GPUs and servers, the charts, and what could not be measured."""
     parts = [f"- {plain(note)}\n" for note in figures.missing]
     if figures.gpus:
         parts.append("\n" + table(gpu_rows(figures)))
@@ -60,17 +60,17 @@ def gpus(figures: Seen, charts: Sequence[str]) -> str:
 
 
 def failures(by_kind: dict[str, int], examples: Sequence[dict[str, Any]]) -> str:
-    """How many images failed of what, and a few of each."""
+    """Failure counts by kind, and a few examples of each."""
     if not by_kind:
-        return "No image has failed.\n"
+        return "No image failed.\n"
     rows = [["Kind", "Image", "Why"]]
     rows += [[failure_of(row)["kind"], text_of(row.get("image_path")), failure_of(row)["message"]] for row in examples]
     return counts("Failure", "Images", by_kind) + ("\n" + table(rows) if len(rows) > 1 else "")
 
 
 def bottleneck(verdict: Verdict) -> str:
-    """What held the run back, what tells so, and what to do."""
-    shares = [["What held back", "of the time"]]
+    """The bottleneck, the evidence and the remedy."""
+    shares = [["Bottleneck", "Share of the time"]]
     shares += [[TITLES[kind], f"{share:.0%}"] for kind, share in verdict.shares.items()]
     return (
         f"**{verdict.title[:1].upper()}{verdict.title[1:]}**\n\n{plain(verdict.evidence)}\n\n"
@@ -79,8 +79,8 @@ def bottleneck(verdict: Verdict) -> str:
 
 
 def samples(examples: Sequence[Example]) -> str:
-    """Images with their boxes, and what was said of them."""
-    return "\n".join(_sample(example) for example in examples) or "No image is answered yet.\n"
+    """Images with their boxes, captions and rationales."""
+    return "\n".join(_sample(example) for example in examples) or "No answers yet.\n"
 
 
 def _sample(example: Example) -> str:
@@ -95,7 +95,7 @@ def _sample(example: Example) -> str:
 
 
 def _with_boxes(example: Example) -> str:
-    """An SVG of the image under its boxes: names in any script, drawn by the browser."""
+    """An SVG of the image with its boxes; the browser draws names in any script."""
     width, height = example.size
     image = base64.b64encode(example.jpeg or b"").decode()
     parts = [
@@ -115,12 +115,12 @@ def _with_boxes(example: Example) -> str:
 
 
 def _beside(x1: float, x2: float, width: float) -> str:
-    """Where a name goes along its box: towards the side that has more room."""
+    """Aligns a name with the side of its box that has more room."""
     return f'x="{x1 + 2:.1f}"' if x1 + x2 < width else f'x="{x2 - 2:.1f}" text-anchor="end"'
 
 
 def table(rows: Sequence[Sequence[str]], *, escaped: bool = False) -> str:
-    """A Markdown table, its head first; cells are text from outside unless they are `escaped`."""
+    """A Markdown table, header first; escapes the cells unless they are `escaped`."""
     head, *body = ["| " + " | ".join(row if escaped else map(plain, row)) + " |\n" for row in rows]
     return head + "|" + "---|" * len(rows[0]) + "\n" + "".join(body)
 
@@ -131,10 +131,10 @@ def counts(what: str, of: str, by_name: dict[str, int]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text from outside, so that neither Markdown nor HTML finds anything in it.
+    """Escapes an outside text for Markdown and HTML.
 
-    Backslashes, because the first of Prefect's two UIs shows character references as they are written; and an invisible
-    space where either would make a link of an address.
+    Uses backslashes, as the older of Prefect's two UIs shows character references literally, and a zero-width space
+    where a UI would turn an address into a link.
     """
     short = " ".join(text.split())
     short = short if len(short) <= LONGEST else short[:LONGEST] + "…"
@@ -143,7 +143,7 @@ def plain(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Text from outside in the typeface of code."""
+    """Escapes an outside text and formats it as code."""
     return f"<code>{plain(text)}</code>"
 
 

@@ -1,4 +1,4 @@
-"""report.html: a summary and a gallery in one file that needs no network, no script and no trust in the model."""
+"""Renders report.html: a summary and a gallery in one file, without network access or scripts."""
 
 import base64
 from collections import Counter
@@ -23,7 +23,7 @@ from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 from vllm_annotate.telemetry.bottleneck import TITLES
 
-MOST_BYTES, BYTES_A_BOX, BYTES_A_CARD = 9_000_000, 400, 1500  # of all images in the page; beside their texts
+MOST_BYTES, BYTES_A_BOX, BYTES_A_CARD = 9_000_000, 400, 1500  # of all cards; per box; per card, beside its texts
 MOST_FILTERS = 40
 THUMBNAIL_SIDE = 320
 TEMPLATES = Environment(
@@ -32,7 +32,7 @@ TEMPLATES = Environment(
 
 
 def write_page(workspace: Workspace, image_root: ImageRoot, report: Report, charts: Sequence[str]) -> None:
-    """Replaces report.html. Reads rows and images, so keep it off the event loop."""
+    """Replaces report.html. Reads rows and images: run it in a thread."""
     examples = with_images(choose_rows(workspace), image_root, THUMBNAIL_SIDE)
     with replacing(workspace.page) as file:
         title = f"Annotations of {workspace.output.name}"
@@ -40,9 +40,9 @@ def write_page(workspace: Workspace, image_root: ImageRoot, report: Report, char
 
 
 def page(report: Report, charts: Sequence[str], examples: Iterable[Example], title: str, shards: str = "") -> bytes:
-    """The page; `shards` is the folder that the reports of shards lie in.
+    """The HTML page; `shards` is the folder with the reports of the shards.
 
-    Every text in it is escaped by the template; only the charts are markup, and made here.
+    The template escapes everything except the charts, which are our own markup.
     """
     cards, left_out = _cards_that_fit(examples)
     counts = Counter(mark for card in cards for mark in card["marks"]).most_common(MOST_FILTERS)
@@ -65,7 +65,7 @@ def page(report: Report, charts: Sequence[str], examples: Iterable[Example], tit
             (what, [(text_of(name, 120), count) for name, count in by_name.items()])
             for what, _, by_name in counts_by_name(report)
         ],
-        charts=[Markup(chart) for chart in charts],  # noqa: S704 - ours, with every text in them escaped
+        charts=[Markup(chart) for chart in charts],  # noqa: S704 - their texts are escaped
         cards=cards,
         left_out=left_out,
         filters=filters,
@@ -78,16 +78,16 @@ def _figures(report: Report) -> list[tuple[str, str]]:
     return [
         ("answered", f"{images.answered:,}"),
         ("failed", f"{images.failed:,}"),
-        ("had answers before", f"{images.already_done:,}"),
+        ("already answered", f"{images.already_done:,}"),
         ("without annotation", f"{images.annotations_error:,}"),
-        ("images a second", f"{report.images_per_second:.3g}"),
-        ("tokens a second", f"{tokens.completion / seconds if seconds else 0:,.0f}"),
+        ("images per second", f"{report.images_per_second:.3g}"),
+        ("tokens per second", f"{tokens.completion / seconds if seconds else 0:,.0f}"),
         ("took", duration(report.seconds)),
     ]
 
 
 def _cards_that_fit(examples: Iterable[Example]) -> tuple[list[dict[str, Any]], int]:
-    """Those that MOST_BYTES have room for, and how many others there are."""
+    """The cards that fit into MOST_BYTES, and the number of those that do not."""
     cards, left_out, used = [], 0, 0
     for example in examples:
         card = _card(example)
@@ -101,7 +101,7 @@ def _cards_that_fit(examples: Iterable[Example]) -> tuple[list[dict[str, Any]], 
 
 
 def _card(example: Example) -> dict[str, Any]:
-    """What the template needs of one image."""
+    """The template's data for one image."""
     row = example.row
     failed = failure_of(row) if "failure" in row else None
     marks = [f"failed: {failed['kind']}"] if failed else marks_of(row) or ["nothing flagged"]
@@ -132,7 +132,7 @@ def _card(example: Example) -> dict[str, Any]:
 
 
 def _size(card: dict[str, Any]) -> int:
-    """At least as many bytes as a card takes in the page, escaped as it will be."""
+    """An upper bound for the bytes of a card in the page."""
     texts = [card[name] for name in ("path", "path", "caption", "rationale", "raw", "failure", "why_not")]
     texts += [*card["marks"], *(box["name"] for box in card["boxes"])]
     escaped = sum(len(escape(text).encode(errors="replace")) for text in texts)

@@ -1,4 +1,4 @@
-"""report.json: what a run did and what was seen of it, typed and versioned."""
+"""The content of report.json, typed and versioned."""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,26 +12,26 @@ from vllm_annotate.telemetry.bottleneck import Verdict
 
 
 class Figures(BaseModel):
-    """Figures of an earlier version may lack a field, and those of a later one may have more."""
+    """Base that tolerates unknown fields: reports of later versions may have more."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class Images(Figures):
-    """Counts of images. `answered` includes those that an interrupted run had answered, `already_done` does not."""
+    """Counts of images. `answered` includes those of an interrupted run, `already_done` does not."""
 
     input: int  # lines that are not blank
     distinct: int
-    already_done: int  # that the output had before
-    answered: int  # rows that came into the output
+    already_done: int  # in the output before the run
+    answered: int  # rows added to the output
     answered_before_an_interruption: int = 0
     without_caption: int = 0
     failed: int
-    annotations_error: int = 0  # answers that hold no annotation
+    annotations_error: int = 0  # answers without an annotation
 
 
 class SkippedLines(Figures):
-    """Lines of the input that are no image to annotate, and lines of the output that cannot be read."""
+    """Lines of the input without a new image, and unreadable lines of the output."""
 
     malformed: int = 0
     without_path: int = 0
@@ -40,23 +40,23 @@ class SkippedLines(Figures):
 
     @classmethod
     def counted(cls, counts: Counts) -> Self:
-        """Those that a plan has counted."""
+        """The counts of a plan."""
         names = ("malformed", "without_path", "duplicates", "broken_in_output")
         return cls(**{name: getattr(counts, name) for name in names})
 
 
 class Tokens(Figures):
-    """Tokens of this run, without those of an interrupted one."""
+    """Tokens of this run, without those of an interrupted run."""
 
     prompt: int = 0
     completion: int = 0
 
 
 class Seen(Figures):
-    """Means and extremes of GPUs (by index and name), servers (by URL) and client; None where not seen."""
+    """Means and extremes of GPUs (by index and name), servers (by URL) and client; None if not measured."""
 
     samples: int = 0
-    missing: list[str] = []  # what could not be seen, and why
+    missing: list[str] = []  # what could not be measured, and why
     gpus: dict[str, dict[str, float | None]] = {}
     servers: dict[str, dict[str, float | None]] = {}
     client: dict[str, float | None] = {}
@@ -65,15 +65,14 @@ class Seen(Figures):
 class Report(Figures):
     """The content of report.json.
 
-    Rates are of the time in which images were annotated; `seconds` includes the start of servers, the plan and the
-    merge.
+    Rates refer to `annotating_seconds`; `seconds` also includes starting servers, the plan and the merge.
     """
 
     version: Literal[1] = 1
     images: Images
     skipped_lines: SkippedLines = SkippedLines()
     failures: dict[str, int]  # by kind
-    failures_left_alone: int = 0  # of other kinds than were asked again
+    failures_left_alone: int = 0  # of kinds that were not retried
     failed_chunks: list[str]
     started: str  # ISO 8601, UTC
     seconds: float = Field(ge=0)
@@ -86,10 +85,10 @@ class Report(Figures):
     family: str
     model: str
     endpoints: list[str]
-    servers: dict[str, dict[str, Any]]  # by URL: what each says of itself, what it was given and gave
+    servers: dict[str, dict[str, Any]]  # by URL: version, answers, concurrency
     bottleneck: Verdict
     telemetry: Seen
-    shards: dict[str, dict[str, Any]] | None = None  # by name, where the output was merged from shards
+    shards: dict[str, dict[str, Any]] | None = None  # by name, if the output was merged from shards
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -98,7 +97,7 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def read_report(path: Path) -> Report | None:
-    """The report in `path`; None if there is none. Raises UsageError for a damaged one, or one of a later version."""
+    """The report in `path`; None if there is none. Raises UsageError if it is corrupt or of another version."""
     try:
         report = read_json(path)
         return None if report is None else Report.model_validate(report)
@@ -107,4 +106,4 @@ def read_report(path: Path) -> Report | None:
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except ValueError as error:
         why = f"{error!s:.100}"
-    raise UsageError(f"{path} is damaged or of another version ({why}): the next run writes it again")
+    raise UsageError(f"{path} is corrupt or of another version ({why}): run the annotation again to rewrite it")

@@ -1,4 +1,4 @@
-"""The reports of all shards → the report of the whole."""
+"""Combines the reports of all shards into one."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,12 @@ OF_A_SHARD = {"started", "images", "seconds", "annotating_seconds", "images_per_
 def summarise_shards(
     counts: Counts, merged: Merged, reports: Mapping[str, Report], lost: Sequence[str], makers: Makers
 ) -> Report:
-    """The content of `report.json` for an output that was merged from shards; `reports` are theirs, by shard name.
+    """The report of an output that was merged from shards; `reports` are theirs, by shard name.
 
-    `makers` are those of the output before.
-
-    Counts of images are those of the merge. Times, tokens, servers and telemetry are the shards', each from its last
-    run: `seconds` from the first one's begin to the last one's end, of which `annotating_seconds` are at most as many
-    as they annotated in all. What held them back is weighed by these, and told of the shard it held back longest.
+    `makers` are the output's before the merge. Image counts come from the merge. Times, tokens, servers and telemetry
+    come from each shard's last run: `seconds` run from the first start to the last end, and `annotating_seconds` are
+    the sum of the shards', at most `seconds`. The bottleneck is the one with the most seconds over all shards, with
+    the evidence of the shard that had it longest.
     """
     latest = list(reports.values())
     seconds = _span(latest)
@@ -69,40 +68,40 @@ def summarise_shards(
 
 
 def _answered(reports: Sequence[Report]) -> int:
-    """Images that the last runs have answered, without those that an interrupted one before had."""
+    """Images that the last runs answered, without those of interrupted runs."""
     images = [report.images for report in reports]
     return sum(each.answered - each.answered_before_an_interruption for each in images)
 
 
 def _span(reports: Sequence[Report]) -> float:
-    """Seconds from the begin of the first to the end of the last."""
-    begins = [datetime.fromisoformat(report.started).timestamp() for report in reports]
-    ends = [begin + report.seconds for begin, report in zip(begins, reports, strict=True)]
-    return max(ends, default=0.0) - min(begins, default=0.0)
+    """Seconds from the first start to the last end."""
+    starts = [datetime.fromisoformat(report.started).timestamp() for report in reports]
+    ends = [start + report.seconds for start, report in zip(starts, reports, strict=True)]
+    return max(ends, default=0.0) - min(starts, default=0.0)
 
 
 def _bottleneck(reports: Sequence[Report]) -> Verdict:
-    """The verdict on the shard that was held back longest by what held all of them back longest."""
+    """The verdict of the shard that had the most frequent bottleneck for the longest time."""
     judged = [(_held(report), report.bottleneck) for report in reports]
     seconds = Counter[Kind]()
     for held, _ in judged:
         seconds.update(held)
-    told = Counter({verdict.kind: seconds[verdict.kind] for _, verdict in judged})
-    if not told:
+    kinds = Counter({verdict.kind: seconds[verdict.kind] for _, verdict in judged})
+    if not kinds:
         return Bottleneck().verdict()
-    kind = told.most_common(1)[0][0]
+    kind = kinds.most_common(1)[0][0]
     _, verdict = max((each for each in judged if each[1].kind == kind), key=lambda each: each[0].get(kind, 0.0))
     total = seconds.total() or 1.0
     return replace(verdict, shares={of: round(share / total, 3) for of, share in seconds.most_common()})
 
 
 def _held(report: Report) -> dict[Kind, float]:
-    """What held a shard back, for how many seconds."""
+    """Seconds per bottleneck of a shard."""
     return {kind: share * report.annotating_seconds for kind, share in report.bottleneck.shares.items()}
 
 
 def _telemetry(reports: Mapping[str, Report]) -> Seen:
-    """What was seen of each shard's GPUs and servers, under the shard's name."""
+    """The telemetry of all shards; names of GPUs and servers include the shard."""
     seen = {name: report.telemetry for name, report in reports.items()}
     return Seen(
         samples=sum(each.samples for each in seen.values()),

@@ -1,4 +1,4 @@
-"""Texts from outside, whatever stands where a text should."""
+"""Makes values of any type from outside files displayable."""
 
 import re
 from typing import Any
@@ -7,10 +7,10 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def text_of(value: Any, longest: int = 2000) -> str:
-    """The value as a text that any page can hold: no control characters, nothing endless, "" for None."""
+    """The value as text without control characters, shortened to `longest`; "" for None."""
     try:
         text = value if isinstance(value, str) else "" if value is None else str(value)
-    except (RecursionError, ValueError):  # lists in lists in lists; a number of five thousand digits
+    except (RecursionError, ValueError):  # deeply nested lists; numbers of 5,000 digits
         text = "(cannot be shown)"
     shown = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text[:longest])
     return shown if len(text) <= longest else f"{shown}… ({len(text) - longest} more characters)"
