@@ -1,4 +1,4 @@
-"""Requests ready before a slot frees."""
+"""Requests prepared ahead of time."""
 
 import asyncio
 import gc
@@ -15,7 +15,7 @@ from vllm_annotate.errors import ImageFailure
 from vllm_annotate.inference.endpoint import Endpoint
 from vllm_annotate.inference.pool import Pool
 from vllm_annotate.inputs.rows import Row
-from vllm_annotate.pipeline.preparation import AHEAD, LARGEST_GROUP, Begun, Preparation
+from vllm_annotate.pipeline.preparation import AHEAD, LARGEST_GROUP, PendingRow, Preparation
 from vllm_annotate.recipe.families import resolve_family
 from vllm_annotate.recipe.request import RequestTemplate
 from vllm_annotate.recipe.settings import Recipe
@@ -48,13 +48,13 @@ async def preparing(images: Path) -> AsyncIterator[Preparation]:
 
 
 async def group_sizes(preparation: Preparation, waiting: deque[Row]) -> list[int]:
-    """How many rows were taken at a time, each group being done before the next."""
+    """The sizes of the groups; each is finished before the next starts."""
     sizes = []
     while waiting:
-        group = await preparation.begin(waiting)
-        await asyncio.gather(*(begun.request() for begun in group))
+        group = await preparation.start(waiting)
+        await asyncio.gather(*(pending.request() for pending in group))
         for _ in group:
-            preparation.let_go()
+            preparation.release()
         sizes.append(len(group))
     return sizes
 
@@ -66,44 +66,44 @@ async def test_images_that_need_no_change_are_prepared_together_and_large_ones_a
         assert preparation.prepared == 112
 
 
-async def test_a_broken_image_fails_alone(images: Path) -> None:
+async def test_a_corrupt_image_fails_alone(images: Path) -> None:
     async with preparing(images) as preparation:
         await group_sizes(preparation, rows(*["as it is.jpg"] * 50))
-        group = await preparation.begin(rows("as it is.jpg", "broken.jpg", "as it is.jpg", "gone.jpg"))
-        results = await asyncio.gather(*(begun.request() for begun in group), return_exceptions=True)
+        group = await preparation.start(rows("as it is.jpg", "broken.jpg", "as it is.jpg", "gone.jpg"))
+        results = await asyncio.gather(*(pending.request() for pending in group), return_exceptions=True)
         assert [type(result) for result in results] == [tuple, ImageFailure, tuple, ImageFailure]
         assert isinstance(results[0], tuple)
         assert b"caption of as it is.jpg" in results[0][1]
 
 
-async def test_no_more_images_are_held_than_are_asked_and_some_ahead(images: Path) -> None:
+async def test_images_in_memory_are_bounded_by_the_limit_and_a_few_ahead(images: Path) -> None:
     async with preparing(images) as preparation:
-        waiting, begun = rows(*["as it is.jpg"] * 100), list[Begun]()
+        waiting, pending = rows(*["as it is.jpg"] * 100), list[PendingRow]()
 
         async def hand_out() -> None:
             while waiting:
-                begun.extend(await preparation.begin(waiting))
+                pending.extend(await preparation.start(waiting))
 
         feeding = asyncio.create_task(hand_out())
         await asyncio.sleep(0.3)
         while not feeding.done():
-            assert SLOTS + AHEAD - LARGEST_GROUP < preparation.held == len(begun) <= SLOTS + AHEAD
-            while begun:
-                begun.pop()
-                preparation.let_go()
+            assert SLOTS + AHEAD - LARGEST_GROUP < preparation.held == len(pending) <= SLOTS + AHEAD
+            while pending:
+                pending.pop()
+                preparation.release()
             await asyncio.sleep(0.05)
         await feeding
 
 
-async def test_a_broken_image_is_let_go_of_with_its_error(images: Path) -> None:
+async def test_a_corrupt_image_is_freed_with_its_error(images: Path) -> None:
     (images / "torn.jpg").write_bytes((images / "as it is.jpg").read_bytes()[:-500])
     async with preparing(images) as preparation:
         gc.collect()
-        gc.disable()  # a run lets it pass rarely
+        gc.disable()  # rare during a run
         try:
-            (begun,) = await preparation.begin(rows("torn.jpg"))
+            (pending,) = await preparation.start(rows("torn.jpg"))
             try:
-                await begun.request()
+                await pending.request()
             except ImageFailure as failure:
                 error = weakref.ref(failure)
             assert error() is None
@@ -111,10 +111,10 @@ async def test_a_broken_image_is_let_go_of_with_its_error(images: Path) -> None:
             gc.enable()
 
 
-async def test_a_request_that_is_taken_is_not_kept_for_the_others_of_its_group(images: Path) -> None:
+async def test_a_used_request_is_freed_before_the_rest_of_its_group(images: Path) -> None:
     async with preparing(images) as preparation:
         await group_sizes(preparation, rows(*["as it is.jpg"] * 50))
-        group = await preparation.begin(rows(*["as it is.jpg"] * 4))
+        group = await preparation.start(rows(*["as it is.jpg"] * 4))
         image = weakref.ref((await group[0].request())[0])
         gc.collect()
         assert image() is None

@@ -1,1 +1,1 @@
-"""One run: what it shares, and an image's way from its row to its line."""
+"""Runs a job: from input rows to output lines and a report."""

@@ -1,4 +1,4 @@
-"""One image from its row to its line: prepared, asked, grounded, kept."""
+"""Takes images from input row to output line: prepare, request, parse, save."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ from vllm_annotate.images.prepare import PreparedImage
 from vllm_annotate.inference.client import Inference
 from vllm_annotate.inputs.plan_file import Chunk
 from vllm_annotate.inputs.rows import Row
-from vllm_annotate.pipeline.preparation import Begun, Preparation
+from vllm_annotate.pipeline.preparation import PendingRow, Preparation
 from vllm_annotate.recipe.families import Family
 from vllm_annotate.recipe.request import RequestTemplate
 from vllm_annotate.recipe.settings import Recipe
@@ -26,18 +26,18 @@ from vllm_annotate.results.parts import Part
 from vllm_annotate.storage.atomic import disk_is_full
 from vllm_annotate.storage.locations import ImageRoot
 
-CHUNKS_AHEAD = 2  # chunks that have begun and not handed out all their rows: requests never run dry at a chunk's end
-BUDGET_FREE_FAILURES = 10  # a chunk of five images with three broken files is no sign of a broken server
+CHUNKS_AHEAD = 2  # started chunks with rows left to submit: keeps requests coming at the end of a chunk
+BUDGET_FREE_FAILURES = 10  # three corrupt files in a chunk of five images do not mean that the server is broken
 RATE_WINDOW_SECONDS = 30
 
 
 @dataclass
 class Tally:
-    """What a run has done so far, over all its chunks."""
+    """The counts of a run so far, over all chunks."""
 
-    settled_before: int = 0  # images of the plan that an interrupted run had brought to an answer or a failure
+    settled_before: int = 0  # images of the plan with an answer or failure from an interrupted run
     answered: int = 0
-    without_caption: int = 0  # asked without one
+    without_caption: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     failures: Counter[str] = field(default_factory=Counter)
@@ -50,11 +50,11 @@ class Tally:
 
     @property
     def done(self) -> int:
-        """Images with an answer or a failure, of this run or an interrupted one."""
+        """Images with an answer or a failure, from this run or an interrupted one."""
         return self.settled_before + self.answered + self.failed
 
     def images_per_second(self) -> float:
-        """The rate of the last half minute, by the calls of this method."""
+        """The rate since the oldest call within the last 30 seconds."""
         now, done = time.monotonic(), self.answered + self.failed
         self._recent.append((now, done))
         while now - self._recent[0][0] > RATE_WINDOW_SECONDS:
@@ -64,7 +64,7 @@ class Tally:
 
 
 class Annotator:
-    """What all chunks of a run share: client, recipe, prepared images, tally. An async context manager."""
+    """The parts of a run that all chunks share: client, recipe, image preparation, tally. An async context manager."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Annotator:
         *,
         servers_read: bool = False,
     ) -> None:
-        """`servers_read` says that every server can read the files of the image root itself."""
+        """`servers_read` means that every server can read files of the image root itself."""
         self.tally = Tally()
         self.pool = inference.pool
         self._inference = inference
@@ -88,11 +88,11 @@ class Annotator:
         self.preparation = Preparation(
             self.pool, image_root, recipe.image_budget(family), self._requests[0], servers_read=servers_read
         )
-        self._of_all: BaseException | None = None  # what ends every chunk
+        self._fatal: BaseException | None = None  # stops every chunk
         self._stopped = asyncio.Event()
-        self._feeding = asyncio.Lock()  # chunks hand out their rows one after the other, in input order
+        self._feeding = asyncio.Lock()  # chunks submit their rows one after the other, in input order
         self._turns = asyncio.Semaphore(CHUNKS_AHEAD)
-        self._having_turn: set[int] = set()  # numbers of the chunks
+        self._having_turn: set[int] = set()  # chunk numbers
 
     async def __aenter__(self) -> Self:
         return self
@@ -104,37 +104,37 @@ class Annotator:
 
     @property
     def in_flight(self) -> int:
-        """Requests sent and not answered."""
+        """Requests sent and not yet answered."""
         return self.pool.in_flight
 
     def endpoint_counts(self) -> dict[str, dict[str, Any]]:
-        """What each endpoint was given and gave."""
+        """Counts per endpoint; see `Inference.counts`."""
         return self._inference.counts()
 
     async def turn(self, chunk: Chunk) -> None:
-        """Waits until the rows of this chunk are about to be needed: all but one chunk before it are handed out."""
+        """Waits until this chunk's rows are needed soon: at most one earlier chunk still has rows to submit."""
         await self._turns.acquire()
         self._having_turn.add(chunk.number)
 
     def end_turn(self, chunk: Chunk) -> None:
-        """Lets the next chunk begin: this one's rows are handed out, or will not be."""
+        """Lets the next chunk start: this one has no more rows to submit."""
         if chunk.number in self._having_turn:
             self._having_turn.remove(chunk.number)
             self._turns.release()
 
     def stop(self, error: BaseException) -> None:
-        """Ends all chunks, at once, with an error that none of them would escape."""
-        self._of_all = error
+        """Stops all chunks at once, with an error that would hit each of them."""
+        self._fatal = error
         self._stopped.set()
 
     @asynccontextmanager
     async def _unless_stopped(self) -> AsyncIterator[None]:
-        """Raises, in the midst of the body, what `stop` is called with."""
+        """Raises the error of `stop` inside the body."""
 
         async def watch() -> None:
             await self._stopped.wait()
-            assert self._of_all is not None  # noqa: S101 - for the type checker
-            raise self._of_all
+            assert self._fatal is not None  # noqa: S101 - for the type checker
+            raise self._fatal
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -145,18 +145,18 @@ class Annotator:
             raise errors.exceptions[0] from None
 
     async def annotate(self, rows: Sequence[Row], part: Part) -> None:
-        """Brings every row into the part, as an answer or as a failure.
+        """Annotates the rows and writes each to the part, as an answer or a failure.
 
-        Raises ServerFault when the server is gone or refuses, ErrorBudgetExceeded when too many of the rows fail, and
-        OSError, here and in all other chunks, when the disk is full; what was answered until then is in the part.
+        Raises ServerFault if the server is gone or refuses, ErrorBudgetExceeded if too many rows fail, and OSError, in
+        all chunks, if the disk is full. Answers up to then are in the part.
         """
-        # A budget of nothing is meant so.
+        # A budget of 0 allows no failures at all.
         failures_allowed = self._error_budget and max(BUDGET_FREE_FAILURES, self._error_budget * len(rows))
         failed: Counter[str] = Counter()
 
-        async def settle(begun: Begun) -> None:
+        async def settle(pending: PendingRow) -> None:
             try:
-                failure = await self._settle(begun, part)
+                failure = await self._settle(pending, part)
             except OSError as error:
                 if disk_is_full(error):
                     self.stop(error)
@@ -167,8 +167,8 @@ class Annotator:
             if failed.total() > failures_allowed:
                 kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
                 raise ErrorBudgetExceeded(
-                    f"{failed.total()} of {len(rows)} images failed ({kinds}), more than the error budget "
-                    f"{self._error_budget:g} allows; the last one: {failure.message}"
+                    f"{failed.total()} of {len(rows)} images failed ({kinds}), more than the error budget of "
+                    f"{self._error_budget:g} allows; last failure: {failure.message}"
                 )
 
         waiting = deque(rows)
@@ -177,33 +177,33 @@ class Annotator:
                 async with asyncio.TaskGroup() as group:
                     async with self._feeding:
                         while waiting:
-                            for begun in await self.preparation.begin(waiting):
-                                # A callback, not a finally in the task: one cancelled before its first step runs none.
-                                group.create_task(settle(begun)).add_done_callback(self.preparation.let_go)
+                            for pending in await self.preparation.start(waiting):
+                                # A callback, as a task that is cancelled before its first step runs no finally.
+                                group.create_task(settle(pending)).add_done_callback(self.preparation.release)
                     self.end_turn(part.chunk)
             except BaseExceptionGroup as errors:
                 raise errors.exceptions[0] from None
 
-    async def _settle(self, begun: Begun, part: Part) -> ImageFailure | None:
-        """Brings a row into the part; returns why, where it is a failure."""
+    async def _settle(self, pending: PendingRow, part: Part) -> ImageFailure | None:
+        """Writes a row's answer or failure to the part; returns the failure."""
         try:
-            await self._answer(begun, part)
+            await self._answer(pending, part)
         except ImageFailure as failure:
-            part.fail(begun.row, failure)
+            part.fail(pending.row, failure)
             self.tally.failures[failure.kind] += 1
             return failure
         return None
 
-    async def _answer(self, begun: Begun, part: Part) -> None:
-        row = begun.row
-        image, body = await begun.request()
+    async def _answer(self, pending: PendingRow, part: Part) -> None:
+        row = pending.row
+        image, body = await pending.request()
         best, attempt = await self._try(body, image), 1
         while not best.is_good and attempt <= self._recipe.reasks:
             attempt += 1
             body = await self.preparation.in_thread(self._body, attempt, row.caption, image)
             best = max(best, await self._try(body, image), key=Answer.rank)
         if best.annotation is None and not best.whole:
-            message = f"{attempt} answers reached max_tokens or ran in a loop; one begins {best.text[:80]!r}"
+            message = f"{attempt} answers reached max_tokens or looped; the best starts with {best.text[:80]!r}"
             raise ImageFailure("truncated", message, attempt)
         part.answer(row, answer_line(row, image, best.text, answer_fields(best, attempt)))
         self.tally.answered += 1
@@ -218,5 +218,5 @@ class Annotator:
         self.tally.completion_tokens += completion.completion_tokens
         size, whole = (image.sent_width, image.sent_height), completion.finish_reason == "stop"
         read = partial(read_answer, completion.text, self._family, size, whole=whole)
-        # Mending can take seconds, which no other request should wait for; clean answers take microseconds.
+        # Repairing an answer can take seconds, too long for the event loop; a clean one takes microseconds.
         return read() if is_clean(completion.text) else await self.preparation.in_thread(read)

@@ -1,4 +1,4 @@
-"""What a run reads and writes, found and checked: input, image root and output, here or in an object store."""
+"""Finds and checks the files of a run: input, image root and output, local or in an object store."""
 
 import os
 import threading
@@ -23,7 +23,7 @@ from vllm_annotate.threads import in_thread, run_to_end
 
 @dataclass(frozen=True)
 class RunFiles:
-    """An input that can be read, the root of its images, and the output's workspace."""
+    """The input, image root and output of a run, all checked."""
 
     source: Source
     image_root: ImageRoot
@@ -36,20 +36,20 @@ class RunFiles:
         return self.output.workspace
 
     async def keep(self, chunk: Chunk) -> None:
-        """Makes the answers of a chunk outlive this machine, where the output does."""
+        """Uploads the answers of a chunk if the output is in an object store."""
         try:
             await run_to_end(self.output.keep, chunk)
         except OSError as error:
-            self.warn(f"answers of chunk {chunk.number} are kept on this machine only, for now: {error}")
+            self.warn(f"answers of chunk {chunk.number} are saved on this machine only, for now: {error}")
 
     async def publish(self) -> None:
-        """Makes output, failures and reports known to everybody. Raises OSError."""
+        """Publishes output, failures and reports. Raises OSError."""
         await run_to_end(self.output.publish)
 
 
 @asynccontextmanager
 async def run_files(job: Job, say: Callable[[str], None], warn: Callable[[str], None]) -> AsyncIterator[RunFiles]:
-    """The files of a run, for as long as the context lasts. Raises UsageError for what cannot be used."""
+    """Opens the files of a run. Raises UsageError if one cannot be used."""
     check_distinct(job.input, job.output)
     stopped = threading.Event()
     async with in_thread(output_files(job.output, job.shard, say, stopped), give_up=stopped.set) as files:
@@ -60,30 +60,30 @@ async def run_files(job: Job, say: Callable[[str], None], warn: Callable[[str], 
         )
         if replaced := [name for name in columns if name in replaced_columns(source)]:
             names = ", ".join(map(repr, replaced))
-            warn(f"the input's columns {names} are replaced in the output by ours of these names")
+            warn(f"the output replaces these input columns with its own: {names}")
         yield RunFiles(source, root, files, warn)
 
 
 def replaced_columns(source: Source) -> set[str]:
-    """Names of input columns whose values the output does not keep."""
+    """Names of the input columns that the output overwrites."""
     asked = {"image_path", "caption"} - {source.image_column, source.caption_column or "caption"}
     return asked | set(OUR_FIELDS)
 
 
 def check_distinct(source: Path | str, output: Path | str) -> None:
-    """Raises UsageError where the output would overwrite the input."""
+    """Raises UsageError if the output would overwrite the input."""
     same = [where if isinstance(where, str) else where.expanduser().resolve() for where in (source, output)]
     if same[0] == same[1]:
         raise UsageError(f"input and output are both {same[0]}: choose another --output")
 
 
 def found_image_root(where: Path | str) -> ImageRoot:
-    """What image paths are relative to. Raises UsageError where it is no folder, or not for us."""
+    """The image root. Raises UsageError if it is not a readable folder."""
     root = image_root_at(where)
     if isinstance(root, Path) and not root.is_dir():
-        raise UsageError(f"image root {str(root)!r} is not a folder: set --image-root to where the images lie")
+        raise UsageError(f"image root {str(root)!r} is not a folder: set --image-root to the folder with the images")
     if isinstance(root, Path) and not os.access(root, os.R_OK | os.X_OK):
-        raise UsageError(f"image root {str(root)!r} cannot be read by this user")
+        raise UsageError(f"this user cannot read image root {str(root)!r}: change its permissions")
     return root
 
 
@@ -94,9 +94,9 @@ def found_source(
     shard: Shard | None = None,
     stopped: threading.Event | None = None,
 ) -> tuple[Source, list[str]]:
-    """The input, on this machine, and its columns. Raises UsageError where it cannot be read or lacks those named.
+    """The input, downloaded if needed, and its columns. Raises UsageError if it is unreadable or lacks a named column.
 
-    `stopped` is set to end its download.
+    Setting `stopped` cancels the download.
     """
     copy = local_copy(where, state_folder() / "inputs", stopped or threading.Event())
     source = Source(copy, image_column, caption_column, shard)
@@ -104,7 +104,7 @@ def found_source(
 
 
 def is_image_file(root: ImageRoot, path: str) -> bool:
-    """Whether there is a file of this name in an image root."""
+    """Whether the image root has this file."""
     try:
         return (root / path).is_file() if isinstance(root, Path) else root.has(path)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The same run without Prefect: no server and no history, for Slurm arrays and home folders on NFS."""
+"""Runs a job without Prefect: no server and no history, for Slurm arrays and home folders on NFS."""
 
 import asyncio
 import random
@@ -27,7 +27,7 @@ from vllm_annotate.threads import run_to_end
 
 
 async def annotate(job: Job, logger: Logger) -> Report:
-    """Runs a job to its end; returns its report. Raises UsageError, ServerFault and OSError as `open_run` does."""
+    """Runs a job; returns its report. Raises UsageError, ServerFault and OSError."""
     started = time.monotonic()
     async with open_run(job, logger.info, logger.warning) as run:
         logger.info("Model %s at %s, recipe %s", run.model, ", ".join(run.versions), run.recipe_fingerprint)
@@ -43,16 +43,16 @@ async def annotate(job: Job, logger: Logger) -> Report:
 
 
 async def retry(job: Job, kinds: Sequence[str], logger: Logger) -> Report | None:
-    """Retries failures of these kinds, or all; returns the report, or None where there is nothing to retry."""
+    """Retries failures of these kinds, or all; returns the report, or None if there is nothing to retry."""
     workspace, chosen, others = await run_to_end(chosen_failures, job.output, kinds)
     if not chosen:
         return None
-    logger.info("Retrying %s; leaving alone %s", counted(chosen), counted(others) or "none")
+    logger.info("Retrying %s; not retrying %s", counted(chosen), counted(others) or "none")
     return await annotate(job.model_copy(update={"input": workspace.retried}), logger)
 
 
 async def run_chunk(run: Run, logger: Logger, chunk: Chunk) -> BaseException | None:
-    """Annotates a chunk, again where its server may come back; returns what stopped it."""
+    """Annotates a chunk and retries it if its server goes away; returns what stopped it."""
     await count_settled(run, chunk)
     for tries_left in reversed(range(run.job.chunk_retries + 1)):
         try:
@@ -61,9 +61,9 @@ async def run_chunk(run: Run, logger: Logger, chunk: Chunk) -> BaseException | N
             if not tries_left:
                 return error
             pause = CHUNK_RETRY_SECONDS[min(run.job.chunk_retries - tries_left, len(CHUNK_RETRY_SECONDS) - 1)]
-            logger.warning("Chunk %d lost its server (%s): it is retried in %d s", chunk.number, error, pause)
+            logger.warning("Chunk %d lost its server (%s); retrying in %d s", chunk.number, error, pause)
             await asyncio.sleep(pause * random.uniform(1, 1.5))
-        except Exception as error:  # the chunk's boundary: it is recorded, and the others go on
+        except Exception as error:  # the boundary of a chunk: recorded, and other chunks continue
             return error
         else:
             return None

@@ -1,4 +1,4 @@
-"""A run → its report, and the figures that are shown while it goes on."""
+"""Builds the report of a run, and the figures shown during it."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -57,24 +57,24 @@ def outcome(
 
 
 def started_before(seconds: float) -> str:
-    """When something began that has just ended: ISO 8601, UTC."""
+    """The time so many seconds ago: ISO 8601, UTC."""
     return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
 
 
 def live_figures(run: Run, plan: Plan, seconds: float) -> dict[str, Any]:
-    """What can be said while the run goes on, by what it is called."""
+    """The figures for the live summary, by label."""
     tally = run.annotator.tally
     rate = tally.images_per_second()
     left = max(0, plan.rows - tally.done)
     tokens = f"{tally.prompt_tokens / max(1, seconds):.0f} / {tally.completion_tokens / max(1, seconds):.0f}"
     return {
         "Images of the input": plan.counts.distinct,
-        "Had an answer before": plan.counts.already_done + tally.settled_before,
+        "Already answered": plan.counts.already_done + tally.settled_before,
         "Answered": tally.answered,
         "Failed": ", ".join(f"{count} {kind}" for kind, count in tally.failures.most_common()) or 0,
         "Left": left,
         "Images per second": f"{rate:.1f}",
-        "Time left": duration(left / rate) if rate else "not known yet",
+        "Time left": duration(left / rate) if rate else "unknown",
         "Tokens per second (prompt / completion)": tokens,
         "In flight": f"{run.annotator.in_flight} of at most {run.annotator.pool.limit}",
     }

@@ -1,4 +1,4 @@
-"""Rows → requests, ready before a slot frees: read, checked and resized in threads, so many ahead and no more."""
+"""Prepares requests ahead of time: reads, checks and resizes images in threads, with a bound on images in memory."""
 
 import asyncio
 import os
@@ -21,15 +21,15 @@ from vllm_annotate.storage.locations import READERS, ImageRoot
 Result = TypeVar("Result")
 Request = tuple[PreparedImage, bytes]  # the image and the body that carries it
 
-AHEAD = 16  # requests ready before a slot frees; at least a group, or none would ever fit
-# A thread and the event loop take the interpreter from each other at every system call, which costs more than to
-# prepare an image that needs no change. Several such are prepared in one go; what takes this long goes alone.
+AHEAD = 16  # requests prepared beyond the limit; at least LARGEST_GROUP, or a group would never fit
+# Thread and event loop contend for the GIL at every system call, which costs more than preparing an image that needs no
+# change. Such images are prepared in groups; one that takes GROUP_SECONDS is prepared alone.
 LARGEST_GROUP = 8
 GROUP_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Begun:
+class PendingRow:
     """A row whose request is being prepared."""
 
     row: Row
@@ -37,20 +37,20 @@ class Begun:
     _place: int
 
     async def request(self) -> Request:
-        """The request, once; raises what went wrong with it."""
+        """Waits for the request; call it once. Raises the error of its preparation."""
         requests = await self._group
-        request, requests[self._place] = requests[self._place], None  # the others' wait is no reason to keep its bytes
+        request, requests[self._place] = requests[self._place], None  # frees its bytes early
         try:
             if isinstance(request, Exception):
                 raise request
-            assert request is not None  # noqa: S101 - for the type checker: nobody takes it twice
+            assert request is not None  # noqa: S101 - for the type checker
             return request
         finally:
-            del request  # an error that its own frame names would keep the image until a pass of the garbage collector
+            del request  # an error referenced by its own frame would keep the image until garbage collection
 
 
 class Preparation:
-    """The image threads of a run, and the bound of the images in memory. Belongs to one event loop."""
+    """The image threads of a run, with a bound on images in memory. Bound to one event loop."""
 
     def __init__(
         self,
@@ -61,31 +61,31 @@ class Preparation:
         *,
         servers_read: bool = False,
     ) -> None:
-        """`servers_read` says that every server can read the files of the image root itself."""
-        self.held = 0  # rows that have begun and not been let go of, each with its image in memory
-        self.preparing = 0  # of them: being prepared, or waiting for a thread
+        """`servers_read` means that every server can read files of the image root itself."""
+        self.held = 0  # rows started and not released, each with its image in memory
+        self.preparing = 0  # of these: being prepared, or waiting for a thread
         self.prepared = 0  # images so far
-        self.seconds = 0.0  # that these took in all, each in its thread
+        self.seconds = 0.0  # total thread time for these
         self._pool = pool
         self._image_root = image_root
         self._budget = budget
         self._template = template
         self._servers_read = servers_read
-        self._room = asyncio.Event()  # set when there may be room for more
+        self._room = asyncio.Event()  # set when there may be room
         pool.on_room = self._room.set
-        self._seconds_each = GROUP_SECONDS  # lately
+        self._seconds_each = GROUP_SECONDS  # moving average
         threads = os.cpu_count() if isinstance(image_root, Path) else READERS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
 
     def close(self) -> None:
-        """Ends the threads; what waits for one is not begun."""
+        """Stops the threads; cancels queued work."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         close_folders()
 
-    async def begin(self, rows: deque[Row]) -> list[Begun]:
-        """Takes rows from the left, once there is room for them. `let_go` is to follow for each."""
+    async def start(self, rows: deque[Row]) -> list[PendingRow]:
+        """Takes rows from the left once there is room. Call `release` for each when it is done."""
         count = min(len(rows), max(1, min(LARGEST_GROUP, int(GROUP_SECONDS / self._seconds_each))))
-        # Without this bound every row of a live chunk would hold its JPEG while it waits for a slot.
+        # Without this bound, every row of a chunk would hold its JPEG while it waits for a slot.
         while self.held + count > self._pool.limit + AHEAD:
             self._room.clear()
             await self._room.wait()
@@ -93,15 +93,15 @@ class Preparation:
         self.held += count
         self.preparing += count
         requests = asyncio.ensure_future(self._prepare(group))
-        return [Begun(row, requests, place) for place, row in enumerate(group)]
+        return [PendingRow(row, requests, place) for place, row in enumerate(group)]
 
-    def let_go(self, *_: Any) -> None:
-        """Makes room: the image of one row is no longer needed."""
+    def release(self, *_: Any) -> None:
+        """Frees the place of one row."""
         self.held -= 1
         self._room.set()
 
     async def in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """The result of a function that would hold up the event loop."""
+        """Runs a function in a thread and returns its result."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     async def _prepare(self, group: Sequence[Row]) -> list[Request | Exception | None]:
@@ -115,13 +115,13 @@ class Preparation:
         return requests
 
     def _requests(self, group: Sequence[Row]) -> tuple[list[Request | Exception | None], float]:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         requests: list[Request | Exception | None] = [self._request(row) for row in group]
-        return requests, time.perf_counter() - begun
+        return requests, time.perf_counter() - started
 
     def _request(self, row: Row) -> Request | Exception:
         try:
             image = prepare(self._image_root, row.image_path, self._budget, server_reads=self._servers_read)
-        except Exception as error:  # raised by `Begun.request`: it is this row's alone
+        except Exception as error:  # raised by `PendingRow.request`
             return error
         return image, self._template.body(row.caption, image.url())

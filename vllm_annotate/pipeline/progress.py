@@ -1,4 +1,4 @@
-"""Progress: a live line when a person watches, a log line now and then when not."""
+"""Shows progress: a live line on a terminal, else a log line every few seconds."""
 
 import asyncio
 import logging
@@ -20,14 +20,14 @@ LOG_SECONDS = 10
 async def showing_progress(
     annotator: Annotator, total: int, logger: "logging.Logger | logging.LoggerAdapter[logging.Logger]"
 ) -> AsyncIterator[None]:
-    """Shows done, rate, time left and failures of `total` images while the context lasts."""
+    """Shows the progress over `total` images until the context ends."""
     show = _live(annotator, total) if sys.stderr.isatty() else _logged(annotator, total, logger)
     showing = asyncio.create_task(show)
     try:
         yield
     finally:
         showing.cancel()
-        await asyncio.gather(showing, return_exceptions=True)  # not suppress: the run's own cancellation counts
+        await asyncio.gather(showing, return_exceptions=True)  # unlike suppress: lets cancellation through
 
 
 async def _live(annotator: Annotator, total: int) -> None:

@@ -1,4 +1,4 @@
-"""A look a second at GPUs, servers and ourselves while a run lasts: kept as history, judged, written as Parquet."""
+"""Samples GPUs, servers and the client every second of a run, and writes the samples as Parquet."""
 
 import asyncio
 import math
@@ -24,25 +24,25 @@ from vllm_annotate.telemetry.sample_log import Recorded, SampleLog
 from vllm_annotate.threads import run_to_end
 
 SAMPLE_SECONDS = 1.0
-LOOKING_SHARE = 0.02  # of the time, if it takes long: writing metrics keeps a busy front end from its requests
-LONGEST_PAUSE_SECONDS = 2.0  # after which even a look that takes its longest comes before the last is stale
-STALE_SECONDS = 8.0  # older words of a server are not about now; a busy one takes seconds to answer
+LOOKING_SHARE = 0.02  # of the time: rendering metrics delays requests in a busy front end
+LONGEST_PAUSE_SECONDS = 2.0  # even after the slowest look, the next arrives before the last is stale
+STALE_SECONDS = 8.0  # older metrics do not count; a busy server takes seconds to answer
 Values = dict[str, float | None]
 
 
 class Telemetry(Recorded):
-    """What was seen of a run so far."""
+    """The telemetry of a running job."""
 
     def __init__(self, run: Run, rows: int, warn: Callable[[str], None]) -> None:
         super().__init__(histories={}, samples=0)
         self.bottleneck = Bottleneck()
         self.started = time.monotonic()
-        self.seconds = 0.0  # of annotating: to the last sample, and at the end in all
+        self.seconds = 0.0  # of annotating: up to the last sample; in the end, in total
         self._taken_at = self.started
         self._run = run
         self._rows = rows
         self._warn = warn
-        self._told = 0  # of the GPUs' notes
+        self._notes_logged = 0  # of the GPUs
         self._cores = usable_cores()
         self._log = SampleLog(run.workspace.telemetry)
         self._write_failed = False
@@ -52,11 +52,11 @@ class Telemetry(Recorded):
 
     @property
     def notes(self) -> list[str]:
-        """What could not be seen, and why."""
+        """What could not be measured, and why."""
         return [*self._gpus.notes, *(rates.note for rates in self._servers if rates.note and self.samples)]
 
     async def record(self) -> None:
-        """Samples until it is cancelled."""
+        """Samples until cancelled."""
         self._gpus.start()
         due = time.monotonic()
         try:
@@ -73,15 +73,15 @@ class Telemetry(Recorded):
             await self._close()
 
     async def poll(self, endpoint: Endpoint) -> None:
-        """Keeps the endpoint's last look fresh; those whose limit is found by itself are looked at for that anyway."""
+        """Refreshes the endpoint's `last_look`; with a controller, the pool does that."""
         while endpoint.controller is None:
-            begun = time.monotonic()
+            started = time.monotonic()
             if endpoint.up.is_set():
                 await endpoint.look()
-            await asyncio.sleep(pause_after(time.monotonic() - begun))
+            await asyncio.sleep(pause_after(time.monotonic() - started))
 
     def take(self, late: float) -> None:
-        """One sample of everything, from what is at hand: nothing here waits."""
+        """Takes one sample of everything, without waiting."""
         self.samples += 1
         now = self._taken_at = time.monotonic()
         self.seconds = now - self.started
@@ -98,9 +98,9 @@ class Telemetry(Recorded):
         for key, values in rows.items():
             self.histories.setdefault(key, History()).add(self.seconds, values)
         self._log.add(datetime.now(UTC), rows)
-        for note in self._gpus.notes[self._told :]:
+        for note in self._gpus.notes[self._notes_logged :]:
             self._warn(note)
-            self._told += 1
+            self._notes_logged += 1
 
     def _look(self, readings: Mapping[int, GpuReading], client: Values) -> RunSample:
         preparation, pool = self._run.annotator.preparation, self._run.annotator.pool
@@ -109,7 +109,7 @@ class Telemetry(Recorded):
         everything = bool(seen) and len(seen) == len(up)
         metrics = [look.metrics for _, look in seen]
         busy = [reading.utilisation for reading in readings.values() if reading.utilisation is not None]
-        # A card whose server is away, or that is not known to be a server's, says nothing of those that work.
+        # A GPU whose server is down, or that may not be a server's, must not lower the mean.
         of_all = len(up) == len(pool.endpoints) and not self._gpus.guessed
         controllers = [endpoint.controller for endpoint in up if endpoint.controller is not None]
         return RunSample(
@@ -137,37 +137,37 @@ class Telemetry(Recorded):
     async def _write(self) -> None:
         try:
             await run_to_end(self._log.write)
-        except (OSError, pl.exceptions.PolarsError) as error:  # the run is worth more than what is known of it
+        except (OSError, pl.exceptions.PolarsError) as error:  # never fails the run
             if not self._write_failed:
-                self._warn(f"samples cannot be written for now: {error!s:.200} ({self._run.workspace.telemetry})")
+                self._warn(f"cannot write samples to {self._run.workspace.telemetry} for now: {error!s:.200}")
             self._write_failed = True
 
     async def _close(self) -> None:
-        if time.monotonic() - self._taken_at > SAMPLE_SECONDS / 4:  # rates of a moment say nothing
+        if time.monotonic() - self._taken_at > SAMPLE_SECONDS / 4:  # rates over a shorter time are noise
             self.take(0.0)
         await run_to_end(self._gpus.stop)
         await self._write()
 
 
 class ServerRates:
-    """Counters of one endpoint's server → what it does a second, and how long requests take."""
+    """Turns the counters of one server into rates and latencies."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.last: EndpointSample | None = None  # None while nothing fresh is known
-        self.preemptions = 0.0  # a second
+        self.last: EndpointSample | None = None  # None if stale
+        self.preemptions = 0.0  # per second
         self._was_up = self._was_seen = False
 
     @property
     def note(self) -> str:
-        """What cannot be seen of it; empty when nothing is missing."""
+        """What cannot be measured; empty if nothing is missing."""
         if self._was_seen:
             return ""
-        what = "shows no /metrics: its requests and tokens are not seen" if self._was_up else "never answered"
+        what = "has no /metrics: its requests and tokens are not measured" if self._was_up else "never answered"
         return f"{self.endpoint.url} {what}"
 
     def take(self, now: float) -> Values:
-        """What is known now."""
+        """The current values."""
         endpoint, before, look = self.endpoint, self.last, self.endpoint.last_look
         values: Values = {
             "up": float(endpoint.up.is_set()), "in_flight": endpoint.in_flight, "limit": endpoint.limit,
@@ -180,7 +180,7 @@ class ServerRates:
         metrics = look.metrics
         values |= {"running": metrics.running, "waiting": metrics.waiting, "kv_cache_usage": metrics.kv_cache_usage}
         if before is None or look.at <= before.at or metrics.generation_tokens < before.metrics.generation_tokens:
-            return values  # the first look, the same one, or the first since a new start
+            return values  # the first look, the same look, or the first after a restart
         seconds, earlier = look.at - before.at, before.metrics
         self.preemptions = (metrics.preemptions - earlier.preemptions) / seconds
         values |= {
@@ -195,14 +195,14 @@ class ServerRates:
 
 
 class ClientRates:
-    """What this process does a second."""
+    """Turns the counters of this process into rates."""
 
     def __init__(self, run: Run) -> None:
         self._annotator = run.annotator
         self._before = self._counters(time.monotonic())
 
     def take(self, now: float, rows: int) -> Values:
-        """What was done since the last time; `rows` are those of the plan."""
+        """The rates since the last call; `rows` is the size of the plan."""
         annotator, before = self._annotator, self._before
         at, cpu, prepared, prepare_seconds, answered, failed = self._before = self._counters(now)
         seconds = max(1e-3, at - before[0])
@@ -225,10 +225,10 @@ class ClientRates:
 
 
 def which_gpus(run: Run) -> WhichGpus:
-    """What is known of the GPUs that the run's servers use."""
+    """What is known about the GPUs that the run's servers use."""
     urls = [endpoint.url for endpoint in run.annotator.pool.endpoints]
     given = (keeper.replica.environment.get("CUDA_VISIBLE_DEVICES", "") for keeper in run.keepers)
-    ours = {keeper.replica.url for keeper in run.keepers}  # also where they listen on all interfaces
+    ours = {keeper.replica.url for keeper in run.keepers}  # even if they listen on all interfaces
     here = [url for url in urls if is_loopback(url) or url in ours or urlsplit(url).hostname == platform.node().lower()]
     return WhichGpus(
         ports=[urlsplit(url).port or (443 if url.startswith("https") else 80) for url in here],
@@ -238,12 +238,12 @@ def which_gpus(run: Run) -> WhichGpus:
 
 
 def pause_after(looking_seconds: float) -> float:
-    """Seconds until a server is looked at again, by how long the last look took."""
+    """Seconds to wait before the next look at a server, given the duration of the last."""
     return min(max(SAMPLE_SECONDS, looking_seconds / LOOKING_SHARE), LONGEST_PAUSE_SECONDS)
 
 
 def usable_cores() -> int:
-    """Those that this process may use: a container often has fewer than its machine."""
+    """The number of cores that this process may use; in a container, often fewer than the machine has."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
     with suppress(OSError, ValueError):  # no cgroup v2, or no limit
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -253,7 +253,7 @@ def usable_cores() -> int:
 
 @asynccontextmanager
 async def recording(run: Run, rows: int, warn: Callable[[str], None]) -> AsyncIterator[Telemetry]:
-    """Telemetry of a run of `rows` images while the context lasts. Nothing that goes wrong in it stops the run."""
+    """Records telemetry of a run of `rows` images until the context ends. Its errors never stop the run."""
     telemetry = Telemetry(run, rows, warn)
     tasks = [asyncio.create_task(telemetry.record())]
     tasks += [asyncio.create_task(telemetry.poll(endpoint)) for endpoint in run.annotator.pool.endpoints]
@@ -265,4 +265,4 @@ async def recording(run: Run, rows: int, warn: Callable[[str], None]) -> AsyncIt
             task.cancel()
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(outcome, Exception):
-                warn(f"telemetry ended by {outcome!r}: please report this")
+                warn(f"telemetry failed with {outcome!r}: please report this")

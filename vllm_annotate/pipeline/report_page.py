@@ -1,4 +1,4 @@
-"""report.html, remade from what a run has left: its output, report.json and samples."""
+"""Rebuilds report.html from a run's output, report.json and samples."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from vllm_annotate.telemetry.sample_log import read_samples
 
 
 def remake_page(output: Path | str, image_root: ImageRoot, shard: str = "") -> str:
-    """Replaces report.html of an output at a path or a URL; returns where it is."""
+    """Replaces report.html of an output at a path or a URL; returns its location."""
     with output_files(output, shard) as files, files.workspace.locked():
         page = write_page_again(files.workspace, image_root)
         files.publish()
@@ -23,16 +23,16 @@ def remake_page(output: Path | str, image_root: ImageRoot, shard: str = "") -> s
 
 
 def write_page_again(workspace: Workspace, image_root: ImageRoot) -> Path:
-    """Replaces report.html; returns its path. Raises UsageError without a report.json that can be read."""
+    """Replaces report.html; returns its path. Raises UsageError if report.json is missing or unreadable."""
     report = read_report(workspace.report)
     if report is None:
-        raise UsageError(f"{workspace.report} does not exist: a run of {workspace.output} writes it when it ends")
+        raise UsageError(f"{workspace.report} does not exist: finish a run of {workspace.output}, which writes it")
     try:
         charts = telemetry_charts(read_samples(workspace.telemetry, report.started))
         write_page(workspace, image_root, report, charts)
     except (KeyError, TypeError, ValueError, AttributeError, UndefinedError) as error:
         raise UsageError(
-            f"{workspace.report} is damaged or of another version ({error!r:.200}): run the flow again, which repeats "
-            "no request"
+            f"{workspace.report} is corrupt or of another version ({error!r:.200}): run the annotation again; it sends "
+            "no request twice"
         ) from None
     return workspace.page

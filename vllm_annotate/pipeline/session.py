@@ -1,4 +1,4 @@
-"""What one run shares, opened in the order in which it can go wrong: paths, server, lock, recipe."""
+"""Opens a run, cheapest checks first: paths, server, lock, recipe."""
 
 import asyncio
 import gc
@@ -32,21 +32,21 @@ from vllm_annotate.storage.workspace import Workspace
 
 SAMPLED_PATHS, FEWEST_PATHS = 100, 10
 CHUNK_RETRY_SECONDS = [10.0, 60.0]
-YOUNG_OBJECTS = 5_000  # more than before, between two passes of the garbage collector
+YOUNG_OBJECTS = 5_000  # new objects between two garbage collections
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run whose server answers, whose paths are good, and which alone writes its output."""
+    """An open run: its server answers, its paths are valid, and its output is locked."""
 
     job: Job
     files: RunFiles
     model: str
     recipe_settings: dict[str, Any]
     recipe_fingerprint: str
-    versions: dict[str, dict[str, Any]]  # endpoint → what its /version says
+    versions: dict[str, dict[str, Any]]  # by endpoint
     annotator: Annotator
-    keepers: Sequence[Keeper] = ()  # of the servers that are started for the run
+    keepers: Sequence[Keeper] = ()  # of the servers that the run starts
 
     @property
     def workspace(self) -> Workspace:
@@ -63,7 +63,7 @@ class Run:
 async def open_run(
     job: Job, say: Callable[[str], None] = lambda _: None, warn: Callable[[str], None] = lambda _: None
 ) -> AsyncIterator[Run]:
-    """A run, for as long as the context lasts. Raises UsageError or ServerFault before anything is written."""
+    """Opens a run. Raises UsageError or ServerFault before it writes anything."""
     server, recipe = job.server or Server(), job.recipe or Recipe()
     async with AsyncExitStack() as stack:
         files = await stack.enter_async_context(run_files(job, say, warn))
@@ -74,7 +74,7 @@ async def open_run(
             found.check()
             for note in found.notes:
                 say(note)
-            # Before the start, which takes minutes: nothing that can be refused should wait for it.
+            # Check what can be refused before the server starts, which takes minutes.
             stack.enter_context(workspace.locked())
             checked_recipe(workspace, recipe, found.model_name)
             folder = Path(server.start.log_folder or workspace.logs).expanduser().resolve()
@@ -89,8 +89,8 @@ async def open_run(
         family, settings, identity = checked_recipe(workspace, recipe, model)
         if others := other_recipes(workspace, identity):
             warn(
-                f"{workspace.recipe} is gone, and {workspace.report} names recipes ({', '.join(others)}) other than "
-                f"this run's {identity}: its answers are added to theirs"
+                f"{workspace.recipe} is missing, and {workspace.report} lists other recipes ({', '.join(others)}) than "
+                f"this run's {identity}: the output will hold answers of all of them"
             )
         reads = can_read(server, keepers, files.image_root)
         annotator = Annotator(inference, recipe, family, model, files.image_root, job.error_budget, servers_read=reads)
@@ -113,8 +113,8 @@ def inference_client(server: Server, job: Job, warn: Callable[[str], None]) -> I
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Fewer passes of the garbage collector, and none over what is there already: 7 % of a run's processor time."""
-    if gc.get_freeze_count():  # by another run in this process, or by whoever embeds it
+    """Collects garbage less often, and not among existing objects: saves 7 % of a run's CPU time."""
+    if gc.get_freeze_count():  # by another run in this process, or by its host program
         yield
         return
     thresholds = gc.get_threshold()
@@ -128,7 +128,7 @@ def rare_collections() -> Iterator[None]:
 
 
 async def check_run(job: Job, say: Callable[[str], None]) -> None:
-    """Raises what `open_run` would for this job, as far as it can be known without starting a server."""
+    """Raises what `open_run` would raise, as far as can be checked without starting a server."""
     server = job.server
     if server is None or server.start is None:
         async with open_run(job, say):
@@ -138,17 +138,17 @@ async def check_run(job: Job, say: Callable[[str], None]) -> None:
 
 
 def can_read(server: Server, keepers: Sequence[Keeper], image_root: ImageRoot) -> bool:
-    """Whether all servers read files of the image root themselves: they are ours, here, and were started so."""
+    """Whether all servers can read files of the image root: all were started here with allowed_media_folder."""
     if server.start is None or server.start.allowed_media_folder is None or not isinstance(image_root, Path):
         return False
     allowed = Path(server.start.allowed_media_folder)
     ours = len(keepers) == len(server.urls()) and all(keeper.is_ours for keeper in keepers)
-    # vLLM compares real paths with the folder as it was written.
+    # vLLM compares real paths with the folder as given.
     return ours and allowed == allowed.resolve() and image_root.resolve().is_relative_to(allowed)
 
 
 def checked_recipe(workspace: Workspace, recipe: Recipe, model: str) -> tuple[Family, dict[str, Any], str]:
-    """The recipe's family, settings and fingerprint. Raises UsageError where the output was written with another."""
+    """The recipe's family, settings and fingerprint. Raises UsageError if the output has another recipe."""
     family, settings = resolve_family(recipe.family, model), recipe_settings(recipe, model)
     identity = fingerprint(recipe, model)
     guard_recipe(workspace, settings, identity)
@@ -156,16 +156,16 @@ def checked_recipe(workspace: Workspace, recipe: Recipe, model: str) -> tuple[Fa
 
 
 def other_recipes(workspace: Workspace, identity: str) -> list[str]:
-    """Recipes that an output was made with, by its report, where nothing else tells any more."""
+    """Other recipes of an output, from its report, if its recipe file is missing."""
     if workspace.recipe.exists() or not workspace.output.exists():
         return []
     return sorted({entry["recipe"] for entry in makers_in(workspace.report)} - {identity})
 
 
 def plan_or_resume(run: Run) -> Plan:
-    """The plan in progress if nobody has edited its input or output; else a new one, once the old one is settled.
+    """The plan in progress if its input and output are unchanged; else settles it and makes a new one.
 
-    Raises UsageError where the input turns out to be broken.
+    Raises UsageError if the input is corrupt.
     """
     workspace = run.workspace
     try:
@@ -178,17 +178,17 @@ def plan_or_resume(run: Run) -> Plan:
     except POLARS_ERRORS as error:
         raise _unreadable(run, error) from None
     except OSError as error:
-        if error.errno is not None:  # the disk's, not the decompressor's
+        if error.errno is not None:  # from the disk, not the decompressor
             raise
         raise _unreadable(run, error) from None
     record_recipe(workspace, run.recipe_settings, run.recipe_fingerprint)
-    if run.source.path != workspace.retried:  # a retry is no job of its own
+    if run.source.path != workspace.retried:  # a retry is not a new job
         run.job.remember(workspace.job)
     return plan
 
 
 def _check_image_root(run: Run, plan: Plan) -> None:
-    """Raises UsageError where a new job's images are nowhere: the root is wrong, and not each of a million files."""
+    """Raises UsageError if a new job's sampled images are all missing: the root must be wrong."""
     if plan.counts.already_done:
         return
     stride = max(1, plan.rows // SAMPLED_PATHS)
@@ -197,8 +197,8 @@ def _check_image_root(run: Run, plan: Plan) -> None:
     if len(sample) >= FEWEST_PATHS and not any(is_image_file(run.files.image_root, path) for path in sample):
         remove_plan(run.workspace)
         raise UsageError(
-            f"none of {len(sample)} sampled images is a file under {run.files.image_root}, the first would be "
-            f"{run.files.image_root}/{sample[0]}: set image_root to the folder that the paths are relative to"
+            f"none of {len(sample)} sampled images exists under {run.files.image_root}, for example "
+            f"{run.files.image_root}/{sample[0]}: set image_root to the folder that image paths are relative to"
         )
 
 

@@ -1,4 +1,4 @@
-"""The end of a job in shards: merged, reported on, published."""
+"""Finishes a sharded job: merge, report, publish."""
 
 import resource
 from collections.abc import Callable, Mapping, Sequence
@@ -35,21 +35,21 @@ def merge_and_publish(
         try:
             counts, merged = merge_shards(source, whole, shards)
         except POLARS_ERRORS as error:
-            raise UsageError(f"{source.path} or {output} is truncated or corrupt: {error!s:.300}") from None
-        for each in files:  # the output first: only then do its shards give up what they have
+            raise UsageError(f"{source.path} or {output} is truncated or corrupt; restore it: {error!s:.300}") from None
+        for each in files:  # the output first: shards drop their answers once it has them
             each.publish()
         report = summarise_shards(counts, merged, shard_reports(shards), unfinished, makers_in(whole.report))
         write_report(whole.report, report)
         try:
             write_page(whole, image_root, report, [])
-        except Exception as error:  # every answer is in the output by now: no page is worth a failed run
-            warn(f"report.html could not be written: {error!r}")
+        except Exception as error:  # the output is complete: a missing page must not fail the run
+            warn(f"could not write report.html: {error!r}")
         files[0].publish()
     return report
 
 
 def shard_reports(shards: Sequence[Workspace]) -> Mapping[str, Report]:
-    """The report of each shard by its name; of one that is damaged the figures are lost, its answers are not."""
+    """The reports of the shards, by name; skips corrupt ones."""
     reports = {}
     for shard in shards:
         with suppress(UsageError):
@@ -59,7 +59,7 @@ def shard_reports(shards: Sequence[Workspace]) -> Mapping[str, Report]:
 
 
 def _raise_limit_of_files() -> None:
-    """A merge holds three files of every shard open; the usual limit of 1024 is one that a process may raise itself."""
+    """Raises this process's limit of open files: a merge opens three per shard, and the usual limit is 1024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # a system may say no to "unlimited"
+    with suppress(ValueError, OSError):  # some systems refuse "unlimited"
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

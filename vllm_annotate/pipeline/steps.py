@@ -1,4 +1,4 @@
-"""The steps of a run, in their order: plan → annotate chunks → merge → report."""
+"""The steps of a run: plan → annotate chunks → merge → report."""
 
 import asyncio
 import logging
@@ -26,18 +26,18 @@ ChunkRunner = Callable[[Chunk], Awaitable[BaseException | None]]
 
 
 async def plan_chunks(run: Run, logger: Logger) -> Plan:
-    """Rows without an answer, cut into chunks."""
+    """Plans or resumes; returns the rows without an answer, cut into chunks."""
     plan = await run_to_end(plan_or_resume, run)
     counts = plan.counts
     logger.info(
-        "%s: %d images in %d chunks; the output had %d of the input's %d distinct images when it was made",
+        "%s: %d images in %d chunks; the output had %d of the input's %d distinct images when planned",
         "Resuming an unfinished plan" if plan.resumed else "New plan",
         plan.rows, len(plan.chunks), counts.already_done, counts.distinct,
     )  # fmt: skip
     if counts.broken_in_output:
         logger.warning(
-            "%d lines of %s are torn or hold no image path (the first is line %d): they stay, and their images are "
-            "asked again",
+            "%d lines of %s are corrupt or have no image path (the first is line %d): they stay, and their images are "
+            "annotated again",
             counts.broken_in_output, run.workspace.output, counts.first_broken,
         )  # fmt: skip
     if counts.malformed or counts.without_path or counts.duplicates:
@@ -49,29 +49,29 @@ async def plan_chunks(run: Run, logger: Logger) -> Plan:
 
 
 async def annotate_chunks(run: Run, plan: Plan, run_chunk: ChunkRunner) -> dict[int, ImageFailure]:
-    """Runs the chunks, each as soon as its rows are about to be needed. `run_chunk` returns what stopped a chunk.
+    """Runs the chunks, each shortly before its rows are needed. `run_chunk` returns what stopped a chunk, or None.
 
-    Returns the chunks (by number) that stopped early, with what their open images fail with. Once the server is gone or
-    refuses, no further chunk starts. Raises what ends all of them: OSError where the disk takes no more answers,
-    UsageError where the output has become another run's.
+    Returns the chunks that stopped early, by number, with the failure of their unfinished images. Once the server is
+    gone or refuses, no further chunk starts. Raises OSError if the disk is full, UsageError if another run has taken
+    over the output.
     """
     stopped: dict[int, ImageFailure] = {}
     annotator = run.annotator
-    of_all: BaseException | None = None  # what no other chunk will escape either
+    fatal: BaseException | None = None  # would stop every other chunk too
 
     async def annotate(chunk: Chunk) -> None:
-        nonlocal of_all
+        nonlocal fatal
         error: BaseException | None
         try:
-            error = of_all or await run_chunk(chunk)
-        except (Exception, *POLARS_ERRORS) as failure:  # outside the chunk itself: the workspace's disk, its plan
+            error = fatal or await run_chunk(chunk)
+        except (Exception, *POLARS_ERRORS) as failure:  # outside the chunk: the workspace or the plan
             error = failure
         finally:
             annotator.end_turn(chunk)
-        if isinstance(error, UsageError):  # the output is another run's by now, or the plan is not of this input
+        if isinstance(error, UsageError):  # another run owns the output, or the plan is of another input
             annotator.stop(error)
         if isinstance(error, ServerFault | UsageError) or disk_is_full(error):
-            of_all = of_all or error
+            fatal = fatal or error
         if error is not None:
             kind = "server" if isinstance(error, ServerFault) else "unasked"
             stopped[chunk.number] = ImageFailure(kind, str(error) or repr(error))
@@ -80,22 +80,22 @@ async def annotate_chunks(run: Run, plan: Plan, run_chunk: ChunkRunner) -> dict[
         for chunk in plan.chunks:
             await annotator.turn(chunk)
             group.create_task(annotate(chunk))
-    if of_all is not None and not isinstance(of_all, ServerFault):
-        raise of_all
+    if fatal is not None and not isinstance(fatal, ServerFault):
+        raise fatal
     return stopped
 
 
 async def count_settled(run: Run, chunk: Chunk) -> int:
-    """Counts what an interrupted run settled of a chunk; returns how many rows are still open."""
+    """Counts the images of a chunk that an interrupted run settled; returns how many rows are left."""
     pending = await run_to_end(pending_rows, run.workspace, chunk, run.source)
     run.annotator.tally.settled_before += chunk.length - len(pending)
     return len(pending)
 
 
 async def annotate_chunk(run: Run, chunk: Chunk, logger: Logger) -> dict[str, Any]:
-    """Annotates what is open of a chunk into its part files; returns part, images and failed.
+    """Annotates the open rows of a chunk into its part files; returns part, images and failed.
 
-    Raises ServerFault, ErrorBudgetExceeded and OSError, as `Annotator.annotate` does.
+    Raises ServerFault, ErrorBudgetExceeded and OSError; see `Annotator.annotate`.
     """
     rows = await run_to_end(pending_rows, run.workspace, chunk, run.source)
     part = Part(run.workspace, chunk)
@@ -104,7 +104,7 @@ async def annotate_chunk(run: Run, chunk: Chunk, logger: Logger) -> dict[str, An
     finally:
         await run_to_end(part.close)
         await run.files.keep(chunk)
-    logger.info("%d images asked, %d of the chunk failed", len(rows), part.failed)
+    logger.info("%d images processed, %d failures in the chunk", len(rows), part.failed)
     return {"part": chunk.name, "images": chunk.length, "failed": part.failed}
 
 
@@ -113,7 +113,7 @@ async def merge_parts(run: Run, plan: Plan, stopped: dict[int, ImageFailure], lo
     workspace = run.workspace
     merged = await run_to_end(merge, workspace, plan, stopped)
     if input_has_changed(workspace, run.source):
-        logger.warning("%s has changed since this run planned it: run again for the rest", run.source.path)
+        logger.warning("%s has changed since this run planned it: run again to annotate the changes", run.source.path)
     if stopped:
         keep_plan(workspace, run.source, plan)
     else:
@@ -130,10 +130,10 @@ async def publish_report(
     write_report(run.workspace.report, report)
     try:
         await run_to_end(write_page, run.workspace, run.files.image_root, report, telemetry_charts(telemetry))
-    except Exception as error:  # every answer is in the output by now: no page is worth a failed run
-        logger.warning("report.html could not be written: %r", error)
+    except Exception as error:  # the output is complete: a missing page must not fail the run
+        logger.warning("Could not write report.html: %r", error)
     await run.files.publish()
     logger.info("%s", sentence(report))
     if (verdict := telemetry.bottleneck.verdict()).kind not in UNIMPORTANT:
-        logger.info("What limited the run: %s (%s). %s", verdict.title, verdict.evidence, verdict.advice)
+        logger.info("Bottleneck: %s (%s). What to do: %s", verdict.title, verdict.evidence, verdict.advice)
     return report
