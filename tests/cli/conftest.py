@@ -10,7 +10,7 @@ from vllm_annotate.cli.main import main
 
 @dataclass(frozen=True)
 class Done:
-    """A command that has ended."""
+    """A finished command."""
 
     code: int
     out: str

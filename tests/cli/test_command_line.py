@@ -1,4 +1,4 @@
-"""`python -m flows.annotate` as its users meet it: exit codes, messages, and nothing left behind."""
+"""`python -m flows.annotate` as a process: exit codes, messages, and nothing left behind."""
 
 import json
 import os
@@ -20,7 +20,7 @@ MakeJob = Callable[..., Job]
 
 
 def refused(result: "subprocess.CompletedProcess[str]", job: Job) -> str:
-    """What a command said that ended with one message, exit code 2 and nothing written."""
+    """The message of a command that was refused: one line, exit code 2, nothing written."""
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr + result.stdout
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
@@ -45,7 +45,7 @@ class TestExitCodes:
         ]
         assert len(lines_of(job.output)) == 3
         report = json.loads((job.folder / "labeled.report.json").read_text())
-        assert report["images_per_second"] > 0, "also where it took less than a sample of telemetry"
+        assert report["images_per_second"] > 0, "even if it took less than one sample"
 
     def test_1_when_an_image_failed(self, job: Job, stand_in: StandIn) -> None:
         (job.images / job.names[0]).write_bytes(b"")
@@ -80,7 +80,7 @@ class TestExitCodes:
             (["--recipe", "/nowhere.yaml"], "recipe '/nowhere.yaml' cannot be read"),
             (["--recipe", "nobody-saved-it"], "recipe 'nobody-saved-it' is neither a file nor a saved"),
             (["--output", "/nowhere/labeled.jsonl"], "the folder of output '/nowhere/labeled.jsonl' does not exist"),
-            (["--model-name", "qwen"], "does not serve model 'qwen' but 'stand-in-qwen2.5-vl'"),
+            (["--model-name", "qwen"], "does not serve 'qwen'; it serves 'stand-in-qwen2.5-vl'"),
         ],
     )
     def test_2_for_bad_usage(self, job: Job, stand_in: StandIn, options: list[str], complaint: str) -> None:
@@ -94,12 +94,12 @@ class TestExitCodes:
         assert re.search("'my-finetune', does not identify .*set the recipe's family .*qwen2.5-vl", told)
 
     def test_2_when_no_server_answers(self, job: Job, nobody: str) -> None:
-        assert re.search(f"no vLLM answers at {nobody}/v1 .*vllm serve MODEL --port", refused(job.run(nobody), job))
+        assert re.search(f"no vLLM server at {nobody}/v1 .*vllm serve MODEL --port", refused(job.run(nobody), job))
 
     def test_2_when_the_key_is_wrong(self, job: Job) -> None:
         with StandIn.started("--api-key", "right") as server:
-            told = refused(job.run(server.url, VLLM_API_KEY="wrong"), job)
-            assert "refuses the API key: set VLLM_API_KEY" in told
+            message = refused(job.run(server.url, VLLM_API_KEY="wrong"), job)
+            assert "refused the API key: set VLLM_API_KEY" in message
             assert job.run(server.url, VLLM_API_KEY="right").returncode == 0
 
     def test_2_when_the_input_has_no_usable_row(self, job: Job, stand_in: StandIn) -> None:
@@ -116,7 +116,7 @@ class TestExitCodes:
         (job.folder / "elsewhere").mkdir()
         result = job.run(stand_in.url, "--image-root", str(job.folder / "elsewhere"))
         assert result.returncode == 2
-        assert "none of 12 sampled images is a file under" in result.stderr
+        assert "none of 12 sampled images exists under" in result.stderr
         assert not job.work.exists()
 
     def test_a_recipe_is_loaded_by_the_name_of_its_block(self, job: Job, stand_in: StandIn) -> None:
@@ -160,7 +160,7 @@ class TestExitCodes:
             _, err = process.communicate(timeout=30)
             assert process.returncode == 130, err
             assert "run the same command again to resume" in err
-            assert re.search(r"\d+ answers so far are kept in .*labeled.work/parts", err)
+            assert re.search(r"\d+ answers so far are saved in .*labeled.work/parts", err)
             assert "Crash" not in err
             assert "Traceback" not in err
             assert job.run(slow.url, "--chunk-size", "10").returncode == 0
@@ -182,9 +182,9 @@ class TestExitCodes:
                 assert "Exception" not in err
 
 
-def test_2_when_the_prefect_server_of_the_environment_is_away(job: Job, stand_in: StandIn, nobody: str) -> None:
-    told = refused(job.run(stand_in.url, PREFECT_API_URL=f"{nobody}/api"), job)
-    assert "no Prefect server answers at PREFECT_API_URL" in told
+def test_2_when_prefect_api_url_does_not_answer(job: Job, stand_in: StandIn, nobody: str) -> None:
+    message = refused(job.run(stand_in.url, PREFECT_API_URL=f"{nobody}/api"), job)
+    assert "no Prefect server at PREFECT_API_URL" in message
 
 
 def test_without_a_prefect_server_the_run_is_quiet_and_recorded(job: Job, stand_in: StandIn, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_without_a_prefect_server_the_run_is_quiet_and_recorded(job: Job, stand_
     )
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
-    assert "Prefect UI while this runs: http://127.0.0.1:" in result.stderr
+    assert "Prefect UI during this run: http://127.0.0.1:" in result.stderr
     database = sqlite3.connect(tmp_path / "home" / "prefect.db")
     states = dict(database.execute("select name, state_name from task_run"))
     database.close()
@@ -263,8 +263,8 @@ def test_2_for_a_path_that_cannot_be_one(
     arguments[arguments.index(option) + 1] = os.fsdecode(value)
     process = job.start_with(arguments)
     out, err = process.communicate(timeout=60)
-    told = refused(subprocess.CompletedProcess(process.args, process.returncode, out, err), job)
-    assert complaint in told
+    message = refused(subprocess.CompletedProcess(process.args, process.returncode, out, err), job)
+    assert complaint in message
 
 
 @pytest.mark.usefixtures("prefect_api")
@@ -280,13 +280,13 @@ def test_2_for_a_folder_where_a_file_should_be(job: Job, stand_in: StandIn, name
 
 @pytest.mark.parametrize("module", ["annotate", "merge_shards", "reparse"])
 @pytest.mark.parametrize("after", [0.15, 0.6, 1.2])
-def test_ctrl_c_at_the_start_of_a_command_is_no_traceback(module: str, after: float, tmp_path: Path) -> None:
+def test_ctrl_c_at_the_start_of_a_command_prints_no_traceback(module: str, after: float, tmp_path: Path) -> None:
     arguments = ["--input", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "b.txt"), "--image-root", "x"]
     command = [sys.executable, "-m", f"flows.{module}", *arguments[: 4 if module == "reparse" else 6]]
     process = subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE)
     time.sleep(after)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    # Before its first line the interpreter itself tells of Ctrl-C.
+    # Before its first line, the interpreter itself reports Ctrl-C.
     assert "Traceback" not in err or "runpy" in err, err
     assert "flows" not in err.partition("Traceback")[2], err

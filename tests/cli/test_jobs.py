@@ -1,4 +1,4 @@
-"""Job files, and jobs that are remembered."""
+"""Job files and remembered jobs."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def test_config_writes_a_job_file_that_options_override(command: Command, tmp_pa
     assert command("config", "--job", file).out.encode() == before, "without options it only shows"
 
 
-def test_a_job_file_with_a_field_that_no_job_has_is_refused(command: Command, tmp_path: Path) -> None:
+def test_a_job_file_with_an_unknown_field_is_refused(command: Command, tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("chunksize: 3\n")
     done = command("config", "--job", file, "--input", "i.jsonl")
@@ -51,7 +51,7 @@ def test_a_job_runs_from_its_file_and_the_commands_after_it_need_only_its_output
     assert f"Failures: {job.failures}" in first.err
     (job.images / job.names[0]).write_bytes(good)
     assert command("retry", "--output", job.output, "--kinds", "timeout,server", "--without-prefect").code == 0
-    assert len(lines_of(job.failures)) == 1, "of these kinds there is none"
+    assert len(lines_of(job.failures)) == 1, "there is none of these kinds"
     again = command("retry", "--output", job.output, "--without-prefect")
     assert again.code == 0, again.err
     assert len(lines_of(job.output)) == 4
@@ -59,7 +59,7 @@ def test_a_job_runs_from_its_file_and_the_commands_after_it_need_only_its_output
     page.unlink()
     assert command("report", "--output", job.output).out.strip() == str(page)
     assert page.exists()
-    assert json.loads((job.work / "job.json").read_text())["input"] == str(job.input), "a retry is no job of its own"
+    assert json.loads((job.work / "job.json").read_text())["input"] == str(job.input), "a retry is not a new job"
 
 
 def test_shards_are_merged_by_what_they_remember(command: Command, make_job: MakeJob, stand_in: StandIn) -> None:
@@ -75,10 +75,10 @@ def test_shards_are_merged_by_what_they_remember(command: Command, make_job: Mak
 def test_an_unknown_kind_of_failure_is_refused(command: Command, tmp_path: Path, kinds: str) -> None:
     done = command("retry", "--output", tmp_path / "labeled.jsonl", "--kinds", kinds, "--without-prefect")
     assert done.code == 2
-    assert "--kinds slow: the kinds of failure are missing" in done.err
+    assert "--kinds slow is unknown: use missing" in done.err
 
 
-def test_a_server_and_a_base_url_are_not_both_taken(command: Command, make_job: MakeJob) -> None:
+def test_a_server_and_a_base_url_cannot_be_combined(command: Command, make_job: MakeJob) -> None:
     done = command("annotate", *make_job(1).arguments("http://a"), "--server", "server.yaml", "--without-prefect")
     assert done.code == 2
     assert "--server cannot be combined with --api-base" in done.err

@@ -1,4 +1,4 @@
-"""`vllm-annotate`: help at once, errors in one line, every option from one declaration."""
+"""`vllm-annotate`: fast help, one-line errors, options from one declaration."""
 
 import re
 import statistics
@@ -30,7 +30,7 @@ def test_without_a_command_it_lists_the_commands(command: Command) -> None:
         assert all(name in done.out for name in COMMANDS)
 
 
-def test_it_tells_its_version(command: Command) -> None:
+def test_it_prints_its_version(command: Command) -> None:
     assert command("--version").out.strip() == version("vllm-annotate")
 
 
@@ -57,9 +57,9 @@ def test_check_server_has_an_option_for_every_field_but_mappings(command: Comman
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (["anotate"], "error: 'anotate' is not a command: write one of annotate, retry"),
+        (["anotate"], "error: 'anotate' is not a command: use one of annotate, retry"),
         (["annotate", "--concurency", "3"], "error: Unknown option: --concurency."),
         (["annotate", "file.jsonl"], "file.jsonl"),
         (["annotate", "--input"], "option --input requires an argument. See vllm-annotate annotate --help"),
@@ -70,15 +70,15 @@ def test_check_server_has_an_option_for_every_field_but_mappings(command: Comman
         (["retry"], "error: --output is required"),
         (["report"], "error: --output is required"),
         (["merge-shards"], "error: --output is required"),
-        (["reparse"], "error: --input and --output must be given"),
-        (["check-server"], "error: which model? Set --model-path"),
+        (["reparse"], "error: --input and --output: required"),
+        (["check-server"], "error: no model: set --model-path"),
         (["config", "--chunk-size", "0"], "--chunk-size '0': Input should be greater than or equal to 1"),
     ],
 )  # fmt: skip
-def test_bad_usage_is_one_line_and_exit_code_2(command: Command, arguments: list[str], told: str) -> None:
+def test_bad_usage_is_one_line_and_exit_code_2(command: Command, arguments: list[str], message: str) -> None:
     done = command(*arguments)
     assert done.code == 2
-    assert told in done.err
+    assert message in done.err
     assert len(done.err.strip().splitlines()) == 1, done.err
 
 
@@ -107,7 +107,7 @@ def test_help_comes_within_half_a_second() -> None:
             program = "from vllm_annotate.cli.start import start; start()"
             subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
             seconds.append(time.monotonic() - begun)
-        print(arguments, [round(each, 2) for each in seconds])  # a figure, no gate: machines differ
+        print(arguments, [round(each, 2) for each in seconds])  # informational: machines differ
         imported = subprocess.run(
             [sys.executable, "-c", "import sys; from vllm_annotate.cli.main import main; main(sys.argv[1:]); "
              "print(*sys.modules)", *arguments],

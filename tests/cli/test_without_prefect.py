@@ -1,4 +1,4 @@
-"""The same engine with no Prefect: for Slurm arrays and homes on NFS."""
+"""The same engine without Prefect, for Slurm arrays and home folders on NFS."""
 
 import json
 import re
@@ -44,17 +44,17 @@ def test_the_log_as_json_is_json_line_by_line(command: Command, make_job: MakeJo
     assert "3 images: 3 answered, 0 failed" in [record["message"] for record in records]
 
 
-def test_a_refusal_is_told_once(command: Command, make_job: MakeJob, nobody: str) -> None:
+def test_a_refusal_is_printed_once(command: Command, make_job: MakeJob, nobody: str) -> None:
     done = command("annotate", *make_job(3).arguments(nobody), "--without-prefect")
     assert done.code == 2
     assert len(done.err.strip().splitlines()) == 1
-    assert f"no vLLM answers at {nobody}/v1" in done.err
+    assert f"no vLLM server at {nobody}/v1" in done.err
 
 
 def test_a_saved_block_needs_prefect(command: Command, make_job: MakeJob, stand_in: StandIn) -> None:
     done = command("annotate", *make_job(1).arguments(stand_in.url), "--recipe", "mine", "--without-prefect")
     assert done.code == 2
-    assert "--recipe 'mine' is not a file; saved blocks need Prefect" in done.err
+    assert "--recipe 'mine' is not a file, and saved blocks need Prefect" in done.err
 
 
 def test_a_chunk_that_lost_its_server_is_retried(command: Command, make_job: MakeJob, stand_in: StandIn) -> None:
@@ -81,15 +81,15 @@ def test_it_stops_and_resumes_as_the_flow_does(make_job: MakeJob, stop: signal.S
         assert process.returncode == (-9 if stop == signal.SIGKILL else 130), err
         assert "Traceback" not in err
         if stop != signal.SIGKILL:
-            assert re.search(r"\d+ answers so far are kept in .*parts; run the same command again to resume", err)
+            assert re.search(r"\d+ answers so far are saved in .*parts; run the same command again to resume", err)
         assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0
         assert sum(slow.asked().values()) <= 30 + 4
     assert [row["image_path"] for row in lines_of(job.output)] == job.names
 
 
-def test_an_early_interruption_names_no_folder_that_is_not_there(make_job: MakeJob) -> None:
+def test_an_early_interruption_names_no_missing_folder(make_job: MakeJob) -> None:
     job = make_job(3)
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections and never answers
         arguments = ["annotate", *job.arguments(f"http://127.0.0.1:{silent.getsockname()[1]}"), "--without-prefect"]
         command = [sys.executable, "-c", PROGRAM, *arguments]
         process = subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""`vllm-annotate annotate`: a job, with Prefect or without."""
+"""`vllm-annotate annotate`: runs a job, with or without Prefect."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,10 @@ from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.jobs import job_fields, job_options, run_options
 from vllm_annotate.cli.options import command
 from vllm_annotate.cli.run import run_work
-from vllm_annotate.cli.work import Work, kept_answers
+from vllm_annotate.cli.work import Work, saved_answers
 
 EPILOGUE = (
-    "Exit codes: 0 every image answered; 1 finished, with failures or failed chunks; 2 refused, no row written; 130 "
+    "Exit codes: 0 every image answered; 1 finished, with failures or failed chunks; 2 refused, nothing written; 130 "
     "interrupted.\n\n"
     "Beside labeled.jsonl: labeled.failures.jsonl, labeled.report.json, labeled.report.html (open it in a browser) and "
     "the folder labeled.work."
@@ -32,5 +32,5 @@ def run(given: Mapping[str, Any], console: Console, interrupts: Interrupts) -> i
 
 
 def interrupted(given: Mapping[str, Any]) -> str:
-    """What an interrupted run has left."""
-    return f"{kept_answers(given)}; run the same command again to resume"
+    """The state after an interrupted run."""
+    return f"{saved_answers(given)}; run the same command again to resume"

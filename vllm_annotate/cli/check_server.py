@@ -1,6 +1,6 @@
-"""`vllm-annotate check-server`: what would be started, and whether it would work. Nothing is started.
+"""`vllm-annotate check-server`: shows what would be started, and whether it would work. Starts nothing.
 
-Exit codes: 0 it would, 2 it would not, for the reasons printed.
+Exit codes: 0 it would work, 2 it would not, for the reasons printed.
 """
 
 from collections.abc import Mapping
@@ -23,21 +23,21 @@ from vllm_annotate.storage.yaml_fields import read_fields
 
 
 def app() -> App:
-    """The command's options: the fields of Launch, and where to find them in a file."""
+    """The command's options: those of its own and the fields of Launch."""
     text = (
         "Show the command lines with which vLLM would be started, and check that it would work: model, GPUs, memory, "
         "ports, version. Starts nothing."
     )
     own = [
-        option("server", "YAML file with the server's fields, of which start is one."),
-        option("model_name", "Name of the served model. (default: that of its folder)"),
-        option("assume_gpus", "As if this machine had other GPUs, such as 3x24: number x GiB of each."),
+        option("server", "YAML file with the server's fields, including start."),
+        option("model_name", "Name of the served model. (default: the name of its folder)"),
+        option("assume_gpus", "Pretend that this machine has other GPUs: NUMBERxGIB, such as 3x24."),
     ]
     return command("check-server", text, [*own, *fields(Launch)])
 
 
 def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) -> int:
-    """Prints what was found and returns the exit code."""
+    """Prints the findings; returns the exit code."""
     options = {name: value for name, value in given.items() if value is not None}
     model, launch = _launch(options)
     assumed = _gpus(options["assume_gpus"]) if "assume_gpus" in options else None
@@ -47,19 +47,19 @@ def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) ->
 
 
 def interrupted(_: Mapping[str, Any]) -> str:
-    """What it has left."""
+    """The state after an interrupt."""
     return "nothing was started"
 
 
 def _launch(options: dict[str, Any]) -> tuple[str | None, Launch]:
-    """The model's name and the settings, from the file and, over it, from the options."""
+    """The model's name and the settings; options override the file."""
     known = read_fields(Path(options["server"]), "server", Server) if "server" in options else {}
     start = known.get("start")
     given = {name: options[name] for name in Launch.model_fields if name in options}
     if given and (start is None or isinstance(start, dict)):
         known["start"] = (start or {}) | given
     if known.get("start") is None or known["start"] == {}:
-        raise UsageError("which model? Set --model-path, or start.model_path in the file of --server")
+        raise UsageError("no model: set --model-path, or start.model_path in the file of --server")
     server = checked(Server, known, "server")
     assert server.start is not None  # noqa: S101 - for the type checker
     return server.model, server.start
@@ -72,4 +72,4 @@ def _gpus(text: str) -> list[Gpu]:
         memory = int(float(size) * GIB)
         return [Gpu(index, "assumed", memory, memory) for index in range(int(count))]
     except (ValueError, OverflowError):
-        raise UsageError(f"--assume-gpus {text!r} is not of the form 3x24: number of GPUs x GiB of each") from None
+        raise UsageError(f"--assume-gpus {text!r} is not of the form NUMBERxGIB, such as 3x24") from None

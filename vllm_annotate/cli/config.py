@@ -1,4 +1,4 @@
-"""`vllm-annotate config`: a job file, written from options, changed by options, or shown."""
+"""`vllm-annotate config`: writes, changes or shows a job file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +17,12 @@ from vllm_annotate.storage.yaml_fields import read_fields
 
 def app() -> App:
     """The command's options."""
-    text = "Write a job file, change options in it, or show it: vllm-annotate annotate --job FILE runs it."
+    text = "Write a job file, change options in it, or show it. vllm-annotate annotate --job FILE runs it."
     return command("config", text, job_options())
 
 
 def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) -> int:
-    """Writes the file if options are given, and shows what is in it; returns the exit code."""
+    """Writes the file if options are given, then prints it; returns the exit code."""
     options = {name: value for name, value in given.items() if value is not None and name != "job"}
     path = Path(given["job"]) if given.get("job") else None
     known = read_fields(path, "job", Job) if path is not None and path.exists() else {}
@@ -36,7 +36,7 @@ def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) ->
 
 
 def _check(known: Mapping[str, Any]) -> None:
-    """Raises UsageError for a field that no job takes; what is required may come later, as an option."""
+    """Raises UsageError for an invalid field; required fields may be missing, as options can set them later."""
     placeholder = {name: "x" for name in ("input", "image_root", "output") if name not in known}
     values = {
         name: value for name, value in known.items() if not (name in ("server", "recipe") and isinstance(value, str))
@@ -45,5 +45,5 @@ def _check(known: Mapping[str, Any]) -> None:
 
 
 def interrupted(_: Mapping[str, Any]) -> str:
-    """What it has left."""
-    return "the job file is as it was"
+    """The state after an interrupt."""
+    return "the job file is unchanged"

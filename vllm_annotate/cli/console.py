@@ -1,4 +1,4 @@
-"""What a command says: lines for people, or JSON objects, one per line, for programs."""
+"""Messages of a command: plain lines, or JSON objects, one per line."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ class JsonLines(logging.Formatter):
     """`{"time": "2026-11-25T12:00:00.000+00:00", "level": "INFO", "message": "…"}`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """A record as one line of JSON."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         message = record.getMessage()
         if record.exc_info:
@@ -21,25 +21,25 @@ class JsonLines(logging.Formatter):
 
 
 class Console:
-    """Standard error of a command."""
+    """Writes messages to standard error."""
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
 
     def say(self, message: str, level: int = logging.INFO) -> None:
-        """One message."""
+        """Prints a message."""
         if self.as_json:
             record = logging.LogRecord("vllm_annotate", level, "", 0, message, None, None)
             message = JsonLines().format(record)
         print(message, file=sys.stderr, flush=True)
 
     def refuse(self, message: str) -> int:
-        """Says what is wrong, in one line; returns the exit code."""
+        """Prints an error on one line; returns the exit code."""
         self.say(("" if self.as_json else "error: ") + " ".join(message.split()), logging.ERROR)
         return REFUSED
 
     def handler(self) -> logging.Handler:
-        """Shows log records as this console shows messages."""
+        """A handler that prints log records in this console's format."""
         handler = logging.StreamHandler(sys.stderr)
         if self.as_json:
             handler.setFormatter(JsonLines())

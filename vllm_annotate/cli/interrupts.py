@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP of a command: the first stops it in good order, and more of them do not disturb that."""
+"""Handles Ctrl-C, SIGTERM and SIGHUP: the first stops the command cleanly, and more do not disturb that."""
 
 import asyncio
 import atexit
@@ -15,34 +15,34 @@ Result = TypeVar("Result")
 INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = (
-    b"stopping: what was answered is being saved, and servers of this run are being stopped. Ctrl-C once more ends it "
-    b"at once; that loses nothing either\n"
+    b"stopping: saving answers and stopping this run's servers. Press Ctrl-C again to exit at once; no saved answer "
+    b"is lost\n"
 )
 
 
 class Interrupts:
-    """The signals of one command."""
+    """The signal handlers of one command."""
 
     def __init__(self) -> None:
         self._count = 0
-        self._exit_code: int | None = None  # of a command that is done, but for what Prefect has yet to record
+        self._exit_code: int | None = None  # of a command that is done while Prefect still records
         self._stop = _raise
 
     def install(self) -> None:
-        """Handles the signals from now on; one that is ignored, as nohup does with SIGHUP, stays so."""
+        """Installs the handlers; ignored signals stay ignored (nohup ignores SIGHUP)."""
         if threading.current_thread() is threading.main_thread():
             handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
             for number in handled:
                 signal.signal(number, self._handle)
-            # The first to be registered is the last to run: after it the interpreter would set handlers that kill.
+            # Registered first, it runs last: after it, the interpreter restores handlers that kill.
             atexit.register(_ignore, handled)
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """What `work` returns; a signal cancels it. Raises CancelledError then."""
+        """Runs `work` and returns its result. A signal cancels it; then raises CancelledError."""
 
         async def cancellable() -> Result:
             task = asyncio.current_task()
-            assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in one
+            assert task is not None  # noqa: S101 - for the type checker
             with self._cancelling(task):
                 return await work
 
@@ -50,14 +50,14 @@ class Interrupts:
 
     @contextmanager
     def _cancelling(self, task: "asyncio.Task[Any]") -> Iterator[None]:
-        """Cancels the task, instead of raising KeyboardInterrupt in whatever the event loop is at."""
+        """Makes signals cancel the task, instead of raising KeyboardInterrupt anywhere in the event loop."""
         loop = asyncio.get_running_loop()
 
         def cancel() -> None:
             loop.call_soon_threadsafe(task.cancel)
 
         self._stop = cancel
-        if self._count:  # between the call that made the task and here
+        if self._count:  # a signal came before this handler
             task.cancel()
         try:
             yield
@@ -65,7 +65,7 @@ class Interrupts:
             self._stop = _raise
 
     def done(self, exit_code: int) -> int:
-        """Lets the next signal end the process with this exit code; returns it."""
+        """Makes the next signal exit with this code; returns the code."""
         self._exit_code = exit_code
         return exit_code
 
@@ -76,7 +76,7 @@ class Interrupts:
         if self._count == 1:
             self._stop()
         elif self._count == 2 or number != signal.SIGINT:
-            os.write(2, PATIENCE)  # print could be interrupted within itself
+            os.write(2, PATIENCE)  # print is not reentrant
         else:
             os._exit(INTERRUPTED)
 

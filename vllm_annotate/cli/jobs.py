@@ -1,4 +1,4 @@
-"""A job from a command line: a job file, options over it, and what an earlier run remembers."""
+"""Builds a job from options, a job file, and the job that an earlier run remembers."""
 
 import re
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ SomeModel = TypeVar("SomeModel", bound=BaseModel)
 
 
 def server_options() -> list[Option]:
-    """How a command names the server and the recipe."""
+    """Options for the server and the recipe."""
     return [
-        option("api_base", "Base URL of vLLM; several for several servers. A key is read from VLLM_API_KEY. "
+        option("api_base", "Base URL of vLLM; several for several servers. VLLM_API_KEY sets the API key. "
                "(default: http://localhost:8000/v1)", list),
-        option("model_name", "Name of the served model. (default: the one that is served)"),
+        option("model_name", "Name of the served model. (default: the only one served)"),
         option("server", "YAML file with the server's fields (endpoints, model, start, …), or the name of a saved "
                "VLLMServer block."),
         option("recipe", "YAML file with the recipe's fields, or the name of a saved AnnotationRecipe block. "
@@ -34,14 +34,14 @@ def server_options() -> list[Option]:
 
 
 def job_options() -> list[Option]:
-    """All options of a job."""
+    """Options for all fields of a job."""
     of_job = fields(Job, but=("server", "recipe"))
     job = option("job", "YAML file with these options, as `vllm-annotate config` writes it; options override it.")
     return [*of_job[:3], *server_options(), *of_job[3:], job]
 
 
 def run_options() -> list[Option]:
-    """How a command that asks a model runs."""
+    """Options for how to run."""
     return [
         option("without_prefect", "Run without Prefect: no server, no history, no artifacts.", bool),
         option("log_json", "Write the log as JSON, one object per line.", bool),
@@ -49,9 +49,9 @@ def run_options() -> list[Option]:
 
 
 def job_fields(given: Mapping[str, Any], remembered: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The fields of a job: of an earlier run, over it those of the job file, over these the options.
+    """The fields of a job: options override the job file, which overrides the remembered job.
 
-    `server` and `recipe` stay names where they are no files. Raises UsageError.
+    `server` and `recipe` stay names if they are not files. Raises UsageError.
     """
     known = dict(remembered or {})
     if given.get("job") is not None:
@@ -72,17 +72,17 @@ def job_fields(given: Mapping[str, Any], remembered: Mapping[str, Any] | None = 
 
 
 def is_file(name: str) -> bool:
-    """Whether a server or recipe is given as a file, not as the name of a block."""
+    """Whether a server or recipe is a file, not the name of a block."""
     return Path(name).suffix in (".yaml", ".yml", ".json") or Path(name).exists()
 
 
 def saved_blocks(known: Mapping[str, Any]) -> dict[str, str]:
-    """Names of saved blocks among the fields of a job."""
+    """The fields of a job that name saved blocks."""
     return {name: known[name] for name in ("server", "recipe") if isinstance(known.get(name), str)}
 
 
 def checked(model: type[SomeModel], values: Mapping[str, Any], part: str = "") -> SomeModel:
-    """A model of these values; of a part of the job, where it is one. Raises UsageError in the command line's words."""
+    """Validates the values; `part` is the part of the job they belong to. Raises UsageError that names options."""
     try:
         return model(**values)
     except ValidationError as error:
@@ -91,7 +91,7 @@ def checked(model: type[SomeModel], values: Mapping[str, Any], part: str = "") -
 
 
 def complaint(part: str, problem: Mapping[str, Any]) -> str:
-    """What pydantic found wrong with a field; never the value of one that may be secret."""
+    """One of pydantic's errors as a message; hides values that may be secret."""
     path = [str(step) for step in problem["loc"] if not str(step).startswith(("constrained-", "literal[", "function-"))]
     first = path[0] if path else ""
     if part:
@@ -106,7 +106,7 @@ def complaint(part: str, problem: Mapping[str, Any]) -> str:
 
 
 def job_of(known: Mapping[str, Any], server: type[Server] = Server, recipe: type[Recipe] = Recipe) -> Job:
-    """The job of these fields, with server and recipe as these classes. Raises UsageError."""
+    """The job of these fields; `server` and `recipe` are the classes to use. Raises UsageError."""
     values = dict(known)
     for name, kind in (("server", server), ("recipe", recipe)):
         if isinstance(values.get(name), dict):
@@ -115,5 +115,5 @@ def job_of(known: Mapping[str, Any], server: type[Server] = Server, recipe: type
 
 
 def written(known: Mapping[str, Any]) -> str:
-    """The fields as a job file."""
+    """The fields as the YAML of a job file."""
     return yaml.safe_dump(dict(known), sort_keys=False, allow_unicode=True, width=120)

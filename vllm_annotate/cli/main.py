@@ -22,15 +22,15 @@ COMMANDS = {  # name → its module, and what it does. Modules are imported when
     "annotate": ("annotate", "Annotate the images of a file; run it again to resume."),
     "retry": ("retry", "Retry the images in the failures file of an output."),
     "merge-shards": ("merge_shards", "Merge the shards of an output, in the order of the input."),
-    "reparse": ("reparse", "Parse the stored answers of an output again, without the model."),
-    "report": ("report", "Remake report.html of an output."),
-    "check-server": ("check_server", "Check whether vLLM would start with these settings; start nothing."),
+    "reparse": ("reparse", "Re-parse the stored answers of an output, without calling the model."),
+    "report": ("report", "Rebuild report.html of an output."),
+    "check-server": ("check_server", "Check whether vLLM would start with these settings, without starting it."),
     "config": ("config", "Write, change or show a job file."),
 }
 
 
 def main(arguments: Sequence[str], *, own_process: bool = False) -> int:
-    """Runs a command and returns its exit code; signals are handled if it is the whole process that runs it."""
+    """Runs a command and returns its exit code; with `own_process`, handles signals."""
     name = arguments[0] if arguments else ""
     needed = [name] if name in COMMANDS else COMMANDS if name == COMPLETION else []
     app = app_with(needed)
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str], *, own_process: bool = False) -> int:
 
 
 def run(module: Any, given: dict[str, Any], *, own_process: bool) -> int:
-    """Runs a command's module with the options that were given, and says why it was refused or interrupted."""
+    """Runs a command's module with the given options; prints why it was refused or interrupted."""
     interrupts, console = Interrupts(), Console(as_json=bool(given.get("log_json")))
     if own_process:
         interrupts.install()
@@ -65,11 +65,11 @@ def run(module: Any, given: dict[str, Any], *, own_process: bool) -> int:
 
 
 def app_with(names: Iterable[str]) -> App:
-    """All commands, but options of these alone: help comes at once where their modules need not be imported."""
+    """The app with all commands, but options only for these: other modules need not be imported."""
     app = App(
         name="vllm-annotate",
         version=own_version,
-        help="Rationales and named boxes for captioned images, written by a vision-language model that vLLM serves.",
+        help="Write a rationale and named boxes for every captioned image, with a vision-language model on vLLM.",
         help_format="plaintext",
         help_epilogue="vllm-annotate COMMAND --help shows the options of a command.",
     )
@@ -80,7 +80,7 @@ def app_with(names: Iterable[str]) -> App:
 
 
 def own_version() -> str:
-    """Read when it is asked for: it takes 40 ms."""
+    """Returns the version, read on demand as that takes 40 ms."""
     from vllm_annotate.version import VERSION
 
     return VERSION
@@ -92,8 +92,8 @@ def module_of(name: str) -> Any:
 
 
 def misused(name: str, error: CycloptsError) -> str:
-    """What is wrong with a command line."""
+    """The error message for an invalid command line."""
     if name not in COMMANDS:
-        return f"{name!r} is not a command: write one of {', '.join(COMMANDS)}"
+        return f"{name!r} is not a command: use one of {', '.join(COMMANDS)}"
     message = " ".join(str(error).replace(f'Command "{name}" parameter', "option").split())
     return f"{message} See vllm-annotate {name} --help"

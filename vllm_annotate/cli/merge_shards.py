@@ -1,6 +1,6 @@
-"""`vllm-annotate merge-shards`: what the flow annotate-sharded does at its end, for shards that were run otherwise.
+"""`vllm-annotate merge-shards`: merges shards that were run without the flow annotate-sharded.
 
-Exit codes: 0 every image is answered; 1 some have failed, or their shards have not finished; 2 refused, nothing
+Exit codes: 0 every image is answered; 1 some failed, or their shards have not finished; 2 refused, nothing
 changed.
 """
 
@@ -22,13 +22,13 @@ OPTIONS = ("output", "input", "image_root", "image_column")
 
 def app() -> App:
     """The command's options."""
-    text = "Merge the shards of an output, in the order of the input. The shards remember all but --output."
+    text = "Merge the shards of an output, in the order of the input. Only --output is required."
     given = {each.name: each for each in fields(Job, but=("server", "recipe"))}
     return command("merge-shards", text, [given[name] for name in OPTIONS])
 
 
 def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) -> int:
-    """Merges them; returns the exit code."""
+    """Merges the shards; returns the exit code."""
     from vllm_annotate.pipeline.files import check_distinct, found_image_root, found_source
     from vllm_annotate.pipeline.sharded import merge_and_publish
     from vllm_annotate.report.summary import sentence
@@ -45,5 +45,5 @@ def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) ->
 
 
 def interrupted(_: Mapping[str, Any]) -> str:
-    """What it has left."""
-    return "all answers are kept; merge again to resume"
+    """The state after an interrupt."""
+    return "no answer is lost; run the same command again to resume"

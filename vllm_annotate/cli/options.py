@@ -1,4 +1,4 @@
-"""Options of a command, made from the fields of a model: one name, one text, one default wherever they are shown."""
+"""Makes command-line options from the fields of a model."""
 
 import inspect
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ COMMAND = "vllm_annotate_command"
 
 
 def option(name: str, text: str, kind: Any = str) -> Option:
-    """An option that takes one value, several where `kind` is list, or none where it is bool.
+    """An option with one value, several if `kind` is list, none if it is bool.
 
-    Values stay text: the model that they are fields of checks them, and its errors are the same everywhere.
+    Values stay text: the model validates them.
     """
     annotation = {bool: bool | None, list: list[str] | None}.get(kind, str | None)
     shown = Parameter(
@@ -26,7 +26,7 @@ def option(name: str, text: str, kind: Any = str) -> Option:
 
 
 def fields(model: type[BaseModel], *, but: Iterable[str] = ()) -> list[Option]:
-    """An option for each field; mappings have none, they are for a file."""
+    """An option for each field, except for mappings, which only files can set."""
     found = []
     for name, field in model.model_fields.items():
         kind = _kind(field.annotation)
@@ -39,10 +39,10 @@ def fields(model: type[BaseModel], *, but: Iterable[str] = ()) -> list[Option]:
 
 
 def command(name: str, text: str, options: Iterable[Option], epilogue: str = "") -> App:
-    """A command that takes these options and nothing else."""
+    """A command with these options."""
 
     def given(**_: Any) -> None:
-        """Never called: what cyclopts binds to it is handed to the command's module."""
+        """Never called; `main` passes the bound options to the command's module."""
 
     given.__name__ = COMMAND
     given.__signature__ = inspect.Signature(list(options))  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ def last_of_each(arguments: Iterable[str], app: App) -> list[str]:
 
 
 def _kind(annotation: Any) -> Any:
-    """The type that an annotation means, without its None and its bounds."""
+    """The plain type of an annotation, without None and constraints."""
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
         return _kind(next(one for one in get_args(annotation) if one is not NoneType))

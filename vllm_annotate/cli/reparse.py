@@ -1,6 +1,6 @@
-"""`vllm-annotate reparse`: for a fixed parser, or another family, without asking the model again.
+"""`vllm-annotate reparse`: parses stored answers again, with a newer parser or another family.
 
-Exit codes: 0 every answer holds an annotation, 1 some do not, 2 refused, nothing written.
+Exit codes: 0 every answer has an annotation, 1 some do not, 2 refused, nothing written.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ def app() -> App:
     families = ", ".join(sorted(FAMILIES))
     return command(
         "reparse",
-        "Parse the stored answers of an output again, without calling the model.",
+        "Re-parse the stored answers of an output, without calling the model.",
         [
             option("input", "An output of annotate."),
             option("output", "The new file; it must not exist."),
@@ -31,21 +31,21 @@ def app() -> App:
 
 
 def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) -> int:
-    """Parses them; returns the exit code."""
+    """Parses the answers; returns the exit code."""
     from vllm_annotate.results.reparse import family_of, reparse
 
     source, target = (Path(given.get(name) or "") for name in ("input", "output"))
     if missing := [f"--{name}" for name in ("input", "output") if not given.get(name)]:
-        raise UsageError(f"{' and '.join(missing)} must be given")
+        raise UsageError(f"{' and '.join(missing)}: required")
     if (name := given.get("family")) not in (None, *FAMILIES):
-        raise UsageError(f"--family {name!r} is not known: write one of {', '.join(sorted(FAMILIES))}")
+        raise UsageError(f"--family {name!r} is unknown: use one of {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[name] if name else family_of(source)
     quality = reparse(source, target, family)
     failed = quality.summary()["parse_stages"].get("failed", 0)
-    print(f"{quality.answers} answers parsed as {family.name}, {failed} hold no annotation: {target}")
+    print(f"{quality.answers} answers parsed as {family.name}, {failed} without an annotation: {target}")
     return 1 if failed else 0
 
 
 def interrupted(_: Mapping[str, Any]) -> str:
-    """What it has left."""
+    """The state after an interrupt."""
     return "nothing was written"

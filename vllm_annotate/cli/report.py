@@ -1,4 +1,4 @@
-"""`vllm-annotate report`: report.html once more, after the output was edited, or for the page of a newer version."""
+"""`vllm-annotate report`: rebuilds report.html, after you edited the output or upgraded."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,13 +16,13 @@ OPTIONS = ("output", "image_root", "shard")
 
 def app() -> App:
     """The command's options."""
-    text = "Remake report.html of an output. The work folder remembers all but --output."
+    text = "Rebuild report.html of an output. Only --output is required."
     given = {each.name: each for each in fields(Job, but=("server", "recipe"))}
     return command("report", text, [given[name] for name in OPTIONS])
 
 
 def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) -> int:
-    """Writes it; returns the exit code."""
+    """Writes the page; returns the exit code."""
     from vllm_annotate.pipeline.report_page import remake_page
     from vllm_annotate.storage.locations import image_root_at
 
@@ -34,5 +34,5 @@ def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) ->
 
 
 def interrupted(_: Mapping[str, Any]) -> str:
-    """What it has left."""
-    return "the report is as it was"
+    """The state after an interrupt."""
+    return "the report is unchanged"

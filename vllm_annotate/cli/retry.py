@@ -1,4 +1,4 @@
-"""`vllm-annotate retry`: the images in the failures file, as the run that left them there asked them."""
+"""`vllm-annotate retry`: retries the images in the failures file, with the settings of the original run."""
 
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -10,17 +10,17 @@ from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.jobs import checked, job_fields, run_options, server_options
 from vllm_annotate.cli.options import command, fields, option
 from vllm_annotate.cli.run import run_work
-from vllm_annotate.cli.work import Work, kept_answers
+from vllm_annotate.cli.work import Work, saved_answers
 from vllm_annotate.errors import FailureKind, UsageError
 from vllm_annotate.job import Job, OutputOf, remembered_job
 
-NOT_HERE = ("input", "image_column", "shard", "error_budget")  # of a job: failures have columns of their own
+NOT_HERE = ("input", "image_column", "shard", "error_budget")  # fields of a job that a retry sets itself
 KINDS = get_args(FailureKind)
 
 
 def app() -> App:
     """The command's options."""
-    text = "Retry the images in the failures file of an output. The work folder remembers the rest of the job."
+    text = "Retry the images in the failures file of an output. Only --output is required."
     kinds = option("kinds", f"Only failures of these kinds: {', '.join(KINDS)}. (default: all)", list)
     options = fields(Job, but=("server", "recipe", *NOT_HERE))
     output = next(each for each in options if each.name == "output")
@@ -29,14 +29,14 @@ def app() -> App:
 
 
 def run(given: Mapping[str, Any], console: Console, interrupts: Interrupts) -> int:
-    """Retries them; returns the exit code."""
+    """Retries the images; returns the exit code."""
     work = Work(_fields(given), _kinds(given.get("kinds") or []))
     return run_work(work, console, interrupts, without_prefect=bool(given.get("without_prefect")))
 
 
 def interrupted(given: Mapping[str, Any]) -> str:
-    """What an interrupted retry has left."""
-    return f"{kept_answers(given)}; run the same command again to resume"
+    """The state after an interrupted retry."""
+    return f"{saved_answers(given)}; run the same command again to resume"
 
 
 def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kinds(given: list[str]) -> list[str]:
-    """`timeout,server` and two options are the same."""
+    """Splits `timeout,server`. Raises UsageError for an unknown kind."""
     kinds = [kind.strip() for text in given for kind in text.split(",") if kind.strip()]
     if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise UsageError(f"--kinds {', '.join(unknown)}: the kinds of failure are {', '.join(KINDS)}")
+        raise UsageError(f"--kinds {', '.join(unknown)} is unknown: use {', '.join(KINDS)}")
     return kinds

@@ -1,4 +1,4 @@
-"""What commands that ask a model share: the work, done with Prefect or without."""
+"""Runs the work of a command, with or without Prefect."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from vllm_annotate.errors import UsageError
 
 
 def run_work(work: Work, console: Console, interrupts: Interrupts, *, without_prefect: bool) -> int:
-    """Does the work; returns the exit code."""
+    """Runs the work; returns the exit code."""
     if without_prefect:
         return run_without_prefect(work, console, interrupts)
     from vllm_annotate.cli.with_prefect import run_with_prefect
@@ -20,13 +20,13 @@ def run_work(work: Work, console: Console, interrupts: Interrupts, *, without_pr
 
 
 def run_without_prefect(work: Work, console: Console, interrupts: Interrupts) -> int:
-    """Runs the work in this process alone."""
+    """Runs the work in this process; returns the exit code."""
     from vllm_annotate.pipeline.local import annotate, retry
     from vllm_annotate.report.summary import sentence
 
     if blocks := saved_blocks(work.fields):
         name, block = next(iter(blocks.items()))
-        raise UsageError(f"--{name} {block!r} is not a file; saved blocks need Prefect, so leave out --without-prefect")
+        raise UsageError(f"--{name} {block!r} is not a file, and saved blocks need Prefect: drop --without-prefect")
     job = job_of(work.fields)
     logger = logging.getLogger("vllm_annotate")
     handler = console.handler()

@@ -1,6 +1,6 @@
-"""A command's work as a Prefect flow: on the server of PREFECT_API_URL, or on one of its own for as long as it takes.
+"""Runs a command's work as a Prefect flow, on the server of PREFECT_API_URL or on a temporary one.
 
-The only module of the library that knows Prefect, and it is imported when it is needed.
+The only module of the library that imports Prefect; imported on demand.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ def run_with_prefect(work: Work, console: Console, interrupts: Interrupts) -> in
     """Runs the work as a flow; returns the exit code. Raises UsageError, ServerFault and OSError."""
     check_own_packages()
     if not saved_blocks(work.fields):
-        job_of(work.fields)  # what can be refused is refused before anything is started
-    # No usage statistics and no look for news: a run talks to its servers and to nobody else. Read at import.
+        job_of(work.fields)  # refuse invalid fields before starting anything
+    # A run talks to its own servers only: no usage statistics, no version checks. Prefect reads these at import.
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from prefect.exceptions import TerminationSignal
@@ -43,17 +43,17 @@ def run_with_prefect(work: Work, console: Console, interrupts: Interrupts) -> in
         own = _own_server()
     elif not answers(api_url):
         raise UsageError(
-            f"no Prefect server answers at PREFECT_API_URL {api_url}: start it (prefect server start), unset the "
-            "variable (prefect config unset PREFECT_API_URL), or run --without-prefect"
+            f"no Prefect server at PREFECT_API_URL {api_url}: start it (prefect server start), unset the variable "
+            "(prefect config unset PREFECT_API_URL), or add --without-prefect"
         )
     try:
         return interrupts.run(_run(work, console, own))
-    except (TerminationSignal, asyncio.CancelledError):  # the first is Prefect's answer to SIGTERM while a flow runs
+    except (TerminationSignal, asyncio.CancelledError):  # Prefect raises the first on SIGTERM during a flow
         raise KeyboardInterrupt from None
 
 
 def _own_server() -> "TemporaryPrefectServer":
-    """One that comes up while the rest is imported and checked."""
+    """Starts a temporary server in the background, and makes Prefect use it."""
     from prefect.context import refresh_global_settings_context
 
     from flows.support.prefect_server import TemporaryPrefectServer
@@ -82,7 +82,7 @@ async def _run(work: Work, console: Console, own: "TemporaryPrefectServer | None
         raise
     await _wait_until_ready(own)
     if own is not None:
-        console.say(f"Prefect UI while this runs: {own.url}; afterwards: prefect server start")
+        console.say(f"Prefect UI during this run: {own.url}; afterwards: prefect server start")
     state = await _flow(job, work.kinds, console)
     result = await state.aresult(raise_on_failure=False)
     if isinstance(result, UsageError | ServerFault):
@@ -93,7 +93,7 @@ async def _run(work: Work, console: Console, own: "TemporaryPrefectServer | None
 
 
 async def _flow(job: Job, kinds: list[str] | None, console: Console) -> "State[Any]":
-    """Runs the flow of a job, or of a retry of these kinds of failures."""
+    """Runs the flow that annotates a job or, given kinds, retries its failures."""
     from flows.annotate import annotate_images
     from flows.retry import retry_failures
 
@@ -115,7 +115,7 @@ async def _wait_until_ready(own: "TemporaryPrefectServer | None") -> None:
 
 
 async def _block(what: str, name: str) -> Any:
-    """A saved block. Raises UsageError where there is none of this name."""
+    """Loads a saved block. Raises UsageError if it does not exist."""
     from blocks import AnnotationRecipe, VLLMServer
 
     kind: Any = {"server": VLLMServer, "recipe": AnnotationRecipe}[what]
@@ -124,12 +124,12 @@ async def _block(what: str, name: str) -> Any:
     except ValueError:
         raise UsageError(
             f"{what} {name!r} is neither a file nor a saved {kind.__name__} block: save it in the Prefect UI or "
-            f"with {kind.__name__}(...).save(name), or give a .yaml file"
+            f"with {kind.__name__}(...).save(name), or use a .yaml file"
         ) from None
 
 
 def _quiet(console: Console) -> None:
-    """Keeps from the terminal what this command says itself, or what the UI is for."""
+    """Hides log records that this command repeats, or that belong in the UI."""
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     loggers = [logging.getLogger(), *map(logging.getLogger, ("prefect", "prefect.flow_runs", "prefect.task_runs"))]
@@ -145,7 +145,7 @@ def _quiet(console: Console) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """What a terminal shows. The UI has every state change of every chunk, and this command tells the end itself."""
+    """Whether the terminal shows a record: not state changes of chunks, nor the final state."""
     if record.name.startswith("prefect.task_runs") and record.levelno < logging.WARNING:
         return False
     if record.name.startswith("prefect.flow_runs") and record.levelno >= logging.ERROR:

@@ -1,4 +1,4 @@
-"""What a command does and what it says in the end, with Prefect or without."""
+"""The work of a command, and the messages at its end."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ FINISHED, FINISHED_WITH_FAILURES = 0, 1
 
 @dataclass(frozen=True)
 class Work:
-    """A job's fields, and for a retry the kinds of failures; empty retries all of them."""
+    """The fields of a job and, for a retry, the kinds of failures; empty retries all."""
 
     fields: Mapping[str, Any]
     kinds: list[str] | None = None
 
 
 def end(console: Console, job: Job, *, finished: bool) -> int:
-    """Names the files of a run that is over; returns the exit code."""
+    """Prints the files of a finished run; returns the exit code."""
     for what, where in files_of(job).items():
         console.say(f"{what:<9} {where}")
     return FINISHED if finished else FINISHED_WITH_FAILURES
 
 
 def files_of(job: Job) -> dict[str, str]:
-    """What a run has left, for people: what it is, and where."""
+    """The files of a run, by label."""
     if not isinstance(job.output, Path):
         return {"Answers:": job.output, "Report:": f"{job.output.removesuffix('.jsonl')}.report.html"}
     workspace = Workspace.at(job.output, job.shard)
@@ -43,15 +43,15 @@ def files_of(job: Job) -> dict[str, str]:
     }
 
 
-def kept_answers(given: Mapping[str, Any]) -> str:
-    """How many answers wait for the end of the run, and where."""
+def saved_answers(given: Mapping[str, Any]) -> str:
+    """Says how many answers of an unfinished run are saved, and where."""
     try:
         where = location(job_fields(given).get("output"))
         if not isinstance(where, Path):
-            return f"answers so far are kept beside {where} and on this machine"
+            return f"all answers so far are saved beside {where} and on this machine"
         parts = Workspace.at(where, given.get("shard") or "").parts
     except (UsageError, ValueError):
         return "nothing was written"
     answers = [path for path in parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl")]
-    kept = sum(path.read_bytes().count(b"\n") for path in answers)
-    return f"{kept} answers so far are kept in {parts}" if parts.is_dir() else "nothing was written"
+    saved = sum(path.read_bytes().count(b"\n") for path in answers)
+    return f"{saved} answers so far are saved in {parts}" if parts.is_dir() else "nothing was written"
