@@ -1,4 +1,4 @@
-"""The flow: check the server → plan → annotate chunks → merge → report. The story of a run; the work is elsewhere."""
+"""The flow that annotates: check the server → plan → annotate chunks → merge → report."""
 
 if __name__ == "__main__":
     # Before the imports below: the command line settles Prefect's environment first, and imports this module under its
@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 
 def flow_run_name() -> str:
-    """Names output, shard and machine in a list of runs."""
+    """Names a run after output, shard and machine."""
     return f"annotate {run_name(runtime.flow_run.parameters)}"
 
 
@@ -58,7 +58,7 @@ async def annotate_images(
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 600,
     chunk_retries: Annotated[int, Field(ge=0, le=10)] = 1,
 ) -> State[Any]:
-    """Writes a rationale and named boxes for every image of a JSONL or Parquet file; resumes where it stopped.
+    """Writes a rationale and named boxes for every image of a JSONL or Parquet file. Run it again to resume.
 
     Args:
         input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row. A path,
@@ -74,9 +74,9 @@ async def annotate_images(
         shard: Share of the input to annotate, such as 3/16; empty for all of it.
         error_budget: Share of a chunk's images that may fail before the chunk stops. Ten failures are always
             allowed, unless it is 0.
-        server_wait_seconds: How long requests wait for a server that went away.
+        server_wait_seconds: How long requests wait for a server that is down.
         request_timeout_seconds: How long one request may take.
-        chunk_retries: How often a chunk that lost its server is retried.
+        chunk_retries: How often to retry a chunk whose server went down.
 
     """
     job = Job(**locals())
@@ -98,7 +98,7 @@ async def annotate_images(
             report = await step("report", reporting)
             await artifacts.finish(report)
     except (UsageError, ServerFault) as error:
-        logger.error("%s", error)  # noqa: TRY400 - the message says it all
+        logger.error("%s", error)  # noqa: TRY400 - the traceback adds nothing
         return Failed(message=str(error), data=error)
     except OSError as error:
         message = explained(error, output)
@@ -110,7 +110,7 @@ async def annotate_images(
 
 
 async def step(name: str, work: Callable[[], Awaitable[Result]]) -> Result:
-    """Runs a step as a task, so that the Prefect UI shows when it ran and how long it took."""
+    """Runs a step as a task, so that the Prefect UI shows its timing."""
 
     @task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
     async def run_step() -> Result:

@@ -1,4 +1,4 @@
-"""The flow for more than one machine: a run a shard on the work pool → wait, start lost ones anew → merge → report."""
+"""The flow for several machines: one run per shard on the work pool → restart lost ones → merge → report."""
 
 import asyncio
 from collections.abc import Mapping
@@ -30,17 +30,17 @@ from vllm_annotate.storage.shard import MAX_SHARDS, Shard
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
-RETRY_SECONDS = 15.0  # a run that was given up may need a while to let go of its shard
+RETRY_SECONDS = 15.0  # a lost run may need a while to release its shard
 
 
 def flow_run_name() -> str:
-    """Names output and machine in a list of runs."""
+    """Names a run after output and machine."""
     return f"annotate {run_name(runtime.flow_run.parameters)}, in shards"
 
 
 @flow(name="annotate-sharded", flow_run_name=flow_run_name, version=VERSION, persist_result=False)
 async def annotate_sharded(
-    input: Location,  # noqa: A002 - as annotate_images calls it
+    input: Location,  # noqa: A002 - as in annotate_images
     image_root: Location,
     output: Location,
     shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)],
@@ -58,10 +58,10 @@ async def annotate_sharded(
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 600,
     chunk_retries: Annotated[int, Field(ge=0, le=10)] = 1,
 ) -> State[Any]:
-    """Annotates the images in shards, each a run of its own on some worker, and merges their answers.
+    """Annotates the images in shards, each a separate run on a worker, and merges their answers.
 
-    The workers share input, images and output, in a folder or an object store. A shard whose run is lost or fails is
-    restarted on whichever worker is free, and resumes where it stopped.
+    The workers share input, images and output, in a folder or an object store. If a shard's run is lost or fails,
+    another worker restarts it, and it resumes where it stopped.
 
     Args:
         input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row. A path,
@@ -80,9 +80,9 @@ async def annotate_sharded(
         caption_column: Input column with the caption; empty if there are no captions.
         error_budget: Share of a chunk's images that may fail before the chunk stops. Ten failures are always
             allowed, unless it is 0.
-        server_wait_seconds: How long requests wait for a server that went away.
+        server_wait_seconds: How long requests wait for a server that is down.
         request_timeout_seconds: How long one request may take.
-        chunk_retries: How often a chunk that lost its server is retried.
+        chunk_retries: How often to retry a chunk whose server went down.
 
     """
     job, logger = Job.from_parameters(locals()), get_run_logger()
@@ -98,24 +98,24 @@ async def annotate_sharded(
             lost = await run_shards(shards, at_once, shard_retries, deployment, parameters)
         reasons = "; ".join(f"{shard}: {reason}" for shard, reason in lost.items())
         if lost and not await asyncio.to_thread(shards_begun, output):
-            return Failed(message=f"no shard has come so far that there is anything to merge. {reasons}")
+            return Failed(message=f"no shard has any answers to merge. {reasons}")
         report = await merge_and_report(source, output, root, lost)
     except UsageError as error:
-        logger.error("%s", error)  # noqa: TRY400 - the message says it all
+        logger.error("%s", error)  # noqa: TRY400 - the traceback adds nothing
         return Failed(message=str(error))
     except OSError as error:
         message = explained(error, output)
         logger.error("%s", message)  # noqa: TRY400
         return Failed(message=message)
     if lost:
-        return Failed(message=f"{sentence(report)}. Shards that have not come to their end: {reasons}")
+        return Failed(message=f"{sentence(report)}. Shards that did not finish: {reasons}")
     return Completed(message=sentence(report), data=report.model_dump(mode="json"))
 
 
 async def run_shards(
     count: int, at_once: int, retries: int, deployment: str, parameters: Mapping[str, Any]
 ) -> dict[Shard, str]:
-    """Brings every shard to its end; returns those that did not get there, with what their last run said."""
+    """Runs all shards; returns those that did not finish, with the message of their last run."""
     logger = get_run_logger()
     slots = asyncio.Semaphore(at_once or count)
     lost: dict[Shard, str] = {}
@@ -132,9 +132,9 @@ async def run_shards(
                 if state.is_completed():
                     lost.pop(shard, None)
                     return
-                lost[shard] = f"{state.name}: {state.message or 'nothing more is known'}"
+                lost[shard] = f"{state.name}: {state.message or 'no message'}"
                 again = tries_left and not state.is_cancelled()
-                logger.warning("Shard %s: %s%s", shard, lost[shard], "; it is started anew" if again else "")
+                logger.warning("Shard %s: %s%s", shard, lost[shard], "; restarting it" if again else "")
                 if not again:
                     return
                 await asyncio.sleep(RETRY_SECONDS)
@@ -149,7 +149,7 @@ async def run_shards(
 async def merge_and_report(
     source: Source, output: Path | str, image_root: ImageRoot, lost: Mapping[Shard, str]
 ) -> Report:
-    """Moves the answers of all shards into the output, and reports on all of them."""
+    """Moves the answers of all shards into the output and writes the report."""
     failed = [f"shard {shard}" for shard in lost]
     say = get_run_logger().warning
     report = await run_to_end(merge_and_publish, source, output, image_root, failed, say)
@@ -158,18 +158,18 @@ async def merge_and_report(
 
 
 def check_count(output: Path | str, count: int) -> None:
-    """Raises UsageError where answers wait in shards of another count, which this run would ask once more."""
+    """Raises UsageError if shards of another count hold answers, which this run would request again."""
     if others := {of for _, of in shards_left(output)} - {count}:
         raise UsageError(
-            f"the shards of {output} hold answers of {min(others)} shards: go on with shards={min(others)}, or merge "
-            "them first (vllm-annotate merge-shards)"
+            f"{output} has unmerged answers from a run in {min(others)} shards: resume with shards={min(others)}, or "
+            "merge them first (vllm-annotate merge-shards)"
         )
 
 
 async def check_deployment(name: str) -> None:
-    """Raises UsageError where there is none of this name."""
+    """Raises UsageError if the deployment does not exist."""
     async with get_client() as client:
         try:
             await client.read_deployment_by_name(name)
         except (ObjectNotFound, ValueError):
-            raise UsageError(f"there is no deployment {name!r} that could run a shard: prefect deploy --all") from None
+            raise UsageError(f"deployment {name!r} for the shards does not exist: prefect deploy --all") from None

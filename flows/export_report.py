@@ -1,4 +1,4 @@
-"""The flow that remakes report.html of an output."""
+"""The flow that rebuilds report.html of an output."""
 
 from typing import Any
 
@@ -15,17 +15,17 @@ from vllm_annotate.version import VERSION
 
 
 def flow_run_name() -> str:
-    """Names the output in a list of runs."""
+    """Names a run after the output."""
     return f"report of {name_of(runtime.flow_run.parameters['output'])}"
 
 
 @flow(name="export-report", flow_run_name=flow_run_name, version=VERSION, persist_result=False)
 async def export_report(output: Location, image_root: Location) -> State[Any]:
-    """Remakes report.html of an output: after it was edited or lost, or for the page of a newer version.
+    """Rebuilds report.html of an output, after you edited or lost it or upgraded vllm-annotate.
 
     Args:
-        output: The result that is reported on, a .jsonl file, by path or URL; also one of its shards.
-        image_root: The folder that image paths are relative to, by path or URL.
+        output: The result to report on, a .jsonl file or URL; also one of its shards.
+        image_root: Folder or URL that image paths are relative to.
 
     """
     try:
@@ -34,4 +34,4 @@ async def export_report(output: Location, image_root: Location) -> State[Any]:
         message = explained(error, output) if isinstance(error, OSError) else str(error)
         get_run_logger().error("%s", message)
         return Failed(message=message)
-    return Completed(message=f"written: {page}", data=page)
+    return Completed(message=f"wrote {page}", data=page)

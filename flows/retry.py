@@ -1,4 +1,4 @@
-"""The flow that retries what has no answer: all of the failures file, or only some kinds of failure."""
+"""The flow that retries failures, all of them or some kinds."""
 
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ from vllm_annotate.version import VERSION
 
 
 def flow_run_name() -> str:
-    """Names output and machine in a list of runs."""
+    """Names a run after output and machine."""
     return f"retry failures of {run_name(runtime.flow_run.parameters)}"
 
 
@@ -26,7 +26,7 @@ def flow_run_name() -> str:
 async def retry_failures(
     output: Location,
     image_root: Location,
-    kinds: list[FailureKind] = [],  # noqa: B006 - Prefect makes the form's default of it
+    kinds: list[FailureKind] = [],  # noqa: B006 - the default in Prefect's form
     server: VLLMServer | None = None,
     recipe: AnnotationRecipe | None = None,
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = "auto",
@@ -36,7 +36,7 @@ async def retry_failures(
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 600,
     chunk_retries: Annotated[int, Field(ge=0, le=10)] = 1,
 ) -> State[Any]:
-    """Retries the images in the failures file of an output; what fails again stays in it.
+    """Retries the images in the failures file of an output. Images that fail again stay in it.
 
     Args:
         output: The result, a .jsonl file or URL; images that are already in it are skipped.
@@ -47,9 +47,9 @@ async def retry_failures(
         max_concurrency: Maximum requests in flight; auto finds and follows what each server can use.
         chunk_size: Images per chunk; each chunk is one task run.
         caption_column: Input column with the caption; empty if there are no captions.
-        server_wait_seconds: How long requests wait for a server that went away.
+        server_wait_seconds: How long requests wait for a server that is down.
         request_timeout_seconds: How long one request may take.
-        chunk_retries: How often a chunk that lost its server is retried.
+        chunk_retries: How often to retry a chunk whose server went down.
 
     """
     settings = dict(locals())
@@ -62,13 +62,13 @@ async def retry_failures(
         return Failed(message=message)
     if not chosen:
         return Completed(message=f"nothing to retry: {counted(others) or 'no'} failures in {workspace.failures}")
-    get_run_logger().info("Retrying %s; leaving alone %s", counted(chosen), counted(others) or "none")
+    get_run_logger().info("Retrying %s; not retrying %s", counted(chosen), counted(others) or "none")
     state: State[Any] = await annotate_images(
         input=workspace.retried,
         **settings,
-        error_budget=1,  # what has failed before may well fail again
+        error_budget=1,  # failed images are likely to fail again
         return_state=True,
     )
-    # A state of its own: of a sub-run's, Prefect would keep neither message nor data.
+    # A new state: Prefect drops message and data of a subflow's state.
     result = await state.aresult(raise_on_failure=False)
     return Completed(message=state.message, data=result) if state.is_completed() else Failed(message=state.message)

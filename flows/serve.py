@@ -1,4 +1,4 @@
-"""Flows for a resident vLLM: started once, used by many runs, stopped when asked."""
+"""Flows for a resident vLLM that many runs use."""
 
 import asyncio
 import platform
@@ -20,12 +20,12 @@ from vllm_annotate.version import VERSION
 
 
 def serve_run_name() -> str:
-    """Names the model in a list of runs."""
+    """Names a run after model and machine."""
     return f"serve {_model_of(runtime.flow_run.parameters)} on {platform.node()}"
 
 
 def stop_run_name() -> str:
-    """Names the model in a list of runs."""
+    """Names a run after model and machine."""
     return f"stop {_model_of(runtime.flow_run.parameters)} on {platform.node()}"
 
 
@@ -36,12 +36,12 @@ def _model_of(parameters: dict[str, Any]) -> str:
 
 @flow(name="serve", flow_run_name=serve_run_name, version=VERSION, persist_result=False)
 async def serve(server: VLLMServer) -> State[Any]:
-    """Starts vLLM on the machine that runs this flow, and leaves it up for the runs that follow.
+    """Starts vLLM on the machine that runs this flow and leaves it running.
 
-    Runs with the same server block use it and leave it up too; stop-server stops it.
+    Runs with the same server block use it and leave it running too; stop-server stops it.
 
     Args:
-        server: The block that says how to start it, in Start.
+        server: The server block; its Start says how to start vLLM.
 
     """
     logger = get_run_logger()
@@ -55,44 +55,44 @@ async def serve(server: VLLMServer) -> State[Any]:
         async with kept_servers(found.replicas, folder.resolve(), logger.info):
             pass
     except (UsageError, ServerFault) as error:
-        logger.error("%s", error)  # noqa: TRY400 - the message says it all
+        logger.error("%s", error)  # noqa: TRY400 - the traceback adds nothing
         return Failed(message=str(error))
-    return Completed(message=f"vLLM answers at {', '.join(launch.urls())}")
+    return Completed(message=f"vLLM runs at {', '.join(launch.urls())}")
 
 
 @flow(name="stop-server", flow_run_name=stop_run_name, version=VERSION, persist_result=False)
 async def stop_server(server: VLLMServer, even_if_used: bool = False) -> State[Any]:
-    """Stops the vLLM that `serve`, or a run, has started on the machine that runs this flow.
+    """Stops the vLLM that `serve` or a run has started on the machine that runs this flow.
 
     Args:
-        server: The block that it was started with.
-        even_if_used: Stop it although runs use it; those wait for a server, or start it again.
+        server: The server block that vLLM was started with.
+        even_if_used: Stop it even while runs use it; these wait for a server, or restart it.
 
     """
     try:
         ports = _start_of(server).ports()
-        told = [await asyncio.to_thread(_stop, port, even_if_used=even_if_used) for port in ports]
+        messages = [await asyncio.to_thread(_stop, port, even_if_used=even_if_used) for port in ports]
     except UsageError as error:
         get_run_logger().error("%s", error)
         return Failed(message=str(error))
-    return Completed(message="; ".join(told))
+    return Completed(message="; ".join(messages))
 
 
 def _start_of(server: VLLMServer) -> Launch:
     if server.start is None:
-        raise UsageError("the server block has no Start: it is somebody else's to start and to stop")
+        raise UsageError("the server block has no Start: choose the block that the server was started with")
     return server.start
 
 
 def _stop(port: int, *, even_if_used: bool) -> str:
-    """Ends the server on a port, and says so. Raises UsageError where a run uses it."""
+    """Stops the server on a port; returns a message. Raises UsageError if a run uses it."""
     record = read_record(record_path(port))
     if record is None:
-        return f"no server of ours runs on port {port}"
+        return f"no server that vllm-annotate started runs on port {port}"
     with Users(record_path(port)) as users:
         if not (users.try_alone() or even_if_used):
             raise UsageError(
-                f"the server on port {port} (process {record.pid}) is used by a run: wait for it, cancel it, or set "
+                f"a run uses the server on port {port} (process {record.pid}): wait for the run, cancel it, or set "
                 "even_if_used"
             )
         record.end()

@@ -59,13 +59,13 @@ class Job(BaseModel):
         "unless it is 0.",
     )
     server_wait_seconds: Annotated[float, Field(ge=0)] = Field(
-        default=300, description="How long requests wait for a server that went away."
+        default=300, description="How long requests wait for a server that is down."
     )
     request_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         default=600, description="How long one request may take."
     )
     chunk_retries: Annotated[int, Field(ge=0, le=10)] = Field(
-        default=1, description="How often a chunk that lost its server is retried."
+        default=1, description="How often to retry a chunk whose server went down."
     )
 
     @classmethod

@@ -1,1 +1,1 @@
-"""What only a Prefect process needs."""
+"""Helpers of the flows that need Prefect."""

@@ -1,4 +1,4 @@
-"""The run in the Prefect UI while it lasts: artifacts that are made once, kept up to date, and final at the end.
+"""Shows a run in the Prefect UI as artifacts that update during the run.
 
 Keys are the same in every run, so that the UI shows each artifact's history across runs.
 """
@@ -27,7 +27,7 @@ from vllm_annotate.report.summary import sentence
 from vllm_annotate.storage.locations import ImageRoot
 
 FIRST_SECONDS, LIVE_SECONDS, FINAL_SECONDS = 3.0, 10.0, 60.0
-PICTURES_EVERY = 3  # updates: charts and samples are the larger ones
+PICTURES_EVERY = 3  # updates; charts and samples are large
 SAMPLES, SAMPLE_SIDE = 6, 256
 FAILURE_EXAMPLES = 10
 
@@ -42,21 +42,21 @@ class Artifacts:
         self._ids: dict[str, UUID] = {}
         self._failed = False
 
-    async def keep_up(self) -> None:
-        """Updates until it is cancelled. An API that does not answer costs the pictures, never the run."""
+    async def update_regularly(self) -> None:
+        """Updates until cancelled. Errors of the API never stop the run."""
         updates = 0
         await asyncio.sleep(FIRST_SECONDS)
         async with get_client() as self._client:
             while True:
                 try:
                     await self._show_live(pictures=updates % PICTURES_EVERY == 0)
-                except Exception as error:  # whatever Prefect raises: the next try may do better
-                    self._tell(error)
+                except Exception as error:  # any error of Prefect: the next update may succeed
+                    self._warn_once(error)
                 updates += 1
                 await asyncio.sleep(LIVE_SECONDS)
 
     async def finish(self, report: Report) -> None:
-        """Says what will stand there from now on; gives up where the API does not take it."""
+        """Writes the final state; gives up if the API fails."""
         workspace, final = self._run.workspace, sentence(report)
         try:
             charts = await asyncio.to_thread(telemetry_charts, self.telemetry)
@@ -68,8 +68,8 @@ class Artifacts:
                 await self._show_gpus(charts)
                 await self._show_samples([workspace.output])
                 await self._show_progress(self._percent() if report.failed_chunks else 100.0, final)
-        except Exception as error:  # the run is at its end, and report.html has it all
-            self._tell(error)
+        except Exception as error:  # report.html has the same content
+            self._warn_once(error)
 
     async def _show_live(self, *, pictures: bool) -> None:
         run, name = self._run, self._run.workspace.output.name
@@ -100,19 +100,19 @@ class Artifacts:
         await self._show("annotate-samples", text, f"The newest answers for {self._run.workspace.output.name}")
 
     async def _show_progress(self, percent: float, description: str) -> None:
-        await self._keep(ProgressArtifact(key="annotate-progress", description=description, progress=percent))
+        await self._upsert(ProgressArtifact(key="annotate-progress", description=description, progress=percent))
 
     async def _show(self, key: str, text: str, description: str) -> None:
-        await self._keep(MarkdownArtifact(key=key, description=description, markdown=text))
+        await self._upsert(MarkdownArtifact(key=key, description=description, markdown=text))
 
-    async def _keep(self, artifact: Artifact) -> None:
-        """Makes the artifact, or brings the one that this run has made up to date."""
+    async def _upsert(self, artifact: Artifact) -> None:
+        """Creates the artifact, or updates the one that this run created."""
         key = str(artifact.key)
         if key not in self._ids:
             self._ids[key] = (await artifact.acreate(client=self._client)).id
             return
         update = ArtifactUpdate(data=await artifact.aformat(), description=artifact.description)
-        # Not by the client's own method: that sends the whole of it as an event too, which the server keeps for a week.
+        # The client's own method also sends the content as an event, which the server stores for a week.
         try:
             await self._client.request(
                 "PATCH",
@@ -120,12 +120,12 @@ class Artifacts:
                 path_params={"id": self._ids[key]},
                 json=update.model_dump(mode="json", exclude_unset=True),
             )
-        except ObjectNotFound:  # somebody has deleted it
+        except ObjectNotFound:  # deleted meanwhile
             del self._ids[key]
 
-    def _tell(self, error: Exception) -> None:
+    def _warn_once(self, error: Exception) -> None:
         if not self._failed:
-            self._warn(f"the Prefect UI does not show all of this run ({error!r:.200}); report.html will")
+            self._warn(f"could not update the artifacts ({error!r:.200}); report.html will have their content")
         self._failed = True
 
     def _percent(self) -> float:
@@ -133,7 +133,7 @@ class Artifacts:
 
 
 def sample_pictures(files: Sequence[Path], image_root: ImageRoot) -> str:
-    """The newest answers in the files, with their boxes drawn."""
+    """Markdown with the newest answers in the files and their boxes."""
     return markdown.samples(list(with_images(newest_rows(files, SAMPLES), image_root, SAMPLE_SIDE)))
 
 
@@ -141,13 +141,13 @@ def sample_pictures(files: Sequence[Path], image_root: ImageRoot) -> str:
 async def live_artifacts(
     run: Run, plan: Plan, telemetry: Telemetry, warn: Callable[[str], None]
 ) -> AsyncIterator[Artifacts]:
-    """The artifacts, kept up to date while the context lasts; afterwards is the time to `finish` them."""
+    """Updates the artifacts until the context ends; `finish` them afterwards."""
     artifacts = Artifacts(run, plan, telemetry, warn)
-    updates = asyncio.create_task(artifacts.keep_up())
+    updates = asyncio.create_task(artifacts.update_regularly())
     try:
         yield artifacts
     finally:
         updates.cancel()
         for outcome in await asyncio.gather(updates, return_exceptions=True):
             if isinstance(outcome, Exception):
-                warn(f"the artifacts were not kept up to date, for {outcome!r}")
+                warn(f"the artifacts were not updated because of {outcome!r}")

@@ -1,4 +1,4 @@
-"""A chunk as a Prefect task: cached by its images and recipe, retried where its server may come back."""
+"""Runs a chunk as a Prefect task: cached by its images and recipe, retried if its server goes down."""
 
 import logging
 from dataclasses import dataclass
@@ -27,22 +27,22 @@ class ByImagesAndRecipe(CachePolicy):
         flow_parameters: dict[str, Any],  # noqa: ARG002
         **_: Any,
     ) -> str:
-        """Prefixed, because tasks with equal keys would share entries."""
+        """Returns the key, with a prefix, as tasks with equal keys share entries."""
         return f"annotate-chunk-{inputs['recipe_fingerprint']}-{inputs['chunk'].digest}"
 
 
 async def run_chunk(run: Run, chunks: int, chunk: Chunk) -> BaseException | None:
-    """Runs one chunk as a task, or recalls its cached result; returns what stopped it, if anything did."""
+    """Runs one chunk as a task, or finds its cached result; returns what stopped it, or None."""
     shorten_tracebacks()
     pending = await steps.count_settled(run, chunk)
 
-    # Within this function: clients and semaphores belong to the flow's event loop, and a task's parameters are visited,
-    # hashed and shown. (In a ContextVar the run would be, too, but nobody could see where a task has it from.)
+    # A closure: the run's clients and semaphores belong to the flow's event loop, and Prefect visits, hashes and shows
+    # the parameters of a task.
     @task(
         name="annotate_chunk",
         task_run_name=f"chunk {chunk.number} of {chunks}",
         cache_policy=ByImagesAndRecipe(),
-        refresh_cache=bool(pending),  # a cached result speaks of part files or output rows that may be gone by now
+        refresh_cache=bool(pending),  # the part files of a cached result may be gone
         persist_result=True,
         result_serializer="json",
         result_storage=run.workspace.cache,
@@ -62,15 +62,15 @@ async def run_chunk(run: Run, chunks: int, chunk: Chunk) -> BaseException | None
 
 
 async def may_heal(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether another try of a chunk can do better: only a server may come back."""
+    """Whether retrying a chunk can help: only if its server was down."""
     return isinstance(await state.aresult(raise_on_failure=False), ServerUnavailable)
 
 
 class ExpectedErrorsWithoutTraceback(logging.Filter):
-    """Prefect logs a failed task with its traceback; for an error of ours, or of the disk, its message is enough."""
+    """Removes the tracebacks that Prefect logs for expected errors: the message is enough."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keeps every record, some of them shortened."""
+        """Keeps every record, some without traceback."""
         if record.exc_info and isinstance(record.exc_info[1], AnnotateError | OSError):
             record.exc_info = None
         return True

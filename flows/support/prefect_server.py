@@ -1,7 +1,7 @@
-"""A Prefect server for the length of one command, for people who run none.
+"""Runs a Prefect server for one command, if you have none.
 
-Prefect would start one by itself (its ephemeral mode), but late, noisily, without its UI, and it stops it before the
-last task runs are recorded. This one starts while the run's own checks go on and stops when everything is recorded.
+Prefect's own ephemeral server starts late, logs noisily, has no UI, and stops before the last task runs are recorded.
+This one starts during the run's checks and stops once everything is recorded.
 """
 
 import atexit
@@ -20,11 +20,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-START_SECONDS = 120  # the first start of all creates the database, which takes 10 s on two cores
+START_SECONDS = 120  # the first start creates the database: 10 s on two cores
 RECORD_SECONDS = 60
 POLL_SECONDS = 0.05
 
-# The server is told to end with its parent, however that ends; `prefect server start` follows in the same process.
+# Stops the server with its parent, even if that is killed, then runs `prefect server start` in the same process.
 LAUNCHER = """
 import ctypes, runpy, signal, sys
 if sys.platform == "linux":
@@ -35,14 +35,14 @@ runpy.run_module("prefect", run_name="__main__")
 
 
 class TemporaryPrefectServer:
-    """`prefect server start` on loopback, with the user's own Prefect database unless `settings` say otherwise."""
+    """`prefect server start` on loopback, with your Prefect database unless `settings` change that."""
 
     def __init__(self, settings: Mapping[str, str] | None = None, port: int | None = None) -> None:
-        self.given_up = threading.Event()  # set to end the wait for it
+        self.given_up = threading.Event()  # set it to stop waiting
         self._port = port or free_port()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
         environment = os.environ | {
-            # Without host and port in the environment the UI asks 4200, whatever --port says.
+            # Without these the UI calls port 4200, whatever --port says.
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
             "PREFECT_SERVER_API_PORT": str(self._port),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -55,7 +55,7 @@ class TemporaryPrefectServer:
             stdout=self._log,
             stderr=self._log,
             env=environment,
-            start_new_session=True,  # Ctrl-C is for the run; the server must live to record how it ended
+            start_new_session=True,  # Ctrl-C is for the run; the server records how it ended
         )
         # Prefect sends its last events when threading shuts down, which is before atexit.
         atexit.register(self.stop)
@@ -67,11 +67,11 @@ class TemporaryPrefectServer:
 
     @property
     def api_url(self) -> str:
-        """What PREFECT_API_URL must be."""
+        """The value for PREFECT_API_URL."""
         return f"{self.url}/api"
 
     def wait_until_ready(self) -> None:
-        """Raises RuntimeError with the server's last words when it does not come up; returns when it is given up."""
+        """Waits until the server answers or `given_up` is set. Raises RuntimeError with its output if it fails."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
             if self._get("/health") is True:
@@ -79,13 +79,13 @@ class TemporaryPrefectServer:
             if self.given_up.wait(POLL_SECONDS):
                 return
         self._log.seek(0)
-        last_words = self._log.read().decode(errors="replace").strip()[-2000:]
-        raise RuntimeError(f"the temporary Prefect server did not start: {last_words}")
+        output = self._log.read().decode(errors="replace").strip()[-2000:]
+        raise RuntimeError(f"the temporary Prefect server did not start: {output}")
 
     def stop(self) -> None:
-        """Waits until no task run is left unrecorded, then ends the server. Does nothing the second time."""
+        """Waits until all task runs are recorded, then stops the server. Idempotent."""
         atexit.unregister(self.stop)
-        with _ignoring_ctrl_c():  # this takes seconds, and a second one gains nothing
+        with _ignoring_ctrl_c():  # this takes seconds
             self._stop()
 
     def _stop(self) -> None:
@@ -101,7 +101,7 @@ class TemporaryPrefectServer:
         self._log.close()
 
     def _wait_until_recorded(self) -> None:
-        """Task states travel as events: the server is behind by up to 20 s a thousand tasks. Waits while it gains."""
+        """Waits while the count grows: task states arrive as events, up to 20 s late per thousand tasks."""
         deadline = time.monotonic() + RECORD_SECONDS
         recorded, still = -1, 0
         while time.monotonic() < deadline and still < 4:
@@ -131,7 +131,7 @@ def _ignoring_ctrl_c() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)  # what is started later would inherit that it is ignored
+        signal.signal(signal.SIGINT, before)  # later child processes would inherit SIG_IGN
 
 
 def free_port() -> int:
@@ -147,6 +147,6 @@ def answers(api_url: str) -> bool:
         with urllib.request.urlopen(f"{api_url.rstrip('/')}/health", timeout=5) as response:  # noqa: S310
             return bool(response.status == 200)
     except urllib.error.HTTPError:
-        return True  # it wants to be authenticated: Prefect's own client will
+        return True  # needs authentication, which Prefect's client does
     except (OSError, ValueError):
         return False

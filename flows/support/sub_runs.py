@@ -1,4 +1,4 @@
-"""Runs of a deployment that another run starts, waits for and cancels with itself."""
+"""Runs a deployment from another run: start it, wait for it, cancel it together with the parent."""
 
 import asyncio
 from collections.abc import Mapping
@@ -25,15 +25,15 @@ from prefect.states import Cancelling, Crashed
 from vllm_annotate.errors import UsageError
 
 POLL_SECONDS = 2.0
-PAGE = 200  # what the server gives at once
+PAGE = 200  # the server's maximum
 LIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 IDENTITY = ("output", "shard")  # parameters that two runs must not share
 
 
 async def ended_run(deployment: str, parameters: Mapping[str, Any], name: str) -> State[Any]:
-    """Runs a deployment, and returns the final state of the run; one that is under way already is waited for instead.
+    """Runs a deployment, or waits for a run of it that has already started; returns the run's final state.
 
-    A Prefect server that is away for a while is waited for. Cancelled while it waits, it cancels the run.
+    Waits while the Prefect server is down. If cancelled, cancels the run.
     """
     async with get_client() as client:
         run = await _started_run(client, deployment, parameters, name)
@@ -47,21 +47,19 @@ async def ended_run(deployment: str, parameters: Mapping[str, Any], name: str) -
 async def _started_run(client: PrefectClient, deployment: str, parameters: Mapping[str, Any], name: str) -> FlowRun:
     while True:
         try:
-            # Looked for in every round: the answer to a request that started it may have been lost.
+            # Look for it every time: the response to the request that started it may have been lost.
             run = await _run_under_way(client, deployment, parameters)
             return run or await arun_deployment(deployment, parameters=dict(parameters), flow_run_name=name, timeout=0)
         except httpx.HTTPStatusError as error:
             if error.response.status_code < 500:
-                raise UsageError(
-                    f"{deployment} takes no run with these parameters: {error.response.text:.500}"
-                ) from None
+                raise UsageError(f"{deployment} does not accept these parameters: {error.response.text:.500}") from None
         except httpx.HTTPError:
             pass
         await asyncio.sleep(POLL_SECONDS)
 
 
 async def _run_under_way(client: PrefectClient, deployment: str, parameters: Mapping[str, Any]) -> FlowRun | None:
-    """The run that a lost parent has left, if there is one: two would only stand in each other's way."""
+    """The run with the same output and shard that a lost parent started, if any: a second one would conflict."""
     flow, _, name = deployment.partition("/")
     identity, page = [parameters[of] for of in IDENTITY], 0
     while True:
@@ -81,12 +79,12 @@ async def _run_under_way(client: PrefectClient, deployment: str, parameters: Map
 
 
 async def _final_state(client: PrefectClient, run: UUID) -> State[Any]:
-    """Polls, for an event can be missed."""
+    """Polls for the final state: an event could be missed."""
     while True:
         try:
             state = (await client.read_flow_run(run)).state
         except ObjectNotFound:
-            return Crashed(message="its run was deleted")
+            return Crashed(message="the run was deleted")
         except httpx.HTTPError:
             state = None
         if state is not None and state.is_final():
@@ -95,9 +93,9 @@ async def _final_state(client: PrefectClient, run: UUID) -> State[Any]:
 
 
 def run_parameter(block: Block | None) -> Any:
-    """A block as the parameter of another run: by reference where it is saved, else field by field.
+    """A block as a parameter of another run: a reference if it is saved, else its fields.
 
-    Raises UsageError where a key would stand in the run's record for everybody to read.
+    Raises UsageError if the run's parameters would show an API key.
     """
     if block is None:
         return None
@@ -105,7 +103,7 @@ def run_parameter(block: Block | None) -> Any:
         return {"$ref": {"block_document_id": str(saved)}}
     if getattr(block, "api_key", None) is not None:
         raise UsageError(
-            "the server's API key would be seen in the parameters of every shard's run: save the server as a block and "
-            "choose that, or set VLLM_API_KEY where the workers run"
+            "the parameters of every shard's run would show the server's API key: save the server as a block and "
+            "choose that, or set VLLM_API_KEY for the workers"
         )
     return block.model_dump(mode="json", exclude_defaults=True, exclude={"block_type_slug"})

@@ -1,4 +1,4 @@
-"""SIGTERM ends a run between two steps of its event loop, and never within one."""
+"""Makes SIGTERM stop a run between two steps of its event loop, never within one."""
 
 import asyncio
 import faulthandler
@@ -13,24 +13,23 @@ from prefect.exceptions import TerminationSignal
 
 @asynccontextmanager
 async def ended_by_sigterm() -> AsyncIterator[None]:
-    """Cancels the task that is inside when SIGTERM arrives; it leaves with the exception Prefect knows it by.
+    """Cancels the current task when SIGTERM arrives, then raises the exception that Prefect expects.
 
-    Prefect raises TerminationSignal out of whatever the main thread executes. In a busy event loop that is mostly a
-    callback, where asyncio logs the exception and goes on, or one image's task: a run that is cancelled at full speed
-    would fail, or not notice and be killed half a minute later, and leave its server behind.
+    Prefect raises TerminationSignal in whatever the main thread executes. In a busy event loop that is mostly a
+    callback, where asyncio logs the exception and continues, or the task of one image. A run that is cancelled at full
+    speed would fail, or not notice, be killed 30 seconds later and leave its server behind.
 
-    Prefect's handler has to stay, for a run that does not have it counts as crashed when it is cancelled. So the signal
-    is caught beneath it, in C, where `faulthandler` writes to a pipe that the event loop reads. What it writes does not
-    matter. Outside the main thread, where Prefect does not handle the signal either, nothing is done.
+    Prefect's handler must stay: without it, a cancelled run counts as crashed. So the signal is caught below it, in C:
+    `faulthandler` writes something to a pipe that the event loop reads. Does nothing outside the main thread, where
+    Prefect does not handle the signal either.
 
-    Raises TerminationSignal once all that was inside has been cleaned up; a second SIGTERM disturbs neither that nor
-    what Prefect does then, until it sets the handler of before.
+    Raises TerminationSignal after the cleanup; further SIGTERMs disturb neither that nor Prefect's own cleanup.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     task, loop, arrived = asyncio.current_task(), asyncio.get_running_loop(), False
-    assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in one
+    assert task is not None  # noqa: S101 - for the type checker
     reading, writing = os.pipe()
     for end in (reading, writing):
         os.set_blocking(end, False)
@@ -43,14 +42,14 @@ async def ended_by_sigterm() -> AsyncIterator[None]:
             task.cancel()
 
     loop.add_reader(reading, cancel)
-    faulthandler.unregister(signal.SIGTERM)  # of a run of this process that was ended before
+    faulthandler.unregister(signal.SIGTERM)  # of an earlier run in this process
     faulthandler.register(signal.SIGTERM, file=writing, all_threads=False)
     try:
         yield
     finally:
         loop.remove_reader(reading)
         if arrived:
-            # It stays registered, and the pipe open: another signal would raise in the midst of Prefect's own cleanup.
+            # Stays registered with an open pipe: another signal would raise during Prefect's own cleanup.
             task.uncancel()
             raise TerminationSignal(signal.SIGTERM)
         faulthandler.unregister(signal.SIGTERM)

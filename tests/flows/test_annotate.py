@@ -78,9 +78,7 @@ async def test_every_image_is_annotated_and_the_run_says_so(
     assert (server["stand_in"], server["answered"], server["troubles"]) == (True, 25, 0)
 
 
-async def test_a_broken_image_costs_that_image_and_is_tried_again_by_the_next_run(
-    make_job: MakeJob, stand_in: StandIn
-) -> None:
+async def test_a_corrupt_image_fails_alone_and_the_next_run_retries_it(make_job: MakeJob, stand_in: StandIn) -> None:
     job = make_job(8)
     good = (job.images / "0002.jpg").read_bytes()
     (job.images / "0002.jpg").write_bytes(good[:300])
@@ -99,11 +97,11 @@ async def test_a_broken_image_costs_that_image_and_is_tried_again_by_the_next_ru
     assert [row["image_path"] for row in lines_of(job.failures)] == ["0005.jpg"]
 
 
-async def test_an_answer_that_holds_no_annotation_is_kept_and_counted(make_job: MakeJob, stand_in: StandIn) -> None:
+async def test_an_answer_without_an_annotation_is_saved_and_counted(make_job: MakeJob, stand_in: StandIn) -> None:
     job = make_job(4)
     stand_in.set_faults({"kind": "malformed", "match": "0001", "count": None})
     state = await annotate(job, stand_in)
-    assert "1 answers hold no annotation" in str(state.message)
+    assert "1 answers without an annotation" in str(state.message)
     row = lines_of(job.output)[1]
     assert row["annotations_error"] is True
     assert row["objects"] == []
@@ -142,7 +140,7 @@ async def test_a_chunk_over_its_error_budget_stops_early_and_is_named(make_job: 
     assert [row["image_path"] for row in lines_of(job.output)] == job.names
 
 
-async def test_a_chunk_that_lost_its_server_is_tried_again(make_job: MakeJob, stand_in: StandIn) -> None:
+async def test_a_chunk_that_lost_its_server_is_retried(make_job: MakeJob, stand_in: StandIn) -> None:
     job = make_job(10)
     stand_in.set_faults({"kind": "crash", "match": "0004"})
     running = asyncio.create_task(annotate(job, stand_in, chunk_retries=1))
@@ -162,7 +160,7 @@ async def test_chunks_smaller_than_the_concurrency_still_fill_it_and_never_pass_
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-async def test_boxes_are_true_for_every_orientation(
+async def test_boxes_are_correct_for_every_orientation(
     tmp_path: Path, stand_in: StandIn, orientation: int, make_job: MakeJob
 ) -> None:
     job = make_job(0)
@@ -206,7 +204,7 @@ async def test_a_key_is_in_no_file_of_the_run_and_not_on_the_prefect_server(
     assert "sesame-7391" not in json.dumps(ask_prefect(prefect_api, "/logs/filter", limit=200, sort="TIMESTAMP_DESC"))
 
 
-async def test_a_file_name_with_glob_characters_is_that_file(
+async def test_a_file_name_with_glob_characters_is_taken_literally(
     make_job: MakeJob, stand_in: StandIn, tmp_path: Path
 ) -> None:
     job = make_job(3, tmp_path / "exp[1]")
@@ -216,7 +214,7 @@ async def test_a_file_name_with_glob_characters_is_that_file(
     assert state.message == "3 images: 3 answered, 0 failed"
 
 
-async def test_an_answer_without_an_annotation_is_asked_again_hotter_and_the_better_one_is_kept(
+async def test_an_answer_without_an_annotation_is_re_asked_hotter_and_the_better_one_wins(
     make_job: MakeJob, stand_in: StandIn
 ) -> None:
     job = make_job(2)
@@ -230,7 +228,7 @@ async def test_an_answer_without_an_annotation_is_asked_again_hotter_and_the_bet
     assert stand_in.temperatures("caption of 0001.jpg") == [0.0, 0.3]
 
 
-async def test_a_truncated_answer_that_never_gets_whole_is_a_failure_when_it_holds_nothing(
+async def test_an_answer_that_stays_truncated_and_has_no_objects_is_a_failure(
     make_job: MakeJob, stand_in: StandIn
 ) -> None:
     job = make_job(2)
@@ -241,7 +239,7 @@ async def test_a_truncated_answer_that_never_gets_whole_is_a_failure_when_it_hol
     assert stand_in.asked()["caption of 0001.jpg"] == 3
 
 
-async def test_of_a_truncated_answer_the_whole_objects_are_kept_and_flagged(
+async def test_complete_objects_of_a_truncated_answer_are_saved_and_flagged(
     make_job: MakeJob, stand_in: StandIn
 ) -> None:
     job = make_job(1)
@@ -256,7 +254,7 @@ async def test_of_a_truncated_answer_the_whole_objects_are_kept_and_flagged(
     assert row["vlm_output"] == text
 
 
-async def test_a_looping_answer_is_asked_again(make_job: MakeJob, stand_in: StandIn) -> None:
+async def test_a_looping_answer_is_re_asked(make_job: MakeJob, stand_in: StandIn) -> None:
     job = make_job(1)
     marching = [{"bbox_2d": [40 * n, 10, 40 * n + 20, 40], "label": "bird"} for n in range(7)]
     stand_in.set_faults({"kind": "text", "text": json.dumps({"rationale": "", "objects": marching})})
@@ -265,7 +263,7 @@ async def test_a_looping_answer_is_asked_again(make_job: MakeJob, stand_in: Stan
     assert len(lines_of(job.output)[0]["objects"]) == 1
 
 
-async def test_the_report_tells_what_the_answers_are_like(make_job: MakeJob, stand_in: StandIn) -> None:
+async def test_the_report_has_the_quality_of_the_answers(make_job: MakeJob, stand_in: StandIn) -> None:
     job = make_job(6)
     swapped = '```{"objects": [{"bbox_2d": [500, 90, 200, 300], "label": "a <script> | cat"}]}'
     stand_in.set_faults({"kind": "text", "text": swapped, "match": "0002"})

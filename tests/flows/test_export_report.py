@@ -1,4 +1,4 @@
-"""report.html, made anew from what a run has left."""
+"""report.html, rebuilt from the files of a run."""
 
 import json
 import re
@@ -33,7 +33,7 @@ async def test_the_page_comes_back_with_its_charts_and_gallery(make_job: MakeJob
     assert after.count("<svg") == before.count("<svg") > 24, "the charts too, from the samples on disk"
 
 
-def test_without_a_report_that_can_be_read_it_says_so(tmp_path: Path) -> None:
+def test_an_unreadable_report_is_refused(tmp_path: Path) -> None:
     workspace = Workspace.at(tmp_path / "labeled.jsonl")
     with pytest.raises(UsageError, match=r"does not exist: a run of .* writes it when it ends"):
         write_page_again(workspace, tmp_path)

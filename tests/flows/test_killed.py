@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of one job, resumed each time: nothing lost, nothing twice, nothing asked for nothing."""
+"""SIGKILL at random moments of one job, resumed each time: nothing lost, nothing twice, no wasted requests."""
 
 import random
 import signal

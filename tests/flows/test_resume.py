@@ -1,4 +1,4 @@
-"""Runs that go on where others stopped: what is asked again, and what never."""
+"""Runs that resume: what is requested again, and what never is."""
 
 import asyncio
 import random
@@ -16,18 +16,20 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 MakeJob = Callable[..., Job]
 
 
-async def test_a_second_run_asks_nothing(make_job: MakeJob, stand_in: StandIn) -> None:
+async def test_a_second_run_requests_nothing(make_job: MakeJob, stand_in: StandIn) -> None:
     job = make_job(25)
     await annotate(job, stand_in)
     before = job.output.read_bytes()
     stand_in.forget()
     state = await annotate(job, stand_in)
-    assert state.message == "25 images: 0 answered, 25 had answers before, 0 failed"
+    assert state.message == "25 images: 0 answered, 25 already answered, 0 failed"
     assert stand_in.asked() == {}
     assert job.output.read_bytes() == before
 
 
-async def test_only_new_image_paths_are_asked_after_any_edit_of_the_input(make_job: MakeJob, stand_in: StandIn) -> None:
+async def test_after_an_edit_of_the_input_only_new_image_paths_are_requested(
+    make_job: MakeJob, stand_in: StandIn
+) -> None:
     job = make_job(24)
     rows = job.rows()
     job.write_input(rows[:20])
@@ -44,7 +46,7 @@ async def test_only_new_image_paths_are_asked_after_any_edit_of_the_input(make_j
     assert [row["image_path"] for row in lines_of(job.output)[20:]] == new
 
 
-async def test_an_input_that_changes_while_a_run_works_is_told_and_the_next_run_does_the_rest(
+async def test_an_input_that_changes_during_a_run_is_reported_and_the_next_run_annotates_the_rest(
     make_job: MakeJob, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = make_job(12)
@@ -56,8 +58,8 @@ async def test_an_input_that_changes_while_a_run_works_is_told_and_the_next_run_
             await asyncio.sleep(0.05)
         job.write_input(rows)
         assert (await running).message == "6 images: 6 answered, 0 failed"
-        assert "input.jsonl has changed since this run planned it: run again for the rest" in caplog.text
-        assert "6 answered, 6 had answers before" in str((await annotate(job, server)).message)
+        assert "input.jsonl has changed since this run planned it: run again to annotate the changes" in caplog.text
+        assert "6 answered, 6 already answered" in str((await annotate(job, server)).message)
     assert [row["image_path"] for row in lines_of(job.output)] == job.names
 
 
@@ -66,7 +68,7 @@ async def test_an_output_of_the_older_script_is_resumed_from(make_job: MakeJob, 
     older = b'{"image_path": "0003.jpg", "caption": "c", "vlm_output": "t",  "annotations": {}, "objects": []}\n'
     job.output.write_bytes(older + b'{"image_path": "0001.jpg", "capt')
     state = await annotate(job, stand_in)
-    assert state.message == "6 images: 5 answered, 1 had answers before, 0 failed"
+    assert state.message == "6 images: 5 answered, 1 already answered, 0 failed"
     assert job.output.read_bytes().startswith(older)
     assert [row["image_path"][3] for row in lines_of(job.output)] == list("301245")
 
@@ -88,7 +90,7 @@ async def test_failed_chunks_run_again_in_a_new_run_and_completed_ones_come_back
     assert sorted(row["image_path"] for row in lines_of(job.output)) == job.names
 
 
-async def test_a_cached_chunk_whose_rows_are_gone_is_asked_again(
+async def test_a_cached_chunk_whose_rows_are_gone_runs_again(
     make_job: MakeJob, stand_in: StandIn, prefect_api: str
 ) -> None:
     job = make_job(20)
@@ -118,7 +120,7 @@ async def test_another_recipe_is_never_mixed_into_an_output(
     assert job.output.read_bytes() == before
 
 
-async def test_an_output_deleted_during_an_unfinished_job_is_made_again_in_full(
+async def test_an_output_deleted_during_an_unfinished_job_is_rewritten_in_full(
     make_job: MakeJob, stand_in: StandIn
 ) -> None:
     job = make_job(40)
@@ -135,9 +137,7 @@ async def test_an_output_deleted_during_an_unfinished_job_is_made_again_in_full(
     assert sorted(row["image_path"] for row in lines_of(job.output)) == job.names
 
 
-async def test_files_that_were_missing_when_a_run_was_interrupted_are_looked_for_again(
-    make_job: MakeJob, stand_in: StandIn
-) -> None:
+async def test_files_that_were_missing_in_an_interrupted_run_are_retried(make_job: MakeJob, stand_in: StandIn) -> None:
     job = make_job(20)
     hidden = job.images.rename(job.folder / "hidden")
     job.images.mkdir()
@@ -177,5 +177,5 @@ async def test_what_only_pythons_json_reads_is_done_and_stays(make_job: MakeJob,
     torn = b'{"image_path": "0002.jpg", "score": Infinity}'
     job.output.write_bytes(older + torn)
     state = await annotate(job, stand_in)
-    assert state.message == "4 images: 1 answered, 3 had answers before, 0 failed"
+    assert state.message == "4 images: 1 answered, 3 already answered, 0 failed"
     assert job.output.read_bytes().startswith(older + torn + b"\n")

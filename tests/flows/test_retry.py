@@ -1,4 +1,4 @@
-"""What a retry of failures asks, and what it leaves as it is."""
+"""What a retry of failures requests, and what it does not touch."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def kinds(job: Job) -> Counter[str]:
 
 @pytest.fixture
 async def failed(make_job: MakeJob, stand_in: StandIn) -> Job:
-    """A job of 20 images: 3 rejected, 2 unreadable, 1 missing, all of whose causes are gone by now."""
+    """A job of 20 images: 3 rejected, 2 unreadable, 1 missing, with all causes fixed."""
     job = make_job(20)
     good = (job.images / job.names[0]).read_bytes()
     for name in job.names[4:6]:
@@ -47,18 +47,20 @@ async def failed(make_job: MakeJob, stand_in: StandIn) -> Job:
     return job
 
 
-async def test_only_failures_of_the_chosen_kinds_are_asked_and_the_others_stay(failed: Job, stand_in: StandIn) -> None:
+async def test_only_failures_of_the_chosen_kinds_are_retried_and_the_others_stay(
+    failed: Job, stand_in: StandIn
+) -> None:
     others = [line for line in failed.failures.read_bytes().splitlines() if b'"unreadable"' not in line]
     state = await retry(failed, stand_in, kinds=["unreadable"])
     assert state.is_completed()
-    assert state.message == "2 images: 2 answered, 0 failed, 4 failures of other kinds were left alone"
+    assert state.message == "2 images: 2 answered, 0 failed, 4 failures of other kinds not retried"
     assert sorted(stand_in.asked()) == [f"caption of {name}" for name in failed.names[4:6]]
     assert failed.failures.read_bytes().splitlines() == others
     assert len(lines_of(failed.output)) == 16
     assert not list(failed.work.glob("set-aside*"))
 
 
-async def test_without_kinds_all_are_asked_and_the_failures_file_goes(failed: Job, stand_in: StandIn) -> None:
+async def test_without_kinds_all_are_retried_and_the_failures_file_is_removed(failed: Job, stand_in: StandIn) -> None:
     state = await retry(failed, stand_in)
     assert state.message == "6 images: 6 answered, 0 failed"
     assert not failed.failures.exists()
@@ -68,7 +70,7 @@ async def test_without_kinds_all_are_asked_and_the_failures_file_goes(failed: Jo
     assert rows[failed.names[1]]["caption"] == f"caption of {failed.names[1]}"
 
 
-async def test_a_retry_that_is_refused_loses_nothing_and_a_full_run_after_it_asks_all(
+async def test_a_refused_retry_loses_nothing_and_a_full_run_after_it_requests_all(
     failed: Job, stand_in: StandIn, nobody: str
 ) -> None:
     before = failed.failures.read_bytes()
@@ -89,7 +91,7 @@ async def test_what_fails_again_stays_in_the_file_once(failed: Job, stand_in: St
     assert len({row["image_path"] for row in lines_of(failed.failures)}) == 6
 
 
-async def test_nothing_to_ask_again_is_no_failure(make_job: MakeJob, stand_in: StandIn, failed: Job) -> None:
+async def test_nothing_to_retry_is_not_a_failure(make_job: MakeJob, stand_in: StandIn, failed: Job) -> None:
     state = await retry(failed, stand_in, kinds=["timeout"])
     assert state.is_completed()
     assert "nothing to retry: 3 rejected, 2 unreadable, 1 missing failures" in state.message
@@ -102,7 +104,7 @@ def test_two_retries_of_other_kinds_at_once_lose_no_failure(tmp_path: Path) -> N
     store.merge({1: ImageFailure("timeout", "late"), 2: ImageFailure("timeout", "late")})
     assert store.failures() == {"1": "rejected", "2": "rejected", "3": "timeout", "4": "timeout"}
     output = store.workspace.output
-    chosen_failures(output, ["rejected"])  # and its server takes minutes to start
+    chosen_failures(output, ["rejected"])  # while its server takes minutes to start
     first = store.workspace.retried.read_bytes()
     _, chosen, others = chosen_failures(output, ["timeout"])
     assert (dict(chosen), dict(others)) == ({"timeout": 2}, {"rejected": 2})

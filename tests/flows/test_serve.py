@@ -24,7 +24,7 @@ async def test_a_server_is_started_used_by_two_runs_and_stopped(
 ) -> None:
     block = VLLMServer(start=launch(log_folder=None))
     state: Any = await serve(block, return_state=True)
-    assert state.message == f"vLLM answers at {block.urls()[0]}"
+    assert state.message == f"vLLM runs at {block.urls()[0]}"
     for number in range(2):
         job = make_job(3 + number)
         state = await annotate_with(job, block)
@@ -34,16 +34,16 @@ async def test_a_server_is_started_used_by_two_runs_and_stopped(
         assert run.try_share()
         state = await stop_server(block, return_state=True)
         assert state.is_failed()
-        assert "is used by a run" in state.message
+        assert "a run uses the server" in state.message
     state = await stop_server(block, return_state=True)
     assert state.message == f"stopped the server on port {launch().port}"
     assert served_models(block.urls()[0]) is None
     state = await stop_server(block, return_state=True)
     assert state.is_completed()
-    assert state.message == f"no server of ours runs on port {launch().port}"
+    assert state.message == f"no server that vllm-annotate started runs on port {launch().port}"
 
 
-async def test_a_block_that_says_nothing_of_a_start_is_refused() -> None:
+async def test_a_block_without_a_start_is_refused() -> None:
     for flow in (serve, stop_server):
         state: Any = await flow(VLLMServer(), return_state=True)
         assert state.is_failed()

@@ -1,4 +1,4 @@
-"""Servers that the flow starts itself, through the command: used, stopped, told when they fail, never left behind."""
+"""Servers that the flow starts: used, stopped, reported when they fail, never left behind."""
 
 import json
 import random
@@ -55,11 +55,11 @@ def test_the_flow_starts_the_server_uses_it_and_stops_it(started_job: Callable[.
     assert "Traceback" not in errors
 
 
-def test_the_log_that_a_refusal_points_to_is_there(started_job: Callable[..., Job]) -> None:
+def test_the_log_that_a_refusal_points_to_exists(started_job: Callable[..., Job]) -> None:
     job = started_job(2)
     code, errors = run(job, STAND_IN_DIES_SAYING="torch.OutOfMemoryError: CUDA out of memory.")
     assert code == 2, errors
-    assert "torch.OutOfMemoryError" in Path(errors.strip().rpartition("its log is ")[2]).read_text()
+    assert "torch.OutOfMemoryError" in Path(errors.strip().rpartition("log: ")[2]).read_text()
     assert run(job)[0] == 0
 
 
@@ -67,13 +67,13 @@ def test_the_log_that_a_refusal_points_to_is_there(started_job: Callable[..., Jo
     ("start", "message"),
     [
         ({"tensor_parallel_size": 3}, "TP=3 cannot split 28 heads: TP can be 1, 2, 4"),
-        ({"model_path": "/nowhere/qwen"}, "there is no model folder /nowhere/qwen"),
-        ({"max_model_len": 200_000}, "max_model_len 200000 is more than the model's own 128000"),
+        ({"model_path": "/nowhere/qwen"}, "model folder /nowhere/qwen does not exist"),
+        ({"max_model_len": 200_000}, "max_model_len 200000 exceeds the model's limit of 128000"),
         ({"gpus": [7]}, "GPU 7 is not there"),
-        ({"executable": "no-such-vllm"}, "there is no command 'no-such-vllm'"),
+        ({"executable": "no-such-vllm"}, "command 'no-such-vllm' not found"),
         ({"quantization": "awq"}, "quantization awq, but qwen2.5-vl-7b is not quantized"),
         ({"port": 80}, "server field start.port 80: Input should be greater than or equal to 1024"),
-        ({"allowed_media_folder": "/nowhere"}, "allowed_media_folder /nowhere is no folder"),
+        ({"allowed_media_folder": "/nowhere"}, "allowed_media_folder /nowhere is not a folder"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(
@@ -124,7 +124,7 @@ def test_an_interrupted_run_takes_its_server_with_it(started_job: Callable[..., 
     assert not record.group
 
 
-def test_after_a_sigkill_the_next_run_finds_the_server_and_goes_on(started_job: Callable[..., Job]) -> None:
+def test_after_a_sigkill_the_next_run_finds_the_server_and_resumes(started_job: Callable[..., Job]) -> None:
     job = started_job(40, environment={"STAND_IN_PREFILL_SECONDS": "0.3", "STAND_IN_SLOTS": "4"})
     process = job.start_with(arguments(job))
     record = wait_for_answers(job)
@@ -132,12 +132,12 @@ def test_after_a_sigkill_the_next_run_finds_the_server_and_goes_on(started_job: 
     process.communicate()
     code, errors = run(job)
     assert code == 0, errors
-    assert "which an earlier run has left" in errors
+    assert "which an earlier run left running" in errors
     assert sorted(row["image_path"] for row in lines_of(job.output)) == job.names
     assert not record.group
 
 
-def test_a_server_that_may_read_the_images_is_told_the_names_of_those_that_need_no_change(
+def test_a_server_that_may_read_images_gets_the_paths_of_those_that_need_no_change(
     started_job: Callable[..., Job], tmp_path: Path
 ) -> None:
     job = started_job(6, keep=True, allowed_media_folder=str(tmp_path / "job" / "images"))
@@ -156,7 +156,7 @@ def test_a_server_that_may_read_the_images_is_told_the_names_of_those_that_need_
         assert record is not None
         record.end()
     assert code == 0, errors
-    assert schemes == {"file": 3, "data": 3}, "the others are too small, or say where they were taken"
+    assert schemes == {"file": 3, "data": 3}, "the others are too small, or have a location in their metadata"
     rows = {row["image_path"]: row for row in lines_of(job.output)}
     assert len(rows[name]["objects"]) == 2
     assert rows[name]["sent_size"] == [448, 336]

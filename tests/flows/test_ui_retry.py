@@ -18,7 +18,7 @@ SERVE = "from flows.annotate import annotate_images; annotate_images.serve(name=
 
 @pytest.fixture
 def deployment(prefect_api: str) -> Iterator[str]:
-    """The id of a deployment that a process of its own serves."""
+    """The id of a deployment that a separate process serves."""
     process = subprocess.Popen([sys.executable, "-c", SERVE], cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
@@ -32,7 +32,7 @@ def deployment(prefect_api: str) -> Iterator[str]:
 
 
 def wait_for(api: str, run_id: str, *states: str) -> dict[str, Any]:
-    """The flow run, once it is in one of these states."""
+    """Waits until the flow run is in one of these states."""
     deadline = time.monotonic() + 90
     while True:
         with urllib.request.urlopen(f"{api}/flow_runs/{run_id}") as response:

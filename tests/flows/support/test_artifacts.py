@@ -32,7 +32,7 @@ def slow() -> Any:
         yield server
 
 
-async def test_artifacts_are_kept_up_to_date_under_the_same_keys_and_are_final_at_the_end(
+async def test_artifacts_update_under_the_same_keys_and_end_with_the_final_state(
     make_job: MakeJob, slow: StandIn, prefect_api: str
 ) -> None:
     job = make_job(90)
@@ -55,13 +55,13 @@ async def test_artifacts_are_kept_up_to_date_under_the_same_keys_and_are_final_a
     assert "| Answered | 89 |" in final["annotate-summary"]["data"]
     assert "stand-in, not from a model" in final["annotate-summary"]["data"]
     assert "0003" in final["annotate-failures"]["data"]
-    assert "no NVIDIA GPU can be read on this machine" in final["annotate-gpus"]["data"]
+    assert "cannot read NVIDIA GPUs on this machine" in final["annotate-gpus"]["data"]
     assert final["annotate-gpus"]["data"].count("data:image/svg+xml;base64,") == 4
     assert "What to do" in final["annotate-bottleneck"]["data"]
     assert len(re.findall(r"!\[boxes\]", final["annotate-samples"]["data"])) == 6
 
 
-async def test_a_resumed_run_says_what_it_skipped_and_still_shows_images(
+async def test_a_resumed_run_reports_what_it_skipped_and_still_shows_images(
     make_job: MakeJob, stand_in: StandIn, prefect_api: str
 ) -> None:
     job = make_job(5)
@@ -70,5 +70,5 @@ async def test_a_resumed_run_says_what_it_skipped_and_still_shows_images(
     artifacts = artifacts_of(prefect_api, latest_run(prefect_api))
     assert "| Had an answer before | 5 |" in artifacts["annotate-summary"]["data"]
     assert "![boxes]" in artifacts["annotate-samples"]["data"]
-    assert artifacts["annotate-failures"]["data"] == "No image has failed.\n"
+    assert artifacts["annotate-failures"]["data"] == "No image failed.\n"
     assert (job.folder / "labeled.report.html").read_bytes().count(b"<article") == 5

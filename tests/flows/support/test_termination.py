@@ -41,16 +41,16 @@ async def wait(did: list[str], cleanup_seconds: float = 0.0) -> None:
 
 
 def test_without_it_a_signal_within_a_callback_is_lost() -> None:
-    told: list[object] = []
+    errors: list[object] = []
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
+        loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
         loop.call_soon(end_this_process)
         await asyncio.sleep(0.1)
 
     asyncio.run(run())
-    assert [type(error) for error in told] == [TerminationSignal]
+    assert [type(error) for error in errors] == [TerminationSignal]
 
 
 def test_a_signal_within_a_callback_ends_the_task_after_its_cleanup() -> None:
@@ -58,7 +58,7 @@ def test_a_signal_within_a_callback_ends_the_task_after_its_cleanup() -> None:
 
     async def run() -> None:
         async with ended_by_sigterm():
-            assert signal.getsignal(signal.SIGTERM) is interrupt, "Prefect looks for its handler"
+            assert signal.getsignal(signal.SIGTERM) is interrupt, "Prefect checks for its handler"
             asyncio.get_running_loop().call_soon(end_this_process)
             await wait(did)
 
@@ -112,7 +112,7 @@ def test_an_error_in_the_cleanup_still_ends_it_as_terminated() -> None:
     assert isinstance(raised.value.__context__, OSError)
 
 
-def test_a_cancellation_by_somebody_else_stays_one() -> None:
+def test_another_cancellation_stays_a_cancellation() -> None:
     async def run() -> None:
         async with ended_by_sigterm():
             await asyncio.sleep(20)
