@@ -5,17 +5,17 @@ FAST := not vllm and not ui and not deployed and not prove
 
 .PHONY: demo deploy-local test test-fuzz prove test-ui test-deployed test-vllm demo-vllm check bench bench-peers bench-concurrency bench-vllm clean
 
-# Annotates 60 drawn scenes through the stand-in; the second time it resumes.
+# Annotates 60 drawn scenes with the stand-in server; run it again to see it resume.
 demo: .venv/.installed
 	$(BIN)/python -m demo.run
 
-# The fast tests: no GPU, no model, everything on loopback. First those that mostly wait, then those that measure rates.
+# The fast tests: no GPU, no model, loopback only. Tests that measure rates run alone.
 test: .venv/.installed
 	$(BIN)/python -m pytest -n 4 -m "$(FAST) and not alone"
 	$(BIN)/python -m pytest -m "$(FAST) and alone"
 
-# What is left to chance, other than in `make test` and fifty times as much: 100,000 hostile answers. SEED=1 repeats it,
-# ONLY=hypothesis leaves out what kills runs.
+# Randomized tests, with other seeds than `make test` and fifty times as many cases: 100,000 hostile answers. SEED=1
+# fixes the seed, ONLY=hypothesis leaves out the tests that kill runs.
 test-fuzz: .venv/.installed
 	$(BIN)/python -m pytest -n 2 -m "$(or $(ONLY),hypothesis or fuzz)" \
 		--hypothesis-profile=fuzz $(if $(SEED),--hypothesis-seed=$(SEED))
@@ -28,7 +28,7 @@ prove: .venv/.installed .venv-vllm/.installed
 test-deployed: .venv/.installed
 	$(BIN)/python -m pytest -n 5 -m "deployed and not prove"
 
-# Report and artifacts in a real browser: Debian's Chromium (apt-get install chromium fonts-noto-cjk).
+# Report and artifacts in Debian's Chromium (apt-get install chromium fonts-noto-cjk).
 test-ui: .venv/.installed-ui
 	$(BIN)/python -m pytest -m ui
 
@@ -60,14 +60,14 @@ bench: .venv/.installed
 	$(BIN)/python -m benchmarks.scale 1 3 10
 	$(BIN)/python -m benchmarks.long_run
 
-# Beside the fastest of the systems that do this job too: from here on `make bench` measures it as well.
+# Installs the fastest comparable system, which `make bench` then measures too.
 bench-peers: .venv-peers/datatrove/.installed
 
-# The right number of requests at once, found and fixed: 7 minutes.
+# max_concurrency auto against fixed limits: takes 7 minutes.
 bench-concurrency: .venv/.installed
 	$(BIN)/python -m benchmarks.concurrency
 
-# Beside vLLM's own benchmark, on a real vLLM on CPU.
+# Against vLLM's own benchmark, with a real vLLM on CPU.
 bench-vllm: .venv/.installed .venv-vllm/.installed
 	$(BIN)/python -m benchmarks.against_vllm
 

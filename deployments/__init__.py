@@ -1,1 +1,1 @@
-"""How the flows are deployed: prefect.yaml, and what a Prefect server needs beside it."""
+"""Deploys the flows: prefect.yaml, and the setup of a Prefect server."""

@@ -1,7 +1,7 @@
-"""`python -m deployments.local`: everything that the deployments need, on this machine, until Ctrl-C.
+"""`python -m deployments.local`: runs everything that the deployments need on this machine, until Ctrl-C.
 
-A Prefect server (unless PREFECT_API_URL names one that answers), what `deployments.setup` makes, the deployments, and a
-worker. All of it listens on 127.0.0.1 alone. The server's database is the user's own: what was run stays.
+Starts a Prefect server (unless PREFECT_API_URL points to one), sets it up with `deployments.setup`, deploys the flows
+and runs a worker. All of it listens on 127.0.0.1 only. The server uses your Prefect database: the history stays.
 """
 
 import argparse
@@ -17,16 +17,16 @@ from prefect.settings import get_current_settings
 from flows.support.prefect_server import TemporaryPrefectServer, answers
 
 PROJECT = Path(__file__).parent.parent
-PREFECT_FILE = Path(__file__).with_name("prefect.yaml")  # also where the repository is not: in the wheel
+PREFECT_FILE = Path(__file__).with_name("prefect.yaml")  # also in the wheel
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs until it is interrupted."""
-    options = argparse.ArgumentParser(prog="python -m deployments.local", description="Deploy all on this machine.")
-    options.add_argument("--port", type=int, default=4200, help="of the Prefect server (default: 4200)")
+    """Runs until interrupted; returns the exit code."""
+    options = argparse.ArgumentParser(prog="python -m deployments.local", description="Deploy and run everything here.")
+    options.add_argument("--port", type=int, default=4200, help="port of the Prefect server (default: 4200)")
     port = options.parse_args(arguments).port
-    # SIGINT too: in the background of a script it is ignored, by the worker as well, which then could not be stopped.
+    # A background process of a script ignores SIGINT, and its worker would inherit that and could not be stopped.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     server = None
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def serve_deployments(api: str) -> int:
-    """Sets up and deploys, and runs a worker until it ends; returns its exit code."""
+    """Sets up the server, deploys, and runs a worker until it exits; returns its exit code."""
     environment = os.environ | {"PREFECT_API_URL": api}
     for command in (
         [sys.executable, "-m", "deployments.setup"],
@@ -58,14 +58,14 @@ def serve_deployments(api: str) -> int:
         if done.returncode:
             print(done.stdout, done.stderr, sep="", file=sys.stderr)
             return done.returncode
-    # In a session of its own: Ctrl-C is for this process, which then lets the worker end in order.
+    # In its own session: Ctrl-C reaches this process only, which then stops the worker cleanly.
     worker = subprocess.Popen(
         [PREFECT, "worker", "start", "--pool", "annotate", "--type", "process"],
         cwd=PROJECT,
         env=environment,
         start_new_session=True,
     )
-    print(f"Prefect UI: {api.removesuffix('/api')}/deployments (Ctrl-C ends everything)")
+    print(f"Prefect UI: {api.removesuffix('/api')}/deployments (Ctrl-C stops everything)")
     print(f"In other terminals: export PREFECT_API_URL={api}", flush=True)
     try:
         return worker.wait()

@@ -1,8 +1,8 @@
-"""`python -m deployments.setup`: what a Prefect server needs before the first deployment. Again and again, if you like.
+"""`python -m deployments.setup`: prepares a Prefect server for the deployments. Idempotent.
 
-Registers the blocks, saves example blocks, makes the work pool, and installs the automation that turns a run whose
-worker is gone into Crashed; with --notify another one that tells of runs that fail. What is there already stays as it
-is, but for the automations, which are brought up to date.
+Registers the blocks, saves example blocks, creates the work pool, and installs the automation that marks a run as
+Crashed if its worker is gone; with --notify, also one that reports failed runs. Updates the automations and leaves
+everything else that exists unchanged.
 """
 
 import argparse
@@ -38,10 +38,10 @@ EXAMPLES: dict[str, Block] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Sets the server up, and tells what it found and what it made."""
-    options = argparse.ArgumentParser(prog="python -m deployments.setup", description="Set a Prefect server up.")
-    told = "also tell of runs that fail or crash, through this saved notification block, such as slack-webhook/team"
-    options.add_argument("--notify", metavar="TYPE/NAME", help=told)
+    """Sets up the server and prints what it did; returns the exit code."""
+    options = argparse.ArgumentParser(prog="python -m deployments.setup", description="Set up a Prefect server.")
+    text = "also report failed and crashed runs through this saved notification block, such as slack-webhook/team"
+    options.add_argument("--notify", metavar="TYPE/NAME", help=text)
     notify = options.parse_args(arguments).notify
     api = get_current_settings().api.url
     if not api:
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if not answers(api):
         print(
-            f"error: no Prefect server answers at PREFECT_API_URL {api}: start it (prefect server start)",
+            f"error: no Prefect server at PREFECT_API_URL {api}: start it (prefect server start)",
             file=sys.stderr,
         )
         return 2
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             messenger: Any = Block.load(notify)
         except ValueError:
-            print(f"error: there is no saved block {notify!r}: make one in the UI, under Blocks", file=sys.stderr)
+            print(f"error: block {notify!r} does not exist: create it in the UI, under Blocks", file=sys.stderr)
             return 2
         automations.append(notification_automation(messenger))
     for automation in automations:
@@ -77,33 +77,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def save_once(name: str, block: Block) -> str:
-    """Saves an example, unless there is a block of its name: it may be somebody's by now."""
+    """Saves an example block, unless one of this name exists: you may have edited it."""
     try:
         type(block).load(name)
     except ValueError:
         block.save(name)
         return "saved"
-    return "kept"
+    return "exists"
 
 
 def make_work_pool(client: SyncPrefectClient) -> str:
-    """A pool of processes on the workers' own machines."""
+    """Creates the process work pool if it does not exist."""
     try:
         client.read_work_pool(WORK_POOL)
     except ObjectNotFound:
         client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process"))
-        return "made"
-    return "kept"
+        return "created"
+    return "exists"
 
 
 def heartbeat_automation() -> Automation:
-    """Turns a run that is no longer heard of into Crashed, so that it can be retried and its slot is free.
+    """The automation that marks a silent run as Crashed, so that it can be retried and frees its slot.
 
-    Heartbeats begin half a minute after the run: a worker can die before, also between taking a run and beginning it.
+    Heartbeats start 30 s into the run, and a worker can die earlier, even before it starts the run.
     """
     return Automation(
         name="vllm-annotate: runs without heartbeats have crashed",
-        description="A worker or machine that dies cannot tell that its runs have ended.",
+        description="A worker or machine that dies cannot report that its runs have ended.",
         trigger=EventTrigger(
             after={f"prefect.flow-run.{name}" for name in ("heartbeat", *ON_A_WORKER)},
             expect={"prefect.flow-run.*"},
@@ -117,18 +117,18 @@ def heartbeat_automation() -> Automation:
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
-                message=f"no heartbeat for {SILENT.seconds} s: its worker, or the worker's machine, is gone. The next "
-                "run goes on where it stopped",
+                message=f"no heartbeat for {SILENT.seconds} s: its worker, or the worker's machine, is gone. Run it "
+                "again to resume where it stopped",
             )
         ],
     )
 
 
 def notification_automation(block: Block) -> Automation:
-    """Tells of every run of ours that fails or crashes, with what it says of itself."""
+    """The automation that reports failed and crashed runs, with their message."""
     return Automation(
         name="vllm-annotate: tell of runs that fail",
-        description="Sent through the notification block that was given to deployments.setup.",
+        description="Uses the notification block given to deployments.setup.",
         trigger=EventTrigger(
             expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
@@ -147,14 +147,14 @@ def notification_automation(block: Block) -> Automation:
 
 
 def install(automation: Automation) -> str:
-    """Makes the automation, or brings the one of its name up to date."""
+    """Creates the automation, or updates the one with its name."""
     try:
         automation.id = Automation.read(name=automation.name).id  # type: ignore[attr-defined]
     except ValueError:
         automation.create()
-        return "made"
+        return "created"
     automation.update()
-    return "up to date"
+    return "updated"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tests.deployed.postgresql import postgresql
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 
 
-# The tests wait for what Prefect does, not for when it looks: it would look every 10, 20, 30 and 60 seconds.
+# Prefect's polling intervals are 10 to 60 seconds by default.
 IMPATIENT = {
     "PREFECT_WORKER_QUERY_SECONDS": "1",
     "PREFECT_RUNNER_POLL_FREQUENCY": "1",
@@ -36,7 +36,7 @@ ON_BOTH_DATABASES = pytest.mark.parametrize("database", ["sqlite", "postgresql"]
 
 @dataclass
 class Deployed:
-    """The server with its deployments, and the commands that people give it."""
+    """A server with its deployments, and the commands that users run."""
 
     api: str
     folder: Path
@@ -165,7 +165,7 @@ def no_worker(deployed: Deployed) -> None:
 
 @pytest.fixture
 def parameters() -> Callable[..., dict[str, Any]]:
-    """The parameters of a job's run."""
+    """The run parameters of a job."""
 
     def of(job: Any, url: str, **more: Any) -> dict[str, Any]:
         paths = {"input": str(job.input), "image_root": str(job.images), "output": str(job.output)}
@@ -175,7 +175,7 @@ def parameters() -> Callable[..., dict[str, Any]]:
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes that come from this one."""
+    """All descendants of this process."""
     found, todo = [], [pid]
     while todo:
         parent = todo.pop()

@@ -1,4 +1,4 @@
-"""A PostgreSQL of one's own, on loopback, for as long as the tests last."""
+"""A PostgreSQL on loopback for the tests."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from stand_in.ports import free_port
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """Its URL, as Prefect's servers want it. Skips where it is not installed."""
+    """Its URL for Prefect's servers. Skips if it is not installed."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     found = programs[-1] if programs else Path(shutil.which("initdb") or "initdb")
     if not found.exists():

@@ -30,14 +30,14 @@ def test_every_entrypoint_loads_and_its_form_explains_itself(deployment: dict[st
     assert flow.name in (deployment["name"], "annotate-images")
     properties = flow.parameters.properties
     assert properties
-    assert all(each.get("description") for each in properties.values()), "what the UI's form says beside each field"
+    assert all(each.get("description") for each in properties.values()), "the text beside each field in the UI's form"
 
 
 pytestmark = pytest.mark.deployed
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_run_is_watched_to_its_end_and_the_exit_code_says_how_it_went(
+def test_watching_a_run_exits_with_its_outcome(
     deployed: Deployed, make_job: MakeJob, stand_in: StandIn, parameters: Parameters
 ) -> None:
     job = make_job(12)
@@ -54,7 +54,7 @@ def test_a_run_is_watched_to_its_end_and_the_exit_code_says_how_it_went(
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_saved_block_is_referred_to_by_its_name(
+def test_a_saved_block_is_referenced_by_its_name(
     deployed: Deployed, make_job: MakeJob, stand_in: StandIn, parameters: Parameters
 ) -> None:
     code = f"from blocks import VLLMServer; VLLMServer(endpoints=['{stand_in.url}/v1']).save('mine', overwrite=True)"
@@ -70,7 +70,7 @@ def test_a_saved_block_is_referred_to_by_its_name(
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_retry_of_the_run_asks_only_what_its_failed_chunks_lack_and_a_new_run_nothing(
+def test_a_retry_of_the_run_requests_only_what_its_failed_chunks_lack_and_a_new_run_nothing(
     deployed: Deployed, make_job: MakeJob, stand_in: StandIn, parameters: Parameters
 ) -> None:
     job = make_job(30)
@@ -108,7 +108,7 @@ def test_a_schedule_fires(deployed: Deployed, make_job: MakeJob, stand_in: Stand
     while not (runs := deployed.runs_of(job.output)):
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    # To its end: with its worker it would die, and hold the deployment's only slot until it is missed.
+    # Let it finish: killed with its worker, it would hold the deployment's only slot until its heartbeat is missed.
     assert deployed.wait_for(runs[0], "Completed", "Failed", "Crashed", seconds=200)["name"] == "Completed"
     assert len(lines_of(job.output)) == 3
 
@@ -131,7 +131,7 @@ def test_the_second_of_two_runs_waits_for_the_first(
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_cancelled_run_stops_asking_within_seconds_and_keeps_its_answers(
+def test_a_cancelled_run_stops_within_seconds_and_keeps_its_answers(
     deployed: Deployed, make_job: MakeJob, parameters: Parameters
 ) -> None:
     with StandIn.started("--canned", "--prefill-seconds", "0.3") as server:

@@ -36,7 +36,7 @@ def command_blocks(page: str) -> list[str]:
 
 @contextmanager
 def service(command: str, environment: dict[str, str], log: Path) -> Iterator[None]:
-    """What goes into a terminal of its own."""
+    """The commands that need their own terminal."""
     with log.open("wb") as file:
         process = subprocess.Popen(
             ["bash", "-c", f"exec {command}"],
@@ -85,7 +85,7 @@ def test_every_command_of_the_pages_does_what_they_say(
             CustomWebhookNotificationBlock(name="team", url=stand_in.url).save("team")
             VLLMServer(start=launch()).save("resident")
         setup, worker, *others = blocks
-        assert ran(setup, environment).count("vllm-server/resident: kept") == 1
+        assert ran(setup, environment).count("vllm-server/resident: exists") == 1
         with service(worker, environment, tmp_path / "worker.log"):
             for block in others:
                 if "deployment run annotate" in block:  # also annotate-sharded
@@ -105,7 +105,7 @@ def test_every_command_of_the_pages_does_what_they_say(
 
 
 def ran(block: str, environment: dict[str, str]) -> str:
-    """What a block of commands prints; each of them must succeed."""
+    """The output of a block of commands; each must succeed."""
     done = subprocess.run(
         ["bash", "-ec", block],
         cwd=ROOT,

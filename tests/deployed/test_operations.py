@@ -36,7 +36,7 @@ pytestmark = pytest.mark.deployed
 
 @contextmanager
 def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A chat's webhook, and what it was sent."""
+    """A chat webhook, and the messages it received."""
     heard: list[dict[str, Any]] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -56,7 +56,7 @@ def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_run_that_fails_is_told_where_people_read(
+def test_a_failed_run_is_reported_to_the_webhook(
     deployed: Deployed, make_job: MakeJob, parameters: Parameters, nobody: str
 ) -> None:
     with webhook() as (url, heard):
@@ -64,7 +64,7 @@ def test_a_run_that_fails_is_told_where_people_read(
         unknown = subprocess.run(
             [*setup, "slack-webhook/nobody"], cwd=ROOT, env=deployed.environment, text=True, capture_output=True
         )
-        assert (unknown.returncode, "no saved block 'slack-webhook/nobody'" in unknown.stderr) == (2, True)
+        assert (unknown.returncode, "block 'slack-webhook/nobody' does not exist" in unknown.stderr) == (2, True)
         with temporary_settings({PREFECT_API_URL: deployed.api}):
             text = {"text": "{{subject}} {{body}}"}
             CustomWebhookNotificationBlock(name="team", url=url, json_data=text).save("team", overwrite=True)
@@ -75,10 +75,10 @@ def test_a_run_that_fails_is_told_where_people_read(
         deadline = time.monotonic() + 60
         while not heard and time.monotonic() < deadline:
             time.sleep(0.2)
-        assert len(heard) == 1, "once, though it was set up twice"
+        assert len(heard) == 1, "once, although it was set up twice"
         assert "annotate labeled.jsonl: Failed" in heard[0]["text"]
-        assert "no vLLM answers at" in heard[0]["text"]
-        assert run in heard[0]["text"], "with the way to the run in the UI"
+        assert "no vLLM server at" in heard[0]["text"]
+        assert run in heard[0]["text"], "with a link to the run in the UI"
 
 
 @pytest.mark.usefixtures("worker", "vllm")
@@ -164,7 +164,7 @@ def test_deploy_local_brings_everything_up_and_takes_it_down(
 
 
 @pytest.mark.parametrize("name", ["prefect-server", "prefect-worker"])
-def test_the_systemd_units_are_valid_and_start_what_there_is(name: str, tmp_path: Path) -> None:
+def test_the_systemd_units_are_valid_and_start_existing_commands(name: str, tmp_path: Path) -> None:
     text = (ROOT / "deployments" / "systemd" / f"{name}.service").read_text()
     started = re.findall(r"^ExecStart=/opt/vllm-annotate/.venv/bin/prefect (.*)$", text, re.MULTILINE)
     assert len(started) == 1

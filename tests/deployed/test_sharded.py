@@ -1,4 +1,4 @@
-"""One input over two workers: shards as sub-runs, a worker that dies, and a result like that of one run."""
+"""One input on two workers: shards as sub-runs, a worker that dies, and the same result as one run."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.deployed
 
 
 def runs_shards(deployed: Deployed, run: str, worker: int) -> bool:
-    """Whether a worker does a shard of the run now."""
+    """Whether a worker is running a shard of the run."""
     running = [shard["id"] for shard in deployed.sub_runs_of(run) if shard["state"]["name"] == "Running"]
     return any(deployed.pid_of(shard) in descendants(worker) for shard in running)
 
@@ -67,7 +67,7 @@ def test_two_workers_do_five_shards_though_one_is_killed(
 
 
 @pytest.mark.usefixtures("worker")
-def test_cancelling_the_whole_cancels_its_shards(deployed: Deployed, make_job: MakeJob, parameters: Parameters) -> None:
+def test_cancelling_the_run_cancels_its_shards(deployed: Deployed, make_job: MakeJob, parameters: Parameters) -> None:
     with StandIn.started("--canned", "--prefill-seconds", "0.3") as server:
         job = make_job(600)
         run = deployed.run(SHARDED, **parameters(job, server.url, shards=2, max_concurrency=1))  # 90 s
@@ -83,7 +83,7 @@ def test_cancelling_the_whole_cancels_its_shards(deployed: Deployed, make_job: M
         again = deployed.run(SHARDED, **parameters(job, server.url, shards=3))
         refused = deployed.wait_for(again, *ENDED)
         assert refused["name"] == "Failed"
-        assert "hold answers of 2 shards: go on with shards=2" in refused["message"]
+        assert "from a run in 2 shards: resume with shards=2" in refused["message"]
         server.forget()
         again = deployed.run(SHARDED, **parameters(job, server.url, shards=2))
         assert deployed.wait_for(again, *ENDED)["name"] == "Completed"
@@ -92,7 +92,7 @@ def test_cancelling_the_whole_cancels_its_shards(deployed: Deployed, make_job: M
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_shard_that_fails_again_and_again_is_named_and_the_others_are_merged(
+def test_a_shard_that_keeps_failing_is_named_and_the_others_are_merged(
     deployed: Deployed, make_job: MakeJob, stand_in: StandIn, parameters: Parameters
 ) -> None:
     job = make_job(12)
@@ -103,9 +103,6 @@ def test_a_shard_that_fails_again_and_again_is_named_and_the_others_are_merged(
     )
     state = deployed.wait_for(run, *ENDED)
     assert state["name"] == "Failed"
-    assert (
-        "no shard has come so far that there is anything to merge. 1/1: Failed: none of 12 sampled images is a file"
-        in state["message"]
-    )
+    assert "no shard has any answers to merge. 1/1: Failed: none of 12 sampled images exists" in state["message"]
     run = deployed.run(SHARDED, **parameters(job, stand_in.url, shards=1, deployment="no/such"))
-    assert "there is no deployment 'no/such'" in deployed.wait_for(run, *ENDED)["message"]
+    assert "deployment 'no/such' for the shards does not exist" in deployed.wait_for(run, *ENDED)["message"]
