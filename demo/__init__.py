@@ -1,1 +1,1 @@
-"""The main job on scenes of coloured shapes whose boxes are known."""
+"""The demo: annotates scenes of coloured shapes whose boxes are known."""

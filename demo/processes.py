@@ -1,4 +1,4 @@
-"""The stand-in as a process of its own, on loopback, ended with the context; and where the tiny model lies."""
+"""Runs the stand-in as a process on loopback, and locates the tiny model."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ START_SECONDS = 60
 
 @contextmanager
 def stand_in(*options: str) -> Iterator[str]:
-    """The stand-in for vLLM; yields its base URL."""
+    """Runs the stand-in for vLLM until the context ends; yields its base URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen([sys.executable, "-m", "stand_in", "--port", str(port), *options])
@@ -26,7 +26,7 @@ def stand_in(*options: str) -> Iterator[str]:
         deadline = time.monotonic() + START_SECONDS
         while not answers_at(url):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("the stand-in did not come up")
+                raise RuntimeError("the stand-in did not start")
             time.sleep(0.1)
         yield url
     finally:

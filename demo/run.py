@@ -1,4 +1,4 @@
-"""`make demo`: draws scenes, serves them with the stand-in, annotates them with the flow, compares with the truth."""
+"""`make demo`: draws scenes, annotates them with the flow and the stand-in, and compares the boxes with the truth."""
 
 import argparse
 import json
@@ -20,10 +20,10 @@ IMAGES = 60
 
 
 def main() -> int:
-    """Runs the demo; 0 when it went as it should."""
+    """Runs the demo; returns 0 if it went as expected."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--folder", type=Path, default=Path("demo-output"))
-    options.add_argument("--fresh", action="store_true", help="start over instead of going on")
+    options.add_argument("--fresh", action="store_true", help="start over instead of resuming")
     given = options.parse_args()
     folder: Path = given.folder
     if given.fresh:
@@ -38,9 +38,9 @@ def main() -> int:
         asked = read(f"{base_url}/stand_in/asked")
     show(Console(), output, truth_path, "by a stand-in that sees coloured shapes, not by a model")
     requests = sum(asked["texts"].values())
-    hint = "Run `make demo` again to see it resume." if requests else "Nothing that had an answer was asked again."
+    hint = "Run `make demo` again to see it resume." if requests else "No answered image was requested again."
     print(f"Requests sent by this run: {requests}. {hint}")
-    return 0 if code == 1 else 1  # one broken file is part of the demo
+    return 0 if code == 1 else 1  # the demo includes one corrupt file
 
 
 def read(url: str) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def show(console: Console, output: Path, truth_path: Path, by: str) -> None:
-    """Prints the table of results, the score, the failures and where the files lie."""
+    """Prints the first results, the score, the failures and the files."""
     truths = {row["image_path"]: row["objects"] for row in lines_of(truth_path)}
     rows = lines_of(output)
     table = Table(title=f"The first answers ({by})")

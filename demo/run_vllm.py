@@ -1,4 +1,4 @@
-"""`make demo-vllm`: the same job on a real vLLM on CPU, which the flow starts, with a model of 3.2 M parameters."""
+"""`make demo-vllm`: the demo with a real vLLM on CPU, which the flow starts, and a model of 3.2 M parameters."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ IMAGES = 60
 
 
 def main() -> int:
-    """Runs the demo; 0 when every image was answered."""
+    """Runs the demo; returns 0 if every image was answered."""
     folder = Path("demo-output/vllm")
     input_path, truth_path = write_small_folder(folder, IMAGES, shapes=2)
     output = folder / "labeled.jsonl"

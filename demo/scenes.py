@@ -1,4 +1,4 @@
-"""Seeded scenes of coloured shapes with known boxes, in the sizes and file formats that real folders hold."""
+"""Draws seeded scenes of coloured shapes with known boxes, in the sizes and file formats of real folders."""
 
 import json
 import random
@@ -16,7 +16,7 @@ BACKGROUNDS = ((245, 245, 240), (225, 230, 235), (205, 200, 195), (255, 255, 255
 SMALLEST_SHARE, LARGEST_SHARE = 0.15, 0.45  # of the shorter side
 GAP = 8  # pixels between shapes: they never touch
 
-# EXIF orientation → how an upright image is stored under it (the inverse of what turns it upright).
+# EXIF orientation → how to store an upright image under it (the inverse of what turns it upright).
 STORED = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -53,7 +53,7 @@ class Scene:
 
 
 def draw_scene(rng: random.Random, width: int, height: int, count: int) -> Scene:
-    """A scene of `count` (at most 6) shapes, each in a colour of its own."""
+    """Draws a scene of `count` (at most 6) shapes, each in a different colour."""
     image = Image.new("RGB", (width, height), rng.choice(BACKGROUNDS))
     draw = ImageDraw.Draw(image)
     shapes: list[Shape] = []
@@ -90,7 +90,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: Shape) -> None:
 
 
 def save_turned(image: Image.Image, path: Path, orientation: int) -> None:
-    """A JPEG that viewers show as `image`, stored under an EXIF orientation (1–8)."""
+    """Saves a JPEG that viewers show as `image`, stored under an EXIF orientation (1–8)."""
     exif = Image.Exif()
     exif[ORIENTATION_TAG] = orientation
     method = STORED[orientation]
@@ -99,7 +99,7 @@ def save_turned(image: Image.Image, path: Path, orientation: int) -> None:
 
 
 def save_with_alpha(image: Image.Image, path: Path) -> None:
-    """A PNG whose right edge is transparent over black, as cut-outs are: only alpha tells that nothing is there."""
+    """Saves a PNG whose right edge is transparent over black, like a cut-out."""
     rgba = image.convert("RGBA")
     strip = Image.new("RGBA", (max(1, image.width // 20), image.height), (0, 0, 0, 0))
     rgba.paste(strip, (image.width - strip.width, 0))
@@ -109,7 +109,7 @@ def save_with_alpha(image: Image.Image, path: Path) -> None:
 def write_folder(folder: Path, count: int, seed: int = 0) -> tuple[Path, Path]:
     """Writes `count` images, `input.jsonl` and `truth.jsonl`; returns these two paths.
 
-    Sizes vary from 240 to 1600 pixels; every orientation occurs; every tenth is a PNG with alpha; the last is broken.
+    Sizes vary from 240 to 1600 pixels; every orientation occurs; every tenth is a PNG with alpha; the last is corrupt.
     A truth line is {"image_path", "objects": [{"name", "bbox": [x1, y1, x2, y2]}]}, boxes 0–1000 and not rounded.
     """
     rng = random.Random(seed)
@@ -134,7 +134,7 @@ def write_folder(folder: Path, count: int, seed: int = 0) -> tuple[Path, Path]:
 
 
 def write_small_folder(folder: Path, count: int, shapes: int, seed: int = 1) -> tuple[Path, Path]:
-    """Like `write_folder`, for the tiny grounder: PNGs of 224 × 224 with `shapes` shapes each, none broken."""
+    """Like `write_folder`, for the tiny grounder: PNGs of 224 × 224 with `shapes` shapes each, none corrupt."""
     rng = random.Random(seed)
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def _clear_right_edge(rng: random.Random, width: int, height: int) -> Scene:
 
 
 def caption(scene: Scene, *, chinese: bool) -> str:
-    """What a caption of the scene says: its shapes."""
+    """A caption that names the shapes of the scene."""
     names = [shape.name(chinese=chinese) for shape in scene.shapes]
     return f"一张包含{'、'.join(names)}的图片" if chinese else f"A picture with a {' and a '.join(names)}"
 

@@ -1,4 +1,4 @@
-"""How well annotated boxes meet the true ones."""
+"""Scores annotated boxes against the true ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ Objects = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Score:
-    """Over all true objects: how many were found at IoU ≥ 0.5, and the mean IoU (0 for those not found at all)."""
+    """Recall at IoU ≥ 0.5 and mean IoU over all true objects (0 for those not found)."""
 
     objects: int
     recall: float
@@ -26,7 +26,7 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def score(pairs: Sequence[tuple[Objects, Objects]]) -> Score:
-    """Scores (true objects, annotated objects) a scene; objects are matched by name, names are unique in a scene."""
+    """Scores pairs of (true objects, annotated objects), one per scene; matches by name, which is unique in a scene."""
     ious = []
     for true, annotated in pairs:
         boxes = {item["name"]: item["bbox"] for item in annotated}

@@ -1,4 +1,4 @@
-"""A stand-in for vLLM: its HTTP interface, its batching in simulation, its faults on demand. It is no model.
+"""A stand-in for vLLM: its HTTP interface, simulated batching, and faults on demand. It is not a model.
 
-It finds coloured shapes by their pixels, so that what it answers is true for the images of `demo.scenes`.
+It finds coloured shapes by their pixels, so its answers are correct for the images of `demo.scenes`.
 """

@@ -1,4 +1,4 @@
-"""`python -m stand_in --port 8000`: the stand-in as a process."""
+"""`python -m stand_in --port 8000`: runs the stand-in."""
 
 import argparse
 import time
@@ -12,7 +12,7 @@ from stand_in.server import Settings, create_app
 
 
 def main() -> None:
-    """Serves on loopback until it is stopped."""
+    """Serves on loopback until stopped."""
     options = argparse.ArgumentParser(description="A stand-in for vLLM: coloured shapes, no model.")
     options.add_argument("--port", type=int, default=8000)
     options.add_argument("--model", default="stand-in-qwen2.5-vl")
@@ -20,12 +20,12 @@ def main() -> None:
     for setting in fields(Timing):
         option = f"--{setting.name.replace('_', '-')}"
         options.add_argument(option, type=type(setting.default), default=setting.default)
-    options.add_argument("--start-seconds", type=float, default=0.0, help="a model that takes its time to load")
+    options.add_argument("--start-seconds", type=float, default=0.0, help="simulated time to load the model")
     options.add_argument("--allowed-local-media-path", type=Path)
-    options.add_argument("--canned", action="store_true", help="answer without looking, for measuring clients")
-    options.add_argument("--no-metrics", action="store_true", help="as behind a gateway")
+    options.add_argument("--canned", action="store_true", help="the same answer for every image, for measuring clients")
+    options.add_argument("--no-metrics", action="store_true", help="no /metrics, as behind a gateway")
     given = options.parse_args()
-    print("This is a stand-in for vLLM. It is no model: it finds coloured shapes by their pixels.", flush=True)
+    print("This is a stand-in for vLLM, not a model: it finds coloured shapes by their pixels.", flush=True)
     time.sleep(given.start_seconds)
     timing = Timing(**{setting.name: getattr(given, setting.name) for setting in fields(Timing)})
     settings = Settings(

@@ -1,4 +1,4 @@
-"""What the stand-in says of an image, in Qwen2.5-VL's native form."""
+"""Writes the stand-in's answers, in Qwen2.5-VL's native format."""
 
 import json
 
@@ -15,7 +15,7 @@ CHINESE = {
 
 
 def describe(image: Image.Image, budget: ImageBudget, *, chinese: bool) -> str:
-    """Rationale and boxes; boxes in pixels of the image as the model's processor would resize it."""
+    """The answer for an image: rationale and boxes, in pixels of the image as the model's processor resizes it."""
     width, height = smart_resize(image.width, image.height, budget)
     across, down = width / image.width, height / image.height
     shapes = find_shapes(image)

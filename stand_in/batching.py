@@ -1,4 +1,4 @@
-"""Continuous batching in simulation: slots, a queue, a KV cache, prefill and decode times that grow with the batch."""
+"""Simulates continuous batching: slots, a queue, a KV cache, and step times that grow with the batch."""
 
 import asyncio
 import random
@@ -13,17 +13,17 @@ BLOCK_TOKENS = 16
 
 @dataclass(frozen=True)
 class Timing:
-    """How fast the simulated engine is, and which of its limits is met first."""
+    """Speed and limits of the simulated engine."""
 
-    front_end_seconds: float = 0.0  # of a request before it comes to the engine, one after the other
+    front_end_seconds: float = 0.0  # per request before it reaches the engine, one at a time
     slots: int = 64  # sequences that run at once (vLLM's --max-num-seqs)
     prefill_seconds: float = 0.01
     decode_seconds_per_token: float = 0.0002
-    compute_slots: int = 1_000_000  # with more sequences the batch is bound by compute: each slows all the others
-    slowdown_per_running: float = 0.0  # each sequence beside another makes its tokens this share slower
+    compute_slots: int = 1_000_000  # with more sequences, compute is the limit and each slows all others
+    slowdown_per_running: float = 0.0  # every other sequence makes tokens slower by this share
     kv_cache_tokens: int = 500_000
-    completion_tokens: int = 0  # mean length of an answer; 0 takes the length of its text
-    completion_spread: float = 0.0  # answers are longer or shorter by up to this share of the mean
+    completion_tokens: int = 0  # mean length of an answer; 0 uses the length of its text
+    completion_spread: float = 0.0  # lengths vary by up to this share of the mean
 
 
 @dataclass(eq=False)
@@ -34,7 +34,7 @@ class Sequence:
     completion_tokens: int
     arrived: float
     finished: asyncio.Future[None]
-    to_prefill: float = 0.0  # seconds an engine that is not compute-bound would need
+    to_prefill: float = 0.0  # seconds, without slowdown
     generated: float = 0.0  # tokens
 
     @property
@@ -43,7 +43,7 @@ class Sequence:
 
 
 class Engine:
-    """Runs requests in simulated time and keeps vLLM's metrics of them, token counters by the step as vLLM does."""
+    """Runs requests in simulated time and updates vLLM's metrics; token counters grow with every step, as in vLLM."""
 
     def __init__(self, timing: Timing, model: str) -> None:
         self.timing = timing
@@ -77,7 +77,7 @@ class Engine:
             "vllm:request_success", "Finished requests.", [*labels, "finished_reason"], registry=self.registry
         )
         self._labels = labels
-        # A histogram's sum and count; prometheus_client's own would want an observation a token.
+        # Sum and count of a histogram; prometheus_client's would need an observation per token.
         self._gap_seconds = gauge("inter_token_latency_seconds_sum", "Seconds between two tokens of an answer.")
         self._gaps = gauge("inter_token_latency_seconds_count", "Gaps between two tokens of an answer.")
         cache = {"block_size": str(BLOCK_TOKENS), "num_gpu_blocks": str(timing.kv_cache_tokens // BLOCK_TOKENS)}
@@ -89,7 +89,7 @@ class Engine:
         return len(self._running) + len(self._waiting)
 
     async def generate(self, prompt_tokens: int, completion_tokens: int) -> int:
-        """Returns the number of tokens written, once they are."""
+        """Waits until the tokens are generated; returns their number."""
         if self.timing.front_end_seconds:
             async with self._front_end:
                 await asyncio.sleep(self.timing.front_end_seconds)
@@ -127,9 +127,9 @@ class Engine:
             self._admit()
             running, timing = len(self._running), self.timing
             crowding = max(1.0, running / timing.compute_slots) * (1 + timing.slowdown_per_running * (running - 1))
-            begun = _now()
+            started = _now()
             await asyncio.sleep(self._step_seconds(crowding))
-            tokens = self._advance((_now() - begun) / crowding)
+            tokens = self._advance((_now() - started) / crowding)
             self.generation_tokens.inc(tokens)
             self._gaps.inc(tokens)
             self._gap_seconds.inc(tokens * self.timing.decode_seconds_per_token * crowding)
@@ -143,19 +143,19 @@ class Engine:
                 return
             held += sequence.tokens_held
             self._running.append(self._waiting.popleft())
-            # A preempted sequence has lost its cache: what it had written is read again with its prompt.
+            # A preempted sequence has lost its cache: prefill covers its generated tokens too.
             sequence.to_prefill = self.timing.prefill_seconds * sequence.tokens_held / max(1, sequence.prompt_tokens)
             if not sequence.generated:
                 self.queue_seconds.observe(_now() - sequence.arrived)
 
     def _step_seconds(self, crowding: float) -> float:
-        """Until the first sequence is through, within what keeps the metrics fresh."""
+        """Time until the first sequence finishes, bounded to keep the metrics fresh."""
         per_token = self.timing.decode_seconds_per_token
         left = (s.to_prefill + (s.completion_tokens - s.generated) * per_token for s in self._running)
         return min(LONGEST_STEP_SECONDS, max(SHORTEST_STEP_SECONDS, min(left) * crowding))
 
     def _advance(self, work: float) -> float:
-        """Does so many seconds of work on every sequence; returns the tokens written."""
+        """Does this many seconds of work on every sequence; returns the tokens generated."""
         written = 0.0
         for sequence in list(self._running):
             prefill = min(sequence.to_prefill, work)
@@ -175,12 +175,12 @@ class Engine:
         return written
 
     def _preempt(self) -> None:
-        """The last to come goes back to the head of the queue when the sequences have outgrown the cache."""
+        """Moves the newest sequences back to the head of the queue while the cache is too small for all."""
         while len(self._running) > 1 and self._tokens_held() > self.timing.kv_cache_tokens:
             self._waiting.appendleft(self._running.pop())
             self.preemptions.inc()
 
 
 def _now() -> float:
-    """The loop's clock, which tests may run faster."""
+    """The event loop's clock, which tests can speed up."""
     return asyncio.get_running_loop().time()

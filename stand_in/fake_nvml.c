@@ -1,7 +1,7 @@
-/* A libnvidia-ml.so.1 of two cards, for machines without one: the real binding runs, the numbers come from here.
+/* A libnvidia-ml.so.1 with two GPUs, for machines without one: the real binding runs, the numbers come from here.
  *
- * Card 0 tells everything. Card 1 has no power readings (NOT_SUPPORTED), and is lost while the file that FAKE_NVML_LOST
- * names exists. FAKE_NVML_PID is a process on card 0, FAKE_NVML_PID_1 one on card 1, FAKE_NVML_UTILISATION what both do.
+ * GPU 0 supports everything. GPU 1 has no power readings (NOT_SUPPORTED) and is lost while the file at FAKE_NVML_LOST
+ * exists. FAKE_NVML_PID is a process on GPU 0, FAKE_NVML_PID_1 one on GPU 1, FAKE_NVML_UTILISATION is that of both.
  */
 #include <stdio.h>
 #include <stdlib.h>

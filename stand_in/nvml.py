@@ -1,4 +1,4 @@
-"""A libnvidia-ml.so.1 of two cards, compiled on the spot: what it tells stands in fake_nvml.c."""
+"""Compiles fake_nvml.c, a libnvidia-ml.so.1 with two GPUs."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ SOURCE = Path(__file__).parent / "fake_nvml.c"
 
 
 def compile_nvml(folder: Path) -> Path | None:
-    """`folder`, with the library in it, for LD_LIBRARY_PATH; None where there is no C compiler."""
+    """Compiles the library into `folder` and returns it, for LD_LIBRARY_PATH; None if there is no C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return None

@@ -1,16 +1,16 @@
-"""Ports for the servers of the tests, which several pytest processes start at once."""
+"""Hands out ports for test servers, which several pytest processes start at once."""
 
 import contextlib
 import itertools
 import socket
 from functools import cache
 
-# Below those that the kernel draws for connections and for port 0 (from 32768), so that it hands none of ours out.
+# Below the kernel's ephemeral ports (from 32768), so that it never hands out one of these.
 FIRST, LAST, BLOCK = 10_000, 32_000, 200
 
 
 def free_port() -> int:
-    """A port on loopback that nobody else is given, nor the one after it: a second replica would listen there."""
+    """A port on loopback for this caller alone, as is the next one, for a second replica."""
     _, ports = _block()
     for port in itertools.islice(ports, BLOCK):
         if _is_free(port) and _is_free(port + 1):
@@ -20,7 +20,7 @@ def free_port() -> int:
 
 @cache
 def _block() -> "tuple[socket.socket, itertools.cycle[int]]":
-    """The ports of this process. The socket, on the first, keeps other processes of tests off them while it lives."""
+    """The ports of this process. The socket, on the first, reserves them against other test processes."""
     for first in range(FIRST, LAST, BLOCK):
         with contextlib.suppress(OSError):
             return _bound(first), itertools.cycle(range(first + 2, first + BLOCK, 2))
@@ -28,7 +28,7 @@ def _block() -> "tuple[socket.socket, itertools.cycle[int]]":
 
 
 def _bound(port: int) -> socket.socket:
-    """A socket on that port of loopback, until it is closed. Raises OSError where there is one already."""
+    """A socket bound to a port on loopback. Raises OSError if the port is in use."""
     bound = socket.socket()
     try:
         bound.bind(("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""A stand-in vLLM as a process, driven over HTTP."""
+"""Runs the stand-in as a process and controls it over HTTP."""
 
 import json
 import signal
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class StandIn:
-    """Start, stop, kill, faults, and what it was asked."""
+    """A stand-in process: start, kill, set faults, count requests."""
 
     def __init__(self, *options: str, port: int | None = None) -> None:
         self.port = port or free_port()
@@ -27,7 +27,7 @@ class StandIn:
     @classmethod
     @contextmanager
     def started(cls, *options: str) -> Iterator[Self]:
-        """A stand-in for as long as the context lasts."""
+        """Runs a stand-in until the context ends."""
         server = cls(*options)
         server.start()
         try:
@@ -42,12 +42,12 @@ class StandIn:
 
     @property
     def pid(self) -> int:
-        """Its process, while it runs."""
+        """The process id."""
         assert self._process is not None
         return self._process.pid
 
     def start(self, *, wait: bool = True) -> None:
-        """Starts the process, also after it has crashed."""
+        """Starts the process, also after a crash."""
         self.kill()
         command = [sys.executable, "-m", "stand_in", "--port", str(self.port), *self.options]
         self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -72,7 +72,7 @@ class StandIn:
         self.forget()
 
     def kill(self) -> None:
-        """Ends the process without a word."""
+        """Kills the process."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
@@ -87,25 +87,25 @@ class StandIn:
             return False
 
     def set_faults(self, *faults: dict[str, Any]) -> None:
-        """What the next requests get instead of an answer."""
+        """Sets the faults of the next requests."""
         self._call("POST", "/stand_in/faults", list(faults))
 
     def asked(self) -> dict[str, int]:
-        """How often each caption was asked."""
+        """Requests per caption."""
         texts: dict[str, int] = self._call("GET", "/stand_in/asked")["texts"]
         return {text.removeprefix("Caption: "): count for text, count in texts.items()}
 
     def temperatures(self, caption: str) -> list[float]:
-        """The sampling temperatures with which a caption was asked, in turn."""
+        """The temperatures of the requests for a caption, in order."""
         temperatures: dict[str, list[float]] = self._call("GET", "/stand_in/asked")["temperatures"]
         return temperatures[f"Caption: {caption}"]
 
     def most_at_once(self) -> int:
-        """Most requests that ran or waited at once."""
+        """Maximum of requests that ran or waited at the same time."""
         return int(self._call("GET", "/stand_in/asked")["most_at_once"])
 
     def forget(self) -> None:
-        """Starts counting anew."""
+        """Resets the counts."""
         self._call("DELETE", "/stand_in/asked")
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""The HTTP face of the stand-in: vLLM's endpoints, its error bodies, and a few controls of its own."""
+"""The HTTP interface of the stand-in: vLLM's endpoints and error bodies, and controls for tests."""
 
 import asyncio
 import base64
@@ -30,19 +30,19 @@ TEXT_TOKEN_CHARACTERS = 4
 
 
 class Fault(BaseModel):
-    """What the next requests get instead of an answer."""
+    """A fault that the next requests get instead of an answer."""
 
     kind: Literal["500", "503", "400", "401", "404", "reset", "stall", "crash", "abort", "length", "malformed", "text"]
-    count: int | None = Field(default=1, description="How many requests; null for all from now on.")
-    text: str = Field(default="", description="What kind text answers.")
+    count: int | None = Field(default=1, description="Number of requests; null for all from now on.")
+    text: str = Field(default="", description="Answer of kind text.")
     finish_reason: Literal["stop", "length", "repetition"] = Field(default="stop", description="Of kind text.")
     match: str = Field(default="", description="Only requests whose text matches this regular expression.")
-    seconds: float = Field(default=3600, description="How long kind stall stalls.")
+    seconds: float = Field(default=3600, description="Duration of kind stall.")
 
 
 @dataclass
 class Settings:
-    """How the stand-in is set up; names follow `vllm serve` where it has them."""
+    """Settings of the stand-in; names follow `vllm serve`."""
 
     model: str = "stand-in-qwen2.5-vl"
     api_key: str | None = None
@@ -50,19 +50,19 @@ class Settings:
     allowed_local_media_path: Path | None = None
     budget: ImageBudget = field(default_factory=lambda: ImageBudget(min_pixels=56 * 56, max_pixels=12_845_056))
     timing: Timing = field(default_factory=Timing)
-    canned: bool = False  # answer without looking at the image, for measuring clients
+    canned: bool = False  # the same answer for every image, for measuring clients
     metrics: bool = True
 
 
 class Refused(Exception):
-    """An error body of vLLM's."""
+    """An error response in vLLM's format."""
 
     def __init__(self, status: int, message: str, kind: str = "BadRequestError") -> None:
         super().__init__(message)
         self.status, self.message, self.kind = status, message, kind
 
 
-def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small function a route
+def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small function per route
     """The stand-in as an ASGI application."""
     app = FastAPI()
     engine = Engine(settings.timing, settings.model)
@@ -92,7 +92,11 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
 
     @app.get("/version")
     async def version() -> dict[str, Any]:
-        return {"version": VERSION, "stand_in": True, "note": "a stand-in for vLLM, no model: it sees coloured shapes"}
+        return {
+            "version": VERSION,
+            "stand_in": True,
+            "note": "a stand-in for vLLM, not a model",
+        }
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -260,7 +264,7 @@ def _next_fault(faults: deque[Fault], text: str) -> Fault | None:
 
 
 async def _fault_response(fault: Fault, body: dict[str, Any]) -> Response | None:
-    """The response of a fault that comes instead of an answer; None for those that spoil the answer."""
+    """The response of a fault that replaces the answer; None for faults that change it."""
     if fault.kind == "crash":
         os._exit(1)
     if fault.kind == "stall":

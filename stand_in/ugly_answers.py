@@ -1,6 +1,6 @@
-"""Ugly answers as models write them, and what is right in each: boxes 0–1000 by name, or flags where nothing is sure.
+"""Malformed answers as models write them, with the correct boxes (0–1000, by name) or flags for each.
 
-Every disease is written in Chinese and in English. The image that the model saw is 560 × 420 pixels.
+Every defect exists in Chinese and in English. The image is 560 × 420 pixels.
 """
 
 import json
@@ -14,11 +14,11 @@ Boxes = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class Ugly:
-    """A text, the family that wrote it, and the boxes it means."""
+    """A malformed answer: its text, the model's family, and the boxes it means."""
 
-    disease: str
+    defect: str
     text: str
-    boxes: Boxes | None  # None: it holds no annotation
+    boxes: Boxes | None  # None: no annotation
     family: str = "qwen2.5-vl"
     truncated: bool = False
     flags: set[str] = field(default_factory=set)  # at least these
@@ -39,7 +39,7 @@ def _base(language: str) -> tuple[str, Boxes]:
     return text, dict(zip(names, (list(share) for share in SHARES), strict=True))
 
 
-# Disease → what it does to a clean answer without changing what it means.
+# Defect → function that adds it to a clean answer without changing the meaning.
 HARMLESS: dict[str, Callable[[str], str]] = {
     "fence": lambda text: f"```json\n{text}\n```",
     "fence that never closes": lambda text: f"```json\n{text}",
@@ -79,14 +79,14 @@ def _cut(text: str, at: str) -> str:
 
 
 def corpus() -> list[Ugly]:
-    """All of them."""
+    """All malformed answers."""
     cases = []
     for language in ("en", "zh"):
         text, boxes = _base(language)
         first, second, third = boxes
         two = {first: boxes[first], second: boxes[second]}
-        for disease, spoil in HARMLESS.items():
-            cases.append(Ugly(f"{disease} ({language})", spoil(text), boxes))
+        for defect, spoil in HARMLESS.items():
+            cases.append(Ugly(f"{defect} ({language})", spoil(text), boxes))
         cases += [
             Ugly(f"cut in a number ({language})", _cut(text, "[56, 336, 16"), two, truncated=True),
             Ugly(f"cut in a number, unsaid ({language})", _cut(text, "[56, 336, 16"), two, flags={"truncated"}),

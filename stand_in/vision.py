@@ -1,4 +1,4 @@
-"""Coloured shapes in an image, found by their pixels."""
+"""Finds coloured shapes in an image by their pixels."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ COLOURS = {
     "purple": (135, 45, 170),
     "orange": (250, 135, 20),
 }
-TOLERANCE = 40  # of each channel: JPEG and resizing shift colours, no two of ours are this close
+TOLERANCE = 40  # per channel: JPEG and resizing shift colours; no two of ours are this close
 SMALLEST_PIXELS = 60
 BLOCK = 4  # pixels
 MARGIN = 8  # pixels: the tip of a triangle beyond its first whole block
@@ -39,12 +39,12 @@ def _shape_of(rgb: Image.Image, colour: str) -> Shape | None:
     red, green, blue = difference.split()
     distance = ImageChops.lighter(ImageChops.lighter(red, green), blue)
     mask = distance.point(lambda value: 255 if value <= TOLERANCE else 0)
-    # Blends along the edges of two other colours can fall within the tolerance: thin lines, never whole blocks.
+    # Blends at the edge of two other colours can fall within the tolerance: thin lines, never whole blocks.
     blocks = mask.reduce(BLOCK).point(lambda value: 255 if value == 255 else 0)
     core = blocks.getbbox()
     if core is None:
         return None
-    # Corners and tips hold no whole block; the mask around the core has them.
+    # Corners and tips contain no whole block; the mask around the core has them.
     left, top = max(0, core[0] * BLOCK - MARGIN), max(0, core[1] * BLOCK - MARGIN)
     right, bottom = min(rgb.width, core[2] * BLOCK + MARGIN), min(rgb.height, core[3] * BLOCK + MARGIN)
     inner = mask.crop((left, top, right, bottom)).getbbox() or (0, 0, 0, 0)
@@ -56,7 +56,7 @@ def _shape_of(rgb: Image.Image, colour: str) -> Shape | None:
 
 
 def _form(share: float) -> str:
-    """What fills that share of its box: a square all of it, a circle π/4, a triangle half."""
+    """The form that fills this share of its box: a square all of it, a circle π/4, a triangle half."""
     if share > 0.9:
         return "square"
     return "circle" if share > 0.65 else "triangle"

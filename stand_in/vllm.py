@@ -1,11 +1,11 @@
-"""The `vllm` command, as far as starting and looking after a server goes; what serves behind it is the stand-in.
+"""The `vllm` command of the stand-in, for tests that start and watch a server.
 
-Like vLLM it loads for a while, has an engine in a process of its own, dies when that is killed, and says on standard
-error why it will not start. The environment decides how it behaves:
+Like vLLM, it takes time to load, has an engine process, dies when that is killed, and prints to standard error why it
+does not start. Environment variables set its behaviour:
 
-    STAND_IN_VERSION        what --version says
-    STAND_IN_LOAD_SECONDS   how long it loads
-    STAND_IN_DIES_SAYING    it prints this and ends with code 1 instead of starting
+    STAND_IN_VERSION        the output of --version
+    STAND_IN_LOAD_SECONDS   the time to load
+    STAND_IN_DIES_SAYING    print this and exit with code 1 instead of starting
     STAND_IN_SLOTS, STAND_IN_PREFILL_SECONDS
 """
 
@@ -24,7 +24,7 @@ from stand_in.server import VERSION, Settings, create_app
 
 
 def main() -> int:
-    """`vllm --version` and `vllm serve MODEL …`."""
+    """Runs `vllm --version` or `vllm serve MODEL …`."""
     if sys.argv[1:] == ["--version"]:
         print("INFO 11-22 22:00:00 [__init__.py:1] a line of its log")
         print(os.environ.get("STAND_IN_VERSION", VERSION))
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def die_with(engine: "subprocess.Popen[bytes]") -> None:
-    """A server whose engine is gone ends; its exit code says nothing of it."""
+    """Exits once the engine is gone, with code 0, like vLLM."""
     engine.wait()
     print("EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.", flush=True)
     os._exit(0)

@@ -1,4 +1,4 @@
-"""`make demo` as its user sees it, and its second time."""
+"""`make demo`, run twice."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.conftest import ROOT, lines_of
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_the_demo_shows_true_boxes_and_its_second_time_asks_nothing(tmp_path: Path) -> None:
+def test_the_demo_shows_correct_boxes_and_requests_nothing_the_second_time(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "demo.run", "--folder", str(tmp_path)]
     first = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True, env=os.environ)
     found = re.search(r"59 images in the output, \d+ true objects: mean IoU ([\d.]+)", first.stdout)

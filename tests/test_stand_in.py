@@ -1,4 +1,4 @@
-"""The stand-in is what tests and demo rely on: its sight, its batching, its errors, its metrics."""
+"""The stand-in: its shapes, batching, errors and metrics."""
 
 import asyncio
 import base64
@@ -78,11 +78,11 @@ def test_a_caption_names_every_shape_once() -> None:
     assert len({shape.colour for shape in scene.shapes}) == 4
 
 
-def test_it_says_that_it_is_a_stand_in(stand_in: StandIn) -> None:
+def test_it_identifies_itself_as_a_stand_in(stand_in: StandIn) -> None:
     with urllib.request.urlopen(f"{stand_in.url}/version") as response:
         version = json.load(response)
     assert version["stand_in"] is True
-    assert "no model" in version["note"]
+    assert "not a model" in version["note"]
 
 
 def test_errors_have_vllms_bodies(stand_in: StandIn) -> None:
@@ -109,7 +109,7 @@ def test_errors_have_vllms_bodies(stand_in: StandIn) -> None:
     assert error_of(stand_in, white)[0] == 503
 
 
-async def test_slots_bound_what_runs_and_the_rest_waits_in_the_queue() -> None:
+async def test_slots_bound_running_requests_and_the_rest_queues() -> None:
     with StandIn.started("--slots", "4", "--prefill-seconds", "0.5") as server:
         white = Image.new("RGB", (56, 56), "white")
         started = time.monotonic()

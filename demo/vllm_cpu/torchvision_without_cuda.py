@@ -1,8 +1,7 @@
-"""Lets a CUDA-built torchvision be imported beside a CPU-only torch.
+"""Makes a CUDA-built torchvision importable with a CPU-only torch.
 
-Its compiled part links CUDA and is not loaded, after which `import torchvision` dies with "operator torchvision::nms
-does not exist". Declaring that operator first is enough: the transforms, all that vLLM uses, are plain Python.
-Costs nothing until torchvision is imported.
+Its compiled part links CUDA and does not load, so `import torchvision` fails with "operator torchvision::nms does not
+exist". Declaring that operator first is enough: vLLM uses only the transforms, which are plain Python.
 """
 
 import importlib.abc
@@ -13,10 +12,10 @@ from types import ModuleType
 
 
 class _DeclareOperators(importlib.abc.MetaPathFinder):
-    """Declares torchvision's operators just before torchvision is found by the finders that follow."""
+    """Declares torchvision's operators just before another finder imports torchvision."""
 
     def __init__(self) -> None:
-        self._library: object = None  # the declarations live as long as this does
+        self._library: object = None  # keeps the declarations alive
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -43,7 +43,7 @@ def outcome(case: Ugly) -> tuple[str, Annotation | None]:
 
 def test_19_in_20_bad_texts_are_parsed_right_and_none_is_wrong_without_a_flag() -> None:
     cases = corpus()
-    outcomes = {case.disease: outcome(case) for case in cases}
+    outcomes = {case.defect: outcome(case) for case in cases}
     for disease, (verdict, annotation) in outcomes.items():
         if verdict != "right":
             print(f"{verdict}: {disease}: {annotation}")
