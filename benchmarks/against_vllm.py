@@ -1,9 +1,9 @@
-"""The flow beside `vllm bench serve` and bare aiohttp, on a real vLLM on CPU.
+"""Compares the flow with `vllm bench serve` and bare aiohttp, on a real vLLM on CPU.
 
-`python -m benchmarks.against_vllm [images] [rounds]`. The same JPEGs, which need no change, and prompts; IN_FLIGHT
-requests at once; TOKENS tokens an answer, at which each is cut off: for the flow every image therefore fails, after one
-request. In turn, without a prefix cache, in which the later ones would find the requests of the first. The server's own
-count tells that all were asked the same. Requests a second, as each program reports them.
+`python -m benchmarks.against_vllm [images] [rounds]`. All send the same prompts and JPEGs, which need no change, with
+IN_FLIGHT requests in flight. Each answer is cut off at TOKENS tokens, so for the flow every image fails, after one
+request. They run in turn, without a prefix cache, which would favour the later ones; the server's token count shows
+that all sent the same. Prints requests per second, as each program reports them.
 """
 
 import asyncio
@@ -29,18 +29,18 @@ from vllm_annotate.serving.keeper import kept_servers
 from vllm_annotate.serving.preflight import preflight
 from vllm_annotate.storage.yaml_fields import read_fields
 
-IN_FLIGHT, TOKENS = 32, 24  # an answer of the model has about a hundred
+IN_FLIGHT, TOKENS = 32, 24  # a full answer has about a hundred
 PROMPT = "Locate every shape and answer in JSON. Caption: "
 RECIPE = {
     "family": "qwen2.5-vl", "min_visual_tokens": 49, "max_visual_tokens": 81,
-    # What the model's template says where there is no system message: vLLM's benchmark sends none.
+    # The default of the model's template: vLLM's benchmark sends no system message.
     "system_prompt": "You are a helpful assistant.", "user_prompt": PROMPT + "{caption}",
     "structured_output": False, "repetition_detection": False, "max_tokens": TOKENS, "reasks": 0,
 }  # fmt: skip
 
 
 async def output_of(*command: str) -> str:
-    """What a command says. Raises where it fails in earnest: exit code 1 is of images without an answer."""
+    """Returns the output of a command. Raises if it fails, other than with 1: images without an answer."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
     said = (await process.communicate())[0].decode(errors="replace")
@@ -50,7 +50,7 @@ async def output_of(*command: str) -> str:
 
 
 async def by_the_flow(folder: Path, url: str) -> float:
-    """Requests a second of a run."""
+    """Requests per second of the flow."""
     output = folder / "labeled.jsonl"
     await output_of(
         sys.executable, "-m", "flows.annotate", "--input", str(folder / "input.jsonl"), "--image-root",
@@ -65,7 +65,7 @@ async def by_the_flow(folder: Path, url: str) -> float:
 
 
 def draw(folder: Path, count: int, model: str) -> list[bytes]:
-    """Images that need no change, the flow's input, the same requests for vLLM's benchmark; the flow's are returned."""
+    """Writes images, the flow's input, and the same requests for vLLM's benchmark; returns the flow's requests."""
     source, _ = write_small_folder(folder, count, shapes=2)
     recipe, family = Recipe.model_validate(RECIPE), FAMILIES["qwen2.5-vl"]
     template, budget = RequestTemplate(recipe, family, model), recipe.image_budget(family)
@@ -86,7 +86,7 @@ def draw(folder: Path, count: int, model: str) -> list[bytes]:
 
 
 async def by_aiohttp(bodies: list[bytes], url: str) -> float:
-    """Requests a second of the flow's own requests, sent by nothing but aiohttp."""
+    """Requests per second of the flow's requests, sent with bare aiohttp."""
     waiting = iter(bodies)
     async with aiohttp.ClientSession(headers={"Content-Type": "application/json"}) as session:
 
@@ -102,7 +102,7 @@ async def by_aiohttp(bodies: list[bytes], url: str) -> float:
 
 
 async def by_vllm(folder: Path, url: str, model: str, vllm: str, images: int) -> float:
-    """Requests a second of vLLM's benchmark."""
+    """Requests per second of vLLM's benchmark."""
     await output_of(
         vllm, "bench", "serve", "--backend", "openai-chat", "--endpoint", "/v1/chat/completions", "--base-url",
         url.removesuffix("/v1"), "--model", model, "--tokenizer", str(TINY_GROUNDER), "--dataset-name", "custom_image",
@@ -117,10 +117,10 @@ async def by_vllm(folder: Path, url: str, model: str, vllm: str, images: int) ->
 
 
 async def tokens_asked(url: str) -> float:
-    """Prompt tokens that the server has been sent since its start."""
+    """Prompt tokens that the server has received since its start."""
     async with aiohttp.ClientSession() as session, session.get(f"{url.removesuffix('/v1')}/metrics") as response:
         metrics = read_metrics(await response.read())
-    assert metrics is not None  # noqa: S101 - it is vLLM's
+    assert metrics is not None  # noqa: S101 - for the type checker
     return metrics.prompt_tokens
 
 
@@ -151,8 +151,8 @@ async def main(images: int = 600, rounds: int = 6) -> None:
                     asked[name] = await tokens_asked(url) - before
                 if len(set(asked.values())) != 1:
                     raise SystemExit(f"not the same prompts, in tokens: {asked}")
-                told = ", ".join(f"{name} {speed:.2f}/s" for name, speed in speeds.items())
-                print(f"round {number}: {told}" if number else f"warming up: {told}", flush=True)
+                rates = ", ".join(f"{name} {speed:.2f}/s" for name, speed in speeds.items())
+                print(f"round {number}: {rates}" if number else f"warmup: {rates}", flush=True)
                 if number:
                     for other in ("vllm bench serve", "bare aiohttp"):
                         ratios.setdefault(f"flow ÷ {other}", []).append(speeds["flow"] / speeds[other])

@@ -1,4 +1,4 @@
-"""Measurements by program → a bar chart (SVG), readable on light and on dark: medians, and lines from least to most."""
+"""Draws measurements as an SVG bar chart, readable on light and dark: medians, with lines from minimum to maximum."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ GREY, BLUE = "#8b949e", "#2f81f7"
 
 
 def bars(title: str, measured: Mapping[str, Sequence[float]], unit: str, ours: str) -> str:
-    """The chart; the bar named `ours` stands out."""
+    """The chart; highlights the bar named `ours`."""
     longest = max(max(values) for values in measured.values())
     scale = (WIDTH - LEFT - RIGHT) / longest
     parts = [

@@ -1,4 +1,4 @@
-"""A server that costs next to nothing: nginx, which reads a request and returns the same answer to every one."""
+"""A server with almost no cost: nginx, which returns the same answer to every request."""
 
 import json
 import random
@@ -42,7 +42,7 @@ http {{
             echo_read_request_body;
             echo -n '{answer}';
         }}
-        # For clients that read until the connection is closed, and know of no chunks.
+        # For clients that read until the connection closes and do not know chunked encoding.
         location @closing {{ chunked_transfer_encoding off; echo_read_request_body; echo -n '{answer}'; }}
     }}
 }}
@@ -50,8 +50,8 @@ http {{
 
 
 def canned_answer() -> str:
-    """A chat completion with a rationale and five boxes, as vLLM words it."""
-    rng = random.Random(0)  # boxes in a regular row would be taken for a loop, and asked again
+    """A chat completion with a rationale and five boxes, in vLLM's format."""
+    rng = random.Random(0)  # regular boxes would count as a loop and be re-asked
     boxes = [
         [rng.randrange(400), rng.randrange(300), rng.randrange(450, 900), rng.randrange(350, 690)] for _ in range(5)
     ]
@@ -65,7 +65,7 @@ def canned_answer() -> str:
 
 @contextmanager
 def canned_server(folder: Path) -> Iterator[str]:
-    """Its URL. Needs Debian's nginx-light and libnginx-mod-http-echo."""
+    """Runs the server; yields its URL. Needs Debian's nginx-light and libnginx-mod-http-echo."""
     port = free_port()
     models = json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model", "max_model_len": 8192}]})
     quoted = canned_answer().replace("\\", "\\\\").replace("'", "\\'").replace("$", "")

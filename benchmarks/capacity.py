@@ -1,8 +1,8 @@
-"""How full the server is kept: `python -m benchmarks.capacity [images] [rounds]`.
+"""Measures how busy each program keeps the server: `python -m benchmarks.capacity [images] [rounds]`.
 
-The server has 64 slots and each program 64 requests in flight. Efficiency is the time that slots were held, over 64
-times the time that passed: from the first request to the last answer, and to the last request, from where on nobody can
-fill a slot. Two kinds of answers: all of 0.2 s; and log-normal around 0.2 s with 5 % stragglers of ten times that.
+The server has 64 slots and each program keeps 64 requests in flight. Efficiency is the time that slots are busy,
+divided by 64 times the elapsed time: from the first request to the last answer, and to the last request, after which
+slots cannot be filled. Answers take 0.2 s, or are log-normal around 0.2 s with 5 % stragglers of ten times that.
 """
 
 import json
@@ -22,7 +22,7 @@ ANSWERS = {"0.2 s": ("0.2", "0", "0"), "log-normal, 5 % stragglers": ("0.2", "0.
 
 @contextmanager
 def slots_server(*answers: str) -> Iterator[str]:
-    """Its URL."""
+    """Runs the server; yields its URL."""
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.slots_server", str(port), str(IN_FLIGHT), *answers])
     url = f"http://127.0.0.1:{port}"
@@ -46,14 +46,14 @@ def _answers(url: str) -> bool:
 
 
 def look(url: str) -> dict[str, float]:
-    """How full the slots were since the last look."""
+    """How busy the slots were since the last look."""
     with urllib.request.urlopen(f"{url}/look", timeout=10) as response:  # noqa: S310 - loopback
         seen: dict[str, float] = json.load(response)
     return seen
 
 
 def main(images: int = 10_000, rounds: int = 3) -> None:
-    """Prints a line for each program and kind of answers: medians and extremes."""
+    """Prints a line per program and kind of answers: medians and extremes."""
     with reporting_to_prefect("capacity-") as folder:
         source = draw(folder, images)
         for kind, answers in ANSWERS.items():

@@ -1,7 +1,7 @@
-"""Processor time an image, beside the model's: this project's flow, the script that people come from, and the limit.
+"""Measures the client's CPU time per image: this project's flow, a typical script, and the lower limit.
 
 `python -m benchmarks.client_cost [images] [rounds] [chart.svg]`. 64 requests in flight, JPEGs of about 92 KB that need
-no resizing, canned answers by nginx; each program in turn, as a process of its own.
+no resizing, canned answers from nginx; the programs run in turn, each as a separate process.
 """
 
 import re
@@ -18,7 +18,7 @@ NAMES = {"flow": "this flow", "engine": "the same without Prefect", "script": "A
 
 
 def main(images: int, rounds: int, chart: str) -> None:
-    """Prints a table: medians and extremes, and ratios of the same round; `chart` names an SVG to write."""
+    """Prints a table of medians, extremes and ratios within a round; writes an SVG to `chart`."""
     costs: dict[str, list[float]] = {}
     with reporting_to_prefect("client-cost-") as folder, canned_server(folder) as url:
         source = draw(folder, images)
@@ -27,13 +27,13 @@ def main(images: int, rounds: int, chart: str) -> None:
                 cost = measured(command, folder / "log")
                 each = costs.setdefault(program, [])
                 each.append(1000 * cost.processor_seconds / images)
-                print(f"{program}: {each[-1]:.2f} ms an image, {images / cost.wall_seconds:.0f} images/s", flush=True)
+                print(f"{program}: {each[-1]:.2f} ms per image, {images / cost.wall_seconds:.0f} images/s", flush=True)
             shutil.rmtree(folder / "outputs")
-    print(f"\nProcessor time an image, {images:,} images of {KILOBYTES} KB, {rounds} rounds, {IN_FLIGHT} in flight.")
+    print(f"\nCPU time per image, {images:,} images of {KILOBYTES} KB, {rounds} rounds, {IN_FLIGHT} in flight.")
     pinned = re.findall(r"(datatrove)==(\S+)", Path("benchmarks/peers/requirements-datatrove.txt").read_text())
     used = [(package, version(package)) for package in ("prefect", "openai", "aiohttp", "pillow", "polars")]
     print(", ".join(f"{package} {number}" for package, number in used + [peer for peer in pinned if peer[0] in costs]))
-    print("| program | ms an image | flow ÷ it |\n|---|---|---|")
+    print("| program | ms per image | flow ÷ it |\n|---|---|---|")
     for program, each in costs.items():
         ratios = [ours / theirs for ours, theirs in zip(costs["flow"], each, strict=True)]
         print(f"| {program} | {spread(each)} | {spread(ratios)} |")

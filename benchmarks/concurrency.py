@@ -1,8 +1,8 @@
-"""`max_concurrency="auto"` against the best fixed number: what it reaches without being told anything.
+"""Compares `max_concurrency="auto"` with the best fixed number.
 
-`python -m benchmarks.concurrency` asks stand-ins whose capacity is known: 5 capacities, 3 shapes of what holds an
-engine back. Beside each automatic run one with the best fixed number goes on in the same minute, on its own stand-in.
-`python -m benchmarks.concurrency --vllm` compares, turn by turn, on a real vLLM on CPU with the demo's tiny model.
+`python -m benchmarks.concurrency` uses stand-ins with known capacity: 5 capacities, 3 kinds of bottleneck. Each run
+with auto has a parallel one with the best fixed number, on its own stand-in. `python -m benchmarks.concurrency --vllm`
+compares them in turn, on a real vLLM on CPU with the demo's tiny model.
 """
 
 import argparse
@@ -37,12 +37,12 @@ from vllm_annotate.storage.yaml_fields import read_fields
 SECONDS = 60
 ANSWERS_PER_SECOND = {4: 8, 16: 16, 64: 32, 128: 40, 256: 50}  # at full capacity
 SHAPES = ("slots", "compute", "cache")
-SHARE = 1.25  # of the capacity: the best fixed number, for with less an engine idles while answers travel
+SHARE = 1.25  # of the capacity: the best fixed number, as with less an engine idles while answers are in transit
 FIXED_ON_VLLM, ROUNDS_ON_VLLM = (4, 8, 16, 32, 64), 2
 
 
 def timing_options(shape: str, capacity: int) -> list[str]:
-    """The stand-in's options for an engine that runs so many requests at full speed."""
+    """The stand-in's options for an engine that runs `capacity` requests at full speed."""
     seconds = capacity / ANSWERS_PER_SECOND[capacity]
     limits = {"slots": ["--slots", capacity], "compute": ["--compute-slots", capacity],
               "cache": ["--kv-cache-tokens", 1060 * capacity]}  # fmt: skip
@@ -53,14 +53,14 @@ def timing_options(shape: str, capacity: int) -> list[str]:
 
 
 def white_image() -> PreparedImage:
-    """Something to send; a canned answer needs no sight."""
+    """A request body; a canned answer needs no image."""
     buffer = io.BytesIO()
     Image.new("RGB", (448, 336), "white").save(buffer, "JPEG")
     return PreparedImage(buffer.getvalue(), 448, 336, 448, 336)
 
 
 async def answers_in(url: str, model: str, concurrency: int | Literal["auto"], seconds: float, recipe: Recipe) -> int:
-    """Answers of a client that never runs out of requests."""
+    """Prints the answers of a client that never runs out of requests."""
     images = [white_image()] if "stand-in" in model else scenes()
     family = FAMILIES["qwen2.5-vl"]
     request = RequestTemplate(recipe, family, model)
@@ -91,7 +91,7 @@ async def answers_in(url: str, model: str, concurrency: int | Literal["auto"], s
 
 
 def scenes() -> list[PreparedImage]:
-    """Different small images, so that no cache of the server helps."""
+    """Small images, all different, so that the server's caches do not help."""
     prepared = []
     rng = random.Random(3)
     for _ in range(256):
@@ -102,7 +102,7 @@ def scenes() -> list[PreparedImage]:
 
 
 def start_client(url: str, model: str, concurrency: str, seconds: float) -> "subprocess.Popen[str]":
-    """A client in a process of its own."""
+    """Runs a client in a separate process."""
     command = [
         sys.executable,
         "-m",
@@ -117,7 +117,7 @@ def start_client(url: str, model: str, concurrency: str, seconds: float) -> "sub
 
 
 def compare_on_stand_ins(capacities: list[int]) -> None:
-    """Prints the table, a row an engine; the three shapes of a capacity run at once."""
+    """Prints a table with a row per engine; the three shapes of a capacity run in parallel."""
     print(f"runs of {SECONDS} s; the fixed number is {SHARE} times the capacity")
     print("| capacity | engine | fixed | auto | of the fixed | most in flight | of the capacity |")
     print("|---|---|---|---|---|---|---|")
@@ -145,13 +145,13 @@ def compare_on_stand_ins(capacities: list[int]) -> None:
 def start_client_and_server(
     stack: ExitStack, options: list[str], concurrency: str
 ) -> "tuple[StandIn, subprocess.Popen[str]]":
-    """A stand-in of one's own for a client of one's own."""
+    """Runs a client with its own stand-in."""
     server = stack.enter_context(StandIn.started(*options))
     return server, start_client(f"{server.url}/v1", "stand-in-qwen2.5-vl", concurrency, SECONDS)
 
 
 async def compare_on_vllm() -> None:
-    """Prints a line a run, in rounds with the automatic one after the fixed ones."""
+    """Prints a line per run, in rounds; auto runs after the fixed numbers."""
     server = VLLMServer(**read_fields(TINY_GROUNDER_SERVER, "server", VLLMServer))
     found = preflight(server.start, server.model, "") if server.start is not None else None
     assert found is not None  # noqa: S101 - for the type checker
@@ -174,12 +174,10 @@ async def compare_on_vllm() -> None:
 
 
 def main() -> None:
-    """See the module's text."""
+    """Runs the benchmark."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--capacities", type=int, nargs="*", default=list(ANSWERS_PER_SECOND))
-    options.add_argument(
-        "--vllm", action="store_true", help="on a real vLLM on CPU instead (make .venv-vllm/.installed)"
-    )
+    options.add_argument("--vllm", action="store_true", help="use a real vLLM on CPU (make .venv-vllm/.installed)")
     options.add_argument("--client", nargs=4, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.client:

@@ -1,4 +1,4 @@
-"""Milliseconds to read an answer: clean ones of 1 to 30 objects, and ugly ones. `python -m benchmarks.grounding`."""
+"""Measures the time to parse an answer, clean (1 to 30 objects) or malformed: `python -m benchmarks.grounding`."""
 
 import json
 import random
@@ -16,7 +16,7 @@ ROUNDS = 20
 
 
 def milliseconds(read: Callable[[], object]) -> float:
-    """The median over some rounds."""
+    """The median over several rounds."""
     times = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
@@ -27,7 +27,7 @@ def milliseconds(read: Callable[[], object]) -> float:
 
 
 def clean_text(rng: random.Random, objects: int) -> str:
-    """An answer of a Qwen2.5-VL, as it should be."""
+    """A clean answer of Qwen2.5-VL."""
     items = []
     for number in range(objects):
         box = [rng.randint(0, 200), rng.randint(0, 200), rng.randint(300, 500), rng.randint(300, 400)]

@@ -1,7 +1,7 @@
-"""12-megapixel JPEGs prepared with and without reduced decoding: `python -m benchmarks.large_images [images] [rounds]`.
+"""Prepares 12-megapixel JPEGs with and without reduced decoding: `python -m benchmarks.large_images [images] [rounds]`.
 
-Threads as in a run, one a core; in turn. Beside it a clock in the event loop, whose latest tick tells how long
-requests and answers had to wait.
+Uses one thread per core, as in a run. A clock in the event loop shows the longest time that requests and answers had to
+wait.
 """
 
 import asyncio
@@ -27,19 +27,19 @@ TICK_SECONDS = 0.005
 
 
 def in_full(folder: Path, name: str) -> None:
-    """Decode, resize, encode: what is done without draft mode."""
+    """Decodes, resizes and encodes, without draft mode."""
     with Image.open(folder / name) as image:
         resized = image.convert("RGB").resize(smart_resize(*image.size, BUDGET), Image.Resampling.BICUBIC)
     resized.save(io.BytesIO(), "JPEG", quality=BUDGET.jpeg_quality)
 
 
 def reduced(folder: Path, name: str) -> None:
-    """What a run does."""
+    """Prepares an image as a run does."""
     prepare(folder, name, BUDGET)
 
 
 async def measured(work: Callable[[Path, str], None], folder: Path, names: list[str]) -> tuple[float, float]:
-    """(images a second, longest time that the event loop was late)."""
+    """Returns images per second, and the maximum lag of the event loop."""
     late = 0.0
 
     async def watch() -> None:

@@ -1,7 +1,7 @@
-"""What a long run costs: Prefect's share of its time, and its memory beside a shorter one's.
+"""Measures Prefect's share of a long run's time, and the run's memory against a shorter run's.
 
 `python -m benchmarks.long_run [images] [rounds]`. The same canned server and programs as in `benchmarks.client_cost`;
-in turn the flow, its engine without Prefect, and the flow over a tenth of the images.
+in turn: the flow, its engine without Prefect, and the flow over a tenth of the images.
 """
 
 import shutil
@@ -13,7 +13,7 @@ from benchmarks.programs import commands, draw, measured, reporting_to_prefect, 
 
 
 def main(images: int = 100_000, rounds: int = 2) -> None:
-    """Prints ratios of the same round."""
+    """Prints ratios within a round."""
     shares, growths = [], []
     with reporting_to_prefect("long-run-") as folder, canned_server(folder) as url:
         source, tenth = draw(folder, images), folder / "tenth.jsonl"

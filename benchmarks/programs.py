@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: the images, the programs that are compared, and what a process of one costs."""
+"""Shared by the benchmarks: the images, the programs to compare, and the cost of a process."""
 
 import os
 import random
@@ -22,18 +22,18 @@ from vllm_annotate.recipe.request import RequestTemplate
 from vllm_annotate.recipe.settings import Recipe
 
 IN_FLIGHT, DISTINCT, SIZE, KILOBYTES = 64, 50, (924, 700), 92
-PEERS = Path(".venv-peers")  # a virtual environment each: `make bench-peers`
+PEERS = Path(".venv-peers")  # one virtual environment each: `make bench-peers`
 
 
 def draw(folder: Path, count: int) -> Path:
-    """The input: `count` rows over DISTINCT images, each under names of its own."""
+    """Writes the input: `count` rows with unique names for DISTINCT images."""
     images = folder / "images"
     images.mkdir()
     rng = random.Random(0)
     for number in range(min(count, DISTINCT)):
         noise = Image.frombytes("RGB", (84, 64), rng.randbytes(84 * 64 * 3)).resize(SIZE, Image.Resampling.BICUBIC)
         quality = next(quality for quality in range(95, 5, -1) if _saved(noise, images / f"{number:06d}.jpg", quality))
-        assert quality  # noqa: S101 - the loop above ends with a file of the size that is asked for
+        assert quality  # noqa: S101 - the loop above reaches the size
     for number in range(DISTINCT, count):
         os.link(images / f"{number % DISTINCT:06d}.jpg", images / f"{number:06d}.jpg")
     rows = (
@@ -50,7 +50,7 @@ def _saved(image: Image.Image, path: Path, quality: int) -> bool:
 
 
 def commands(source: Path, url: str) -> dict[str, list[str]]:
-    """The command line of each program; outputs in a folder beside the input. Peers are those that are installed."""
+    """The command line of each program and each installed peer; outputs are in a folder beside the input."""
     images, outputs = source.with_name("images"), source.with_name("outputs")
     outputs.mkdir(exist_ok=True)
     request = source.with_name("request.json")
@@ -79,7 +79,7 @@ def commands(source: Path, url: str) -> dict[str, list[str]]:
 
 
 class Cost(NamedTuple):
-    """What a process took, the processes that it waits for included."""
+    """The cost of a process and its children."""
 
     processor_seconds: float
     wall_seconds: float
@@ -87,7 +87,7 @@ class Cost(NamedTuple):
 
 
 def measured(command: list[str], log: Path) -> Cost:
-    """Runs a command to its end."""
+    """Runs a command and returns its cost."""
     begun = time.monotonic()
     with log.open("wb") as file:
         pid = os.posix_spawn(
@@ -104,7 +104,7 @@ def measured(command: list[str], log: Path) -> Cost:
 
 @contextmanager
 def reporting_to_prefect(prefix: str) -> Iterator[Path]:
-    """A folder of its own; flows that are started while the context lasts report to a Prefect server."""
+    """Yields a temporary folder; flows that start inside the context report to a Prefect server."""
     with tempfile.TemporaryDirectory(prefix=prefix) as name:
         home = str(Path(name, "prefect"))
         server = TemporaryPrefectServer({"PREFECT_HOME": home})
@@ -117,5 +117,5 @@ def reporting_to_prefect(prefix: str) -> Iterator[Path]:
 
 
 def spread(values: list[float]) -> str:
-    """Median, least and most."""
+    """Median, minimum and maximum, as text."""
     return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"

@@ -1,7 +1,7 @@
-"""Seconds and peak memory of plan, resume and merge by the number of rows: `python -m benchmarks.scale [MILLIONS …]`.
+"""Measures time and peak memory of plan, resume and merge: `python -m benchmarks.scale [MILLIONS …]`.
 
-Each step is a process of its own, whose peak resident set counts. Plan and resume: nine tenths of the rows are in the
-output. Merge: every row of the plan has an answer in the parts. Ten million take 12 GB of disk.
+Each step runs in a separate process, whose peak resident set is measured. Plan and resume: nine tenths of the rows are
+in the output. Merge: every row of the plan has an answer in the parts. Ten million rows take 12 GB of disk.
 """
 
 import os
@@ -29,7 +29,7 @@ ANSWER = (
 
 
 def rows(count: int) -> Iterator[str]:
-    """Input rows, each without its closing brace."""
+    """Yields input rows, each without its closing brace."""
     for number in range(count):
         yield f'{{"image_path": "d{number % 1000:04d}/{number:09d}.jpg", "caption": "一张图片,红色的圆形 {number}"'
 
@@ -42,14 +42,14 @@ def write_lines(path: Path, lines: Iterator[str]) -> None:
 
 
 def answer_all(workspace: Workspace, plan: Plan, count: int) -> None:
-    """Fills the parts of every chunk."""
+    """Writes the parts of every chunk."""
     lines = (row + ", " + ANSWER for row in rows(count))
     for chunk in plan.chunks:
         write_lines(answers_path(workspace, chunk), islice(lines, chunk.length))
 
 
 def measured(folder: Path, step: str) -> tuple[float, float]:
-    """(seconds, GiB) of a step, in a process of its own."""
+    """Seconds and GiB of a step, run in a separate process."""
     pid = os.posix_spawn(sys.executable, [sys.executable, "-m", "benchmarks.scale", str(folder), step], os.environ)
     if os.waitpid(pid, 0)[1]:
         raise SystemExit(f"{step} failed")
@@ -58,7 +58,7 @@ def measured(folder: Path, step: str) -> tuple[float, float]:
 
 
 def step(folder: Path, name: str) -> None:
-    """One step, in this process."""
+    """Runs one step in this process."""
     source, workspace = Source(folder / "input.jsonl"), Workspace.at(folder / "labeled.jsonl")
     plan = open_plan(workspace) if name == "merge" else None
     begun = time.monotonic()
@@ -73,13 +73,13 @@ def step(folder: Path, name: str) -> None:
 
 
 def peak_gibibytes() -> float:
-    """Peak resident set of this process. Not getrusage's, which a parent's counts into."""
+    """Peak resident set of this process. getrusage would include the parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024 / 1024
 
 
 def main(*millions: float) -> None:
-    """Prints a line for each number of rows."""
+    """Prints a line per number of rows."""
     for count in (int(1_000_000 * each) for each in millions):
         with tempfile.TemporaryDirectory(dir=".", prefix="scale-") as name:
             folder = Path(name).resolve()
@@ -88,11 +88,11 @@ def main(*millions: float) -> None:
             write_lines(folder / "input.jsonl", (row + "}\n" for row in rows(count)))
             answered = (row + ", " + ANSWER for number, row in enumerate(rows(count)) if number % 10)
             write_lines(workspace.output, answered)
-            told = [measured(folder, "plan"), measured(folder, "resume")]
+            measurements = [measured(folder, "plan"), measured(folder, "resume")]
             workspace.output.unlink()
             answer_all(workspace, make_plan(Source(folder / "input.jsonl"), workspace, CHUNK), count)
-            told.append(measured(folder, "merge"))
-        steps = zip(("plan", "resume", "merge"), told, strict=True)
+            measurements.append(measured(folder, "merge"))
+        steps = zip(("plan", "resume", "merge"), measurements, strict=True)
         words = (f"{name} {seconds:.1f} s, {peak:.2f} GiB" for name, (seconds, peak) in steps)
         print(f"{count:,} rows: {'; '.join(words)}", flush=True)
 

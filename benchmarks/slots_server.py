@@ -1,8 +1,8 @@
-"""A server of so many slots, each request holding one for a time that is drawn: what it was kept busy is known exactly.
+"""A server with a fixed number of slots, each busy for a random time per request, which measures how busy they are.
 
 `python -m benchmarks.slots_server PORT SLOTS SECONDS SIGMA STRAGGLERS`: a median of SECONDS, log-normal with SIGMA, and
-a share of STRAGGLERS that take ten times as long. Lighter than the tests' stand-in, whose own cost would be measured.
-GET /look tells how full the slots were since the last look.
+a share of STRAGGLERS that take ten times as long. Lighter than the stand-in, whose cost would distort the result.
+GET /look returns how busy the slots were since the last look.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from benchmarks.canned_server import MODEL, canned_answer
 
 
 class Slots:
-    """The slots, and how full they were."""
+    """The slots, and how busy they were."""
 
     def __init__(self, slots: int, seconds: float, sigma: float, stragglers: float) -> None:
         self._count = slots
@@ -27,14 +27,14 @@ class Slots:
         self._forget()
 
     def _forget(self) -> None:
-        self._times = random.Random(1)  # every program gets the same ones
+        self._times = random.Random(1)  # the same for every program
         self._held = 0
         self._slot_seconds = 0.0  # until `_counted_at`
         self._first = self._counted_at = 0.0
         self._to_last_request = self._to_last_answer = 0.0
 
     def _count_to_now(self) -> float:
-        """Adds what the slots were held since the last time; returns the share of all since the first request."""
+        """Adds the busy time since the last call; returns the busy share since the first request."""
         now = time.monotonic()
         self._first = self._first or now
         self._slot_seconds += self._held * (now - self._counted_at) if self._counted_at else 0
@@ -42,7 +42,7 @@ class Slots:
         return self._slot_seconds / self._count / (now - self._first or 1)
 
     async def complete(self, request: web.Request) -> web.Response:
-        """Reads a request, holds a slot, answers."""
+        """Reads a request, occupies a slot, answers."""
         await request.read()
         self._to_last_request = self._count_to_now()
         seconds = self._median * math.exp(self._times.gauss(0, self._sigma))
@@ -56,14 +56,14 @@ class Slots:
         return web.Response(body=self._answer, content_type="application/json")
 
     async def look(self, _: web.Request) -> web.Response:
-        """Shares of the slots' time in which they were held, from the first request on; forgets it all."""
+        """Returns the busy shares since the first request, then resets them."""
         seen = {"to_last_answer": self._to_last_answer, "to_last_request": self._to_last_request}
         self._forget()
         return web.json_response(seen)
 
 
 async def application(slots: int, seconds: float, sigma: float, stragglers: float) -> web.Application:
-    """The server, made in its event loop."""
+    """Creates the server in its event loop."""
     server = Slots(slots, seconds, sigma, stragglers)
     models = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
 

@@ -1,4 +1,4 @@
-"""Seconds from the command to the first request, without a Prefect server: ours, and Prefect's ephemeral mode.
+"""Measures the time from the command to the first request without a Prefect server: ours, and Prefect's ephemeral mode.
 
 `python -m benchmarks.startup`. Both run the same flow on the same input against the same stand-in, in turn.
 """
@@ -31,7 +31,7 @@ asyncio.run(annotate_images(
 
 
 def seconds_to_first_request(command: list[str], url: str, home: Path) -> float:
-    """Runs the command to its end; returns when its first request came."""
+    """Runs the command; returns the seconds until its first request."""
     urllib.request.urlopen(urllib.request.Request(f"{url}/stand_in/asked", method="DELETE")).close()  # noqa: S310
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     quiet = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
@@ -42,7 +42,7 @@ def seconds_to_first_request(command: list[str], url: str, home: Path) -> float:
 
 
 def main() -> None:
-    """Prints medians and spreads, and the ratio pair by pair."""
+    """Prints medians and spreads, and the ratio of each pair."""
     with tempfile.TemporaryDirectory() as name, stand_in() as url:
         folder = Path(name)
         write_small_folder(folder, 4, 1)

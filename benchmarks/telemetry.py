@@ -1,7 +1,7 @@
-"""What looking costs: the processor time of a second's samples, and the throughput with and without them.
+"""Measures the cost of telemetry: its CPU time per second, and the throughput with and without it.
 
-`python -m benchmarks.telemetry`. Two cards by a stand-in for NVML, two servers of known capacity by stand-ins for vLLM;
-the same images are annotated in turn with and without telemetry.
+`python -m benchmarks.telemetry`. Uses a fake NVML with two GPUs and two stand-ins for vLLM with known capacity;
+annotates the same images in turn with and without telemetry.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ IMAGES, PAIRS, IDLE_SECONDS, IN_FLIGHT = 1500, 10, 40, 32
 
 
 def opened(folder: Path, servers: list[StandIn]) -> Any:
-    """The run of the images in a folder."""
+    """Opens a run over the images in a folder."""
     server = Server(endpoints=[f"{server.url}/v1" for server in servers])
     return open_run(
         Job(
@@ -46,7 +46,7 @@ def opened(folder: Path, servers: list[StandIn]) -> Any:
 
 
 async def idle_share(folder: Path, servers: list[StandIn]) -> float:
-    """Share of one core that samples of a run take in which nothing else happens."""
+    """The share of one core that telemetry takes in an otherwise idle run."""
     async with opened(folder, servers) as run:
         shares = []
         for telemetry in (nullcontext(), recording(run, IMAGES, lambda _: None)):
@@ -58,7 +58,7 @@ async def idle_share(folder: Path, servers: list[StandIn]) -> float:
 
 
 async def annotate(folder: Path, servers: list[StandIn], *, observed: bool) -> tuple[float, float]:
-    """Annotates the job's images; returns images a second, and processor seconds an image."""
+    """Annotates the job's images; returns images per second and CPU seconds per image."""
     shutil.rmtree(folder / "labeled.work", ignore_errors=True)
     async with opened(folder, servers) as run:
         plan = plan_or_resume(run)
@@ -80,7 +80,7 @@ async def measure(folder: Path) -> None:
         for name in (f"{number:05d}.jpg" for number in range(IMAGES)):
             os.link(folder / "one.jpg", folder / "images" / name)
             rows.write(json.dumps({"image_path": name, "caption": f"caption of {name}"}) + "\n")
-    options = ("--canned", "--slots", "8", "--prefill-seconds", "0.1")  # 80 images a second each
+    options = ("--canned", "--slots", "8", "--prefill-seconds", "0.1")  # 80 images per second each
     with StandIn.started(*options) as one, StandIn.started(*options) as other:
         share = await idle_share(folder, [one, other])
         print(f"samples of 2 GPUs, 2 servers and the client: {share:.2%} of one core")
@@ -98,7 +98,7 @@ async def measure(folder: Path) -> None:
 
 
 def main() -> None:
-    """Measures, in a process that finds the two cards."""
+    """Measures in a process that finds the fake NVML."""
     with tempfile.TemporaryDirectory() as name:
         if "LD_LIBRARY_PATH" not in os.environ and (library := compile_nvml(Path(name))) is not None:
             environment = os.environ | {"LD_LIBRARY_PATH": str(library)}

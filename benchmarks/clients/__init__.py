@@ -1,1 +1,1 @@
-"""What this project's flow is compared with: the same job done by smaller programs."""
+"""Smaller programs for the same job, to compare the flow with."""

@@ -1,4 +1,4 @@
-"""The limit: aiohttp, orjson and nothing else; a worker a slot.
+"""The lower limit: only aiohttp and orjson, one worker per slot.
 
 `python -m benchmarks.clients.bare INPUT IMAGES OUTPUT URL IN_FLIGHT`.
 """

@@ -1,4 +1,4 @@
-"""The flow's engine without Prefect: the same plan, annotator, parts, telemetry, merge and page; no tasks, artifacts.
+"""The flow's engine without Prefect: the same plan, annotator, telemetry, merge and page; no tasks or artifacts.
 
 `python -m benchmarks.clients.engine INPUT IMAGES OUTPUT URL IN_FLIGHT`.
 """
@@ -20,7 +20,7 @@ from vllm_annotate.serving.settings import Server
 
 
 async def annotate_chunk(run: Run, chunk: Chunk) -> None:
-    """What the flow's task does."""
+    """Does the work of the flow's task."""
     rows = await asyncio.to_thread(pending_rows, run.workspace, chunk, run.source)
     part = Part(run.workspace, chunk)
     try:

@@ -1,4 +1,4 @@
-"""The script that people come from: AsyncOpenAI, a semaphore, a task a row; no checks, no resume.
+"""A typical script: AsyncOpenAI, a semaphore, one task per row; no checks, no resume.
 
 `python -m benchmarks.clients.script INPUT IMAGES OUTPUT URL IN_FLIGHT`.
 """

@@ -1,7 +1,7 @@
-"""The same job by datatrove's inference runner, with its checkpoints on; run by a Python that has datatrove.
+"""The same job with datatrove's inference runner and its checkpoints; run it with a Python that has datatrove.
 
 `python benchmarks/peers/datatrove_job.py INPUT IMAGES OUTPUT URL IN_FLIGHT REQUEST`. REQUEST is a file with the chat
-completion to fill in: {caption} stands for a row's, and the image is to be replaced.
+completion to fill in: {caption} is a placeholder, and the image is replaced.
 """
 
 import base64
@@ -20,7 +20,7 @@ from datatrove.pipeline.writers import JsonlWriter
 async def annotate(
     document: Any, generate: Callable[[dict[str, Any]], Awaitable[Any]], images: Path, request: dict[str, Any]
 ) -> dict[str, Any]:
-    """One row: read, asked, parsed."""
+    """Annotates one row."""
     image = base64.b64encode((images / document.id).read_bytes()).decode()
     system, user = request["messages"]
     content = [
