@@ -45,7 +45,7 @@ async def test_a_half_finished_work_folder_goes_on_where_it_stopped(half_finishe
     state = await annotate(job, stand_in, chunk_size=5)
     assert (
         state.message
-        == "20 images: 14 answered (4 of them before an interruption), 5 had answers before, 1 failed (1 rejected)"
+        == "20 images: 14 answered (4 of them before an interruption), 5 already answered, 1 failed (1 rejected)"
     )
     asked = {f"caption of {number:04d}.jpg" for number in (6, 7, 8, 9, 14, 15, 16, 17, 18, 19)}
     assert stand_in.asked() == dict.fromkeys(asked, 1), "nothing that was answered, nor what had failed for good"

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("prefect_api"), pytest.m
 
 
 def tiny_grounder(**start: Any) -> VLLMServer:
-    """How the demo starts vLLM, on a free port; with changes."""
+    """The demo's server settings, on a free port, with changes."""
     fields = read_fields(TINY_GROUNDER_SERVER, "server", VLLMServer)
     fields["start"] |= {"port": free_port(), "model_path": str(TINY_GROUNDER), "executable": str(VLLM)} | start
     return VLLMServer(**fields)
@@ -54,7 +54,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def annotated(folder: Path, vllm: str, shapes: int, count: int = 60) -> tuple[Job, Score]:
-    """Scenes of so many shapes, annotated by the command, and how well."""
+    """Annotates scenes with this many shapes by the command; returns rows and score."""
     job = Job(folder, [])
     _, truth_path = write_small_folder(folder, count, shapes, seed=100 + shapes)
     result = job.run(vllm, "--recipe", str(TINY_GROUNDER_RECIPE), "--max-concurrency", "8")
@@ -76,7 +76,7 @@ def test_one_shape_is_grounded(tmp_path: Path, vllm: str) -> None:
     assert report["servers"][f"{vllm}/v1"]["version"].startswith("0.32")
     assert report["tokens"]["completion"] > 60 * 20
     again = job.run(vllm, "--recipe", str(TINY_GROUNDER_RECIPE))
-    assert "60 images: 0 answered, 60 had answers before, 0 failed" in again.stderr
+    assert "60 images: 0 answered, 60 already answered, 0 failed" in again.stderr
 
 
 def test_two_shapes_are_grounded_and_every_answer_is_strict_json(tmp_path: Path, vllm: str) -> None:
@@ -93,10 +93,10 @@ def test_a_wrong_model_name_is_refused_with_the_served_one(tmp_path: Path, vllm:
     write_small_folder(tmp_path, 1, 1)
     result = Job(tmp_path, []).run(vllm, "--model-name", "qwen")
     assert result.returncode == 2
-    assert "does not serve model 'qwen' but 'tiny-grounder'" in result.stderr
+    assert "does not serve 'qwen'; it serves 'tiny-grounder'" in result.stderr
 
 
-def test_a_prompt_that_is_too_long_fails_its_image_in_the_servers_words(tmp_path: Path, vllm: str) -> None:
+def test_a_prompt_that_is_too_long_fails_its_image_with_the_servers_message(tmp_path: Path, vllm: str) -> None:
     write_small_folder(tmp_path, 2, 1)
     job = Job(tmp_path, [])
     rows = lines_of(job.input)
@@ -140,7 +140,7 @@ def test_smart_resize_agrees_with_transformers_on_a_million_sizes() -> None:
         "        h, w = smart_resize(height, width, factor, low * factor**2, high * factor**2)\n"
         "    except ValueError:\n"
         "        h = w = 0\n"
-        "    if max(h, w) > 200 * min(h, w):\n"  # a server that is sent this size refuses it
+        "    if max(h, w) > 200 * min(h, w):\n"  # the server refuses such a size
         "        h = w = 0\n"
         "    print(width, height, factor, low, high, w, h)\n"
     )

@@ -1,4 +1,4 @@
-"""A real vLLM on CPU that the flow starts and looks after: used, stopped, killed, started again, told why it fails."""
+"""A real vLLM on CPU that the flow manages: used, stopped, killed, restarted, refused with the cause."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_job(folder: Path, count: int = 40, **start: Any) -> Job:
-    """A job whose server.yaml is the demo's, on a free port; with changes."""
+    """A job with the demo's server.yaml, on a free port, with changes."""
     write_small_folder(folder, count, shapes=1, seed=5)
     job = Job(folder, [f"{number:04d}.png" for number in range(count)])
     fields = yaml.safe_load(TINY_GROUNDER_SERVER.read_text())
@@ -86,7 +86,7 @@ def test_a_killed_engine_is_replaced_and_no_image_fails(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=600)
     print(errors)
     assert process.returncode == 0, errors
-    assert "has died and is started again, time 1" in errors
+    assert "died; restarting it (restart 1)" in errors
     assert len(lines_of(job.output)) == 400
     assert not lines_of(job.failures)
     report = json.loads((tmp_path / "labeled.report.json").read_text())
@@ -101,7 +101,7 @@ def test_after_a_killed_run_the_next_finds_the_server_and_stops_it(tmp_path: Pat
     process.communicate()
     code, errors = run(job)
     assert code == 0, errors
-    assert "which an earlier run has left" in errors
+    assert "which an earlier run left running" in errors
     assert len(lines_of(job.output)) == 400
     assert not record.group
 
@@ -122,22 +122,22 @@ def test_a_killed_run_that_has_no_successor_leaves_no_server(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("extra", "cause", "remedy"),
     [
-        (["--no-such-flag"], "unrecognized arguments: --no-such-flag", "take it out of extra_arguments"),
+        (["--no-such-flag"], "unrecognized arguments: --no-such-flag", "remove it from extra_arguments"),
         (
             ["--tensor-parallel-size=3"],
             "Not enough allowed NUMA nodes",
             "lower tensor_parallel_size",
         ),
-        (["--max-model-len=1000000"], "is greater than the derived max_model_len", "at most the model's own limit"),
+        (["--max-model-len=1000000"], "is greater than the derived max_model_len", "to the model's limit"),
         (["--quantization=awq"], "Cannot find the config file for awq", "leave quantization empty"),
     ],
 )
-def test_what_preflight_cannot_see_is_told_from_the_log(
+def test_what_preflight_cannot_see_is_reported_from_the_log(
     tmp_path: Path, extra: list[str], cause: str, remedy: str
 ) -> None:
     code, errors = run(make_job(tmp_path, 2, extra_arguments=extra))
     assert code == 2
     last = errors.strip().splitlines()[-1]
-    assert "ended while it started" in last
+    assert "exited during startup" in last
     assert cause in last
     assert remedy in last

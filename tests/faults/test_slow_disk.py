@@ -220,6 +220,6 @@ def test_a_third_ctrl_c_ends_at_once(make_job: MakeJob, shim: Path, stand_in: St
         process.kill()
         raise
     assert process.returncode == 130
-    assert "Ctrl-C once more ends it at once" in err
+    assert "Press Ctrl-C again to exit at once" in err
     assert job.run(stand_in.url).returncode == 0
     assert [row["image_path"] for row in lines_of(job.output)] == job.names

@@ -54,7 +54,7 @@ def test_merged_shards_equal_the_run_of_the_whole(make_job: MakeJob, stand_in: S
     assert len(lines_of(job.output)) == 1, "the output does not change before the merge"
     done = merged(job)
     assert done.returncode == 1, done.stderr
-    assert "30 images: 28 answered, 1 had answers before, 1 failed (1 missing)" in done.stdout
+    assert "30 images: 28 answered, 1 already answered, 1 failed (1 missing)" in done.stdout
     assert job.output.read_bytes() == whole.output.read_bytes()
     assert job.failures.read_bytes() == whole.failures.read_bytes().replace(b"/twin/", b"/job/")
     reports = [json.loads((each.folder / "labeled.report.json").read_text()) for each in (job, whole)]

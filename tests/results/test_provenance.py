@@ -56,7 +56,7 @@ async def test_the_report_has_the_makers_when_the_work_folder_is_gone(
     shutil.rmtree(job.work)
     job.write_input(job.rows())
     await annotate(job, stand_in, recipe=AnnotationRecipe(temperature=0.5))
-    assert "names recipes (d16ba0f1aa52) other than this run's" in caplog.text
+    assert "lists other recipes (d16ba0f1aa52) than this run's" in caplog.text
     makers = json.loads((job.folder / "labeled.report.json").read_text())["made_by"]
     assert [each["settings"]["temperature"] for each in makers] == [0.0, 0.5]
     assert {each["model_root"] for each in makers} == {"/models/stand-in-qwen2.5-vl"}

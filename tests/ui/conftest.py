@@ -1,4 +1,4 @@
-"""A real Chromium, Debian's, driven by Playwright; screenshots are kept as the tests' output."""
+"""Debian's Chromium, driven by Playwright; screenshots are the output of the tests."""
 
 import shutil
 from collections.abc import Iterator
@@ -30,6 +30,6 @@ def chromium() -> Iterator["Browser"]:
 
 @pytest.fixture
 def screenshots() -> Path:
-    """The folder for pictures to look at."""
+    """The folder for screenshots."""
     SCREENSHOTS.mkdir(exist_ok=True)
     return SCREENSHOTS

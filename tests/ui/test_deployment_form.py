@@ -31,7 +31,7 @@ def test_a_run_is_started_from_the_form_with_a_saved_block(
         deployment = json.load(response)["id"]
     page = chromium.new_page(viewport={"width": 1300, "height": 1900})
     page.goto(f"{deployed.api.removesuffix('/api')}{interface}/deployments/deployment/{deployment}/run")
-    page.get_by_text("The folder that image paths are relative to").wait_for()
+    page.get_by_text("Folder or URL that image paths are relative to").wait_for()
     output = f"/data/from the form{interface}.jsonl"
     fields = page.locator("textarea")
     for number, text in enumerate(("/data/captions.jsonl", "/data/images", output)):

@@ -23,7 +23,7 @@ def artifacts(
     prefect_api: str,
     two_cards: Path,  # noqa: F811
 ) -> dict[str, str]:
-    """Key → id of what a run of some seconds, on two cards, has left on the Prefect server."""
+    """Key → id of the artifacts of a short run with two GPUs."""
     from demo.scenes import write_folder
 
     job = Job(tmp_path_factory.mktemp("job"), [])
@@ -75,11 +75,11 @@ def test_the_other_artifacts_can_be_read(
 ) -> None:
     show(page, prefect_api, artifacts[key])
     page.get_by_text(text).first.wait_for()
-    assert "&#" not in page.locator("body").inner_text(), "text is shown as it was, not as it was escaped"
+    assert "&#" not in page.locator("body").inner_text(), "text is shown unescaped"
     page.screenshot(path=screenshots / f"prefect-{key.removeprefix('annotate-')}.png")
 
 
-def test_the_list_of_artifacts_has_them_all(
+def test_the_list_has_all_artifacts(
     artifacts: dict[str, str], prefect_api: str, page: "Page", screenshots: Path
 ) -> None:
     page.goto(f"{prefect_api.removesuffix('/api')}/artifacts")
@@ -92,5 +92,5 @@ def test_the_list_of_artifacts_has_them_all(
 def show(page: "Page", api: str, artifact: str, ui: str = "") -> None:
     page.goto(f"{api.removesuffix('/api')}{ui}/artifacts/artifact/{artifact}")
     if ui:
-        page.wait_for_url("**?tab=*")  # where it goes by itself, and draws everything a second time
+        page.wait_for_url("**?tab=*")  # the UI redirects there and draws everything again
     page.wait_for_load_state("networkidle")

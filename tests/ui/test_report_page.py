@@ -1,4 +1,4 @@
-"""report.html as people see it: in a browser, offline, on a phone, in the dark, without a mouse."""
+"""report.html in a browser: offline, on a phone, in dark mode, without a mouse."""
 
 import io
 import json
@@ -24,7 +24,7 @@ IMAGES = 40
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Path:
-    """The page of a job of drawn scenes, one of whose captions, and one of whose answers, is a script."""
+    """The page of a job with drawn scenes, where a caption and an answer are scripts."""
     folder = tmp_path_factory.mktemp("report")
     input_path, _ = write_folder(folder, IMAGES)
     rows = lines_of(input_path)
@@ -50,7 +50,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Path:
 
 @pytest.fixture
 def page(report: Path, chromium: "Browser") -> "Page":
-    """The report in a browser that is offline; whatever the page would fetch, and every error, fails the test."""
+    """The report in an offline browser; any request and any error of the page fails the test."""
     context = chromium.new_context(offline=True, viewport={"width": 1280, "height": 900})
     page = context.new_page()
     page.on("request", lambda request: pytest.fail(request.url) if request.url.startswith("http") else None)
@@ -89,7 +89,7 @@ def test_boxes_are_drawn_where_the_shapes_are(page: "Page", report: Path) -> Non
 
 
 def pixels(element: "Locator") -> Image.Image:
-    """The element as the browser shows it."""
+    """A screenshot of the element."""
     return Image.open(io.BytesIO(element.screenshot())).convert("RGB")
 
 
@@ -142,7 +142,7 @@ def test_it_is_readable_on_a_desk_and_on_a_phone_by_day_and_by_night(
 
 
 def _contrast(page: "Page", selector: str) -> float:
-    """WCAG's contrast of a text and what is behind it."""
+    """The WCAG contrast of a text and its background."""
     return float(
         page.locator(selector).first.evaluate(
             """element => {
