@@ -136,7 +136,7 @@ async def test_a_chunk_over_its_error_budget_stops_early_and_is_named(make_job: 
     assert set(kinds) == {"missing", "unasked"}
     assert kinds.total() == 400
     assert 40 < kinds["missing"] < 150
-    assert "more than the error budget 0.1 allows" in failures[-1]["failure"]["message"]
+    assert "more than the error budget of 0.1 allows" in failures[-1]["failure"]["message"]
     assert [row["image_path"] for row in lines_of(job.output)] == job.names
 
 

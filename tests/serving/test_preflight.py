@@ -83,7 +83,10 @@ def test_more_replicas_than_cards_are_refused(
     model = make_model(qwen_config("7B"), "qwen")
     arguments = ["--model-path", str(model), "--executable", str(vllm), "--assume-gpus", "3x24"]
     assert main(["check-server", *arguments, "--data-parallel-size", "4"]) == 2
-    assert "4 replicas of one GPU each takes 4 GPUs of 3: on 3 GPUs of 24 GiB use 3 replicas" in capsys.readouterr().out
+    assert (
+        "4 GPUs needed for 4 replicas of one GPU each, 3 available: on 3 GPUs of 24 GiB use 3 replicas"
+        in capsys.readouterr().out
+    )
 
 
 def test_replicas_get_their_own_ports_and_cards(
@@ -102,7 +105,7 @@ def test_replicas_get_their_own_ports_and_cards(
     ("arguments", "message"),
     [
         ([], "no model: set --model-path"),
-        (["--model-path", "/m", "--assume-gpus", "three"], "--assume-gpus 'three' is not of the form 3x24"),
+        (["--model-path", "/m", "--assume-gpus", "three"], "--assume-gpus 'three' is not of the form NUMBERxGIB"),
         (["--model-path", "/m", "--port", "x"], "start.port 'x': Input should be a valid integer"),
         (["--server", "/nowhere.yaml"], "server '/nowhere.yaml' cannot be read"),
     ],
@@ -181,7 +184,7 @@ def test_cards_are_counted_without_knowing_the_model(vllm: Path) -> None:
     start = Launch(model_path="Qwen/Qwen2.5-VL-7B-Instruct", executable=str(vllm), tensor_parallel_size=4)
     cards = [Gpu(index, "card", 24 * GIB, 24 * GIB) for index in range(2)]
     assert preflight(start, None, "", cards).problems == [
-        "TP=4 takes 4 GPUs of 2: lower tensor_parallel_size, pipeline_parallel_size or data_parallel_size"
+        "4 GPUs needed for TP=4, 2 available: lower tensor_parallel_size, pipeline_parallel_size or data_parallel_size"
     ]
 
 

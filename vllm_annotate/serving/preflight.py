@@ -172,7 +172,7 @@ def _check_fit(found: Preflight) -> None:
     utilization = launch.gpu_memory_utilization
     problems = split_problems(model, split) if model is not None else []
     if allowed and not problems and split.gpus > len(allowed):
-        problems = [f"{split} needs {split.gpus} GPUs and {len(allowed)} are available"]
+        problems = [f"{split.gpus} GPUs needed for {split}, {len(allowed)} available"]
     if allowed and not problems and model is not None:
         needed = need(model, split, found.max_model_len, found.gpus, utilization)
         found.notes.append(f"each GPU needs about {needed}")
