@@ -48,7 +48,7 @@ async def test_a_server_is_started_used_and_stopped(launch: Callable[..., Launch
         assert len(record_of(start).group) == 3  # guardian, server, engine
     assert read_record(record_path(start.port)) is None
     assert served_models(start.urls()[0]) is None
-    assert [line.split()[0] for line in said] == ["starts", f"{start.urls()[0]}", "stopped"]
+    assert [line.split()[0] for line in said] == ["starting", f"{start.urls()[0]}", "stopped"]
 
 
 async def test_replicas_are_separate_servers(launch: Callable[..., Launch], tmp_path: Path) -> None:
