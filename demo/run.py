@@ -74,7 +74,6 @@ def show(console: Console, output: Path, truth_path: Path, by: str) -> None:
     failures = output.with_name("labeled.failures.jsonl")
     for row in lines_of(failures):
         print(f"failed: {row['image_path']}: {row['failure']['kind']}: {row['failure']['message']}")
-    print("Files:", *(path for path in sorted(output.parent.glob("labeled*")) if path.is_file()))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
 from flows.support.artifacts import live_artifacts
-from flows.support.chunk_task import run_chunk
+from flows.support.chunk_task import run_chunk, shorten_tracebacks
 from flows.support.termination import ended_by_sigterm
 from vllm_annotate.errors import ServerFault, UsageError
 from vllm_annotate.job import Job
@@ -29,7 +29,7 @@ from vllm_annotate.pipeline.recording import recording
 from vllm_annotate.pipeline.session import open_run
 from vllm_annotate.pipeline.steps import annotate_chunks, merge_parts, plan_chunks, publish_report
 from vllm_annotate.report.summary import sentence
-from vllm_annotate.storage.atomic import explained
+from vllm_annotate.storage.disk_errors import explained
 from vllm_annotate.storage.locations import Location, run_name
 from vllm_annotate.version import VERSION
 
@@ -82,6 +82,7 @@ async def annotate_images(
     job = Job(**locals())
     logger, started = get_run_logger(), time.monotonic()
     opening = open_run(job, logger.info, logger.warning)
+    shorten_tracebacks()
     try:
         async with ended_by_sigterm(), opening as run:
             logger.info("Model %s at %s, recipe %s", run.model, ", ".join(run.versions), run.recipe_fingerprint)

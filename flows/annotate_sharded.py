@@ -20,11 +20,11 @@ from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.source import Source
 from vllm_annotate.job import Job
 from vllm_annotate.pipeline.files import check_distinct, found_image_root, found_source
-from vllm_annotate.pipeline.sharded import merge_and_publish
+from vllm_annotate.pipeline.publish_shards import merge_and_publish
 from vllm_annotate.report.report import Report
 from vllm_annotate.report.summary import sentence
-from vllm_annotate.results.shards import shards_begun, shards_left
-from vllm_annotate.storage.atomic import explained
+from vllm_annotate.results.shard_files import shards_begun, shards_left
+from vllm_annotate.storage.disk_errors import explained
 from vllm_annotate.storage.locations import ImageRoot, Location, name_of, run_name
 from vllm_annotate.storage.shard import MAX_SHARDS, Shard
 from vllm_annotate.threads import run_to_end

@@ -8,7 +8,7 @@ from prefect.states import Completed, Failed
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.pipeline.report_page import remake_page
-from vllm_annotate.storage.atomic import explained
+from vllm_annotate.storage.disk_errors import explained
 from vllm_annotate.storage.locations import Location, image_root_at, name_of
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION

@@ -11,7 +11,7 @@ from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
 from vllm_annotate.errors import FailureKind, UsageError
 from vllm_annotate.results.retry import chosen_failures, counted
-from vllm_annotate.storage.atomic import explained
+from vllm_annotate.storage.disk_errors import explained
 from vllm_annotate.storage.locations import Location, run_name
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION

@@ -116,7 +116,7 @@ def killed(tmp_path: Path) -> Job:
 async def test_a_run_that_was_killed_before_the_library_moved_resumes(killed: Job, stand_in: StandIn) -> None:
     before = killed.output.read_bytes()
     state = await annotate(killed, stand_in, chunk_size=3)
-    assert state.message == "12 images: 8 answered (4 of them before an interruption), 4 had answers before, 0 failed"
+    assert state.message == "12 images: 8 answered (4 of them before an interruption), 4 already answered, 0 failed"
     assert sorted(stand_in.asked()) == [f"caption of {number:04d}.jpg" for number in (7, 9, 10, 11)]
     assert killed.output.read_bytes().startswith(before)
     assert sorted(row["image_path"] for row in lines_of(killed.output)) == killed.names

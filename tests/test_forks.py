@@ -40,7 +40,7 @@ def test_the_environment_of_a_fork_is_its_own(make_job: Callable[..., Job], nobo
     job = make_job(1)
     refused = job.run(nobody, PREFECT_API_URL=f"{nobody}/api")
     assert refused.returncode == 2
-    assert f"no Prefect server answers at PREFECT_API_URL {nobody}/api" in refused.stderr
+    assert f"no Prefect server at PREFECT_API_URL {nobody}/api" in refused.stderr
 
 
 def conclusions(said: str, job: Job) -> list[str]:

@@ -33,7 +33,6 @@ class ByImagesAndRecipe(CachePolicy):
 
 async def run_chunk(run: Run, chunks: int, chunk: Chunk) -> BaseException | None:
     """Runs one chunk as a task, or finds its cached result; returns what stopped it, or None."""
-    shorten_tracebacks()
     pending = await steps.count_settled(run, chunk)
 
     # A closure: the run's clients and semaphores belong to the flow's event loop, and Prefect visits, hashes and shows

@@ -104,7 +104,7 @@ class TestExitCodes:
 
     def test_2_when_the_input_has_no_usable_row(self, job: Job, stand_in: StandIn) -> None:
         job.write_input([{"image_path": "", "caption": ""}])
-        assert re.search("no row .* has an image path", refused(job.run(stand_in.url), job))
+        assert re.search("none of the first 1 rows .* has an image path", refused(job.run(stand_in.url), job))
 
     def test_2_when_the_output_is_the_input(self, job: Job, stand_in: StandIn) -> None:
         assert "input and output are both" in refused(job.run(stand_in.url, "--output", str(job.input)), job)

@@ -30,8 +30,9 @@ from vllm_annotate.results.merge import merge
 from vllm_annotate.results.merge_shards import merge_shards
 from vllm_annotate.results.parts import Part, pending_rows
 from vllm_annotate.results.retry import chosen_failures
-from vllm_annotate.results.shards import shard_files
-from vllm_annotate.storage.atomic import explained, write_json
+from vllm_annotate.results.shard_files import shard_files
+from vllm_annotate.storage.atomic import write_json
+from vllm_annotate.storage.disk_errors import explained
 from vllm_annotate.storage.shard import Shard
 from vllm_annotate.storage.workspace import Workspace
 

@@ -196,7 +196,7 @@ def test_more_signals_than_one_disturb_nothing(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert "run the same command again to go on" in err
+    assert "run the same command again to resume" in err
     assert job.run(stand_in.url).returncode == 0
     assert sorted(row["image_path"] for row in lines_of(job.output)) == job.names
 

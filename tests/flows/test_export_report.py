@@ -35,7 +35,7 @@ async def test_the_page_comes_back_with_its_charts_and_gallery(make_job: MakeJob
 
 def test_an_unreadable_report_is_refused(tmp_path: Path) -> None:
     workspace = Workspace.at(tmp_path / "labeled.jsonl")
-    with pytest.raises(UsageError, match=r"does not exist: a run of .* writes it when it ends"):
+    with pytest.raises(UsageError, match=r"does not exist: finish a run of .*, which writes it"):
         write_page_again(workspace, tmp_path)
     damages: list[dict[str, object]] = [
         {},
@@ -44,6 +44,6 @@ def test_an_unreadable_report_is_refused(tmp_path: Path) -> None:
     ]
     for damaged in damages:
         workspace.report.write_text(json.dumps(damaged))
-        with pytest.raises(UsageError, match="is damaged or of another version"):
+        with pytest.raises(UsageError, match="is corrupt or of another version"):
             write_page_again(workspace, tmp_path)
     assert not workspace.page.exists()

@@ -99,7 +99,7 @@ def test_tp_3_on_40_heads_is_refused_with_what_would_work(
 def test_a_taken_port_is_refused_with_a_free_one(started_job: Callable[..., Job], stand_in: StandIn) -> None:
     code, errors = run(started_job(2, port=stand_in.port))
     assert code == 2
-    assert f"port {stand_in.port} is taken by a server of stand-in-qwen2.5-vl: set port to a free one" in errors
+    assert f"port {stand_in.port} is in use by a server of stand-in-qwen2.5-vl: set port to a free one" in errors
 
 
 def test_a_start_that_fails_ends_the_command_with_its_cause(started_job: Callable[..., Job]) -> None:

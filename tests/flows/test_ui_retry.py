@@ -1,6 +1,7 @@
 """The UI's Retry of a failed run: a served deployment, and the API calls that the UI makes."""
 
 import json
+import platform
 import subprocess
 import sys
 import time
@@ -61,7 +62,7 @@ def test_the_uis_retry_runs_the_failed_chunk_and_takes_the_others_from_the_cache
     run_id = ask_prefect(prefect_api, f"/deployments/{deployment}/create_flow_run", parameters=parameters)["id"]
     run = wait_for(prefect_api, run_id, "Failed", "Completed", "Crashed")
     assert run["state_name"] == "Failed"
-    assert run["name"] == "annotate labeled.jsonl"
+    assert run["name"] == f"annotate labeled.jsonl, on {platform.node()}"
     assert "failed chunks: chunk 2 of 4" in run["state"]["message"]
     answered = {row["image_path"] for row in lines_of(job.output)}
     stand_in.set_faults()

@@ -113,7 +113,7 @@ def test_every_change_has_its_reason() -> None:
     controller = ConcurrencyController()
     run(engine("slots", 16), controller)
     assert [change.limit for change in controller.changes][:4] == [8, 16, 32, 17]
-    assert controller.changes[3].why == "the engine runs 16 at once"
+    assert controller.changes[3].why == "the engine runs 16 requests"
     assert controller.changes[0].at < controller.changes[1].at
 
 

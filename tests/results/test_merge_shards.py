@@ -71,7 +71,7 @@ def test_merged_shards_equal_the_run_of_the_whole(make_job: MakeJob, stand_in: S
     assert reports[0]["seconds"] >= reports[0]["annotating_seconds"] >= 0
     assert reports[0]["images_per_second"] <= sum(shard["images_per_second"] for shard in reports[0]["shards"].values())
     again = job.run(stand_in.url)
-    assert "0 answered, 29 had answers before" in again.stderr, "a run of the whole resumes from there"
+    assert "0 answered, 29 already answered" in again.stderr, "a run of the whole resumes from there"
 
 
 @pytest.mark.usefixtures("prefect_api")

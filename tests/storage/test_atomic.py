@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from vllm_annotate.inputs.polars_faults import polars_faults
-from vllm_annotate.storage.atomic import disk_is_full, explained, replacing, unfinished_name
+from vllm_annotate.storage.atomic import replacing, unfinished_name
+from vllm_annotate.storage.disk_errors import disk_is_full, explained
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "x" * 240 + ".jsonl", "图" * 80 + ".jsonl", ".hidden", "\udcff.jsonl"])

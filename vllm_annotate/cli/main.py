@@ -56,7 +56,7 @@ def run(module: Any, given: dict[str, Any], *, own_process: bool) -> int:
     except (UsageError, ServerFault) as error:
         return interrupts.done(console.refuse(str(error)))
     except OSError as error:
-        from vllm_annotate.storage.atomic import explained
+        from vllm_annotate.storage.disk_errors import explained
 
         return interrupts.done(console.refuse(explained(error, str(given.get("output") or given.get("job")))))
     except KeyboardInterrupt:  # also SIGTERM and SIGHUP

@@ -30,7 +30,7 @@ def app() -> App:
 def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) -> int:
     """Merges the shards; returns the exit code."""
     from vllm_annotate.pipeline.files import check_distinct, found_image_root, found_source
-    from vllm_annotate.pipeline.sharded import merge_and_publish
+    from vllm_annotate.pipeline.publish_shards import merge_and_publish
     from vllm_annotate.report.summary import sentence
 
     output = checked(OutputOf, {name: value for name, value in given.items() if name == "output"}).output

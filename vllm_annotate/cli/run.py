@@ -21,7 +21,7 @@ def run_work(work: Work, console: Console, interrupts: Interrupts, *, without_pr
 
 def run_without_prefect(work: Work, console: Console, interrupts: Interrupts) -> int:
     """Runs the work in this process; returns the exit code."""
-    from vllm_annotate.pipeline.local import annotate, retry
+    from vllm_annotate.pipeline.without_prefect import annotate, retry
     from vllm_annotate.report.summary import sentence
 
     if blocks := saved_blocks(work.fields):

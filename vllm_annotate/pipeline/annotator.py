@@ -23,7 +23,7 @@ from vllm_annotate.recipe.request import RequestTemplate
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.results.lines import answer_line
 from vllm_annotate.results.parts import Part
-from vllm_annotate.storage.atomic import disk_is_full
+from vllm_annotate.storage.disk_errors import disk_is_full
 from vllm_annotate.storage.locations import ImageRoot
 
 CHUNKS_AHEAD = 2  # started chunks with rows left to submit: keeps requests coming at the end of a chunk

@@ -17,7 +17,7 @@ from vllm_annotate.report.report import Report, write_report
 from vllm_annotate.report.summary import sentence
 from vllm_annotate.results.merge import Merged, merge
 from vllm_annotate.results.parts import Part, pending_rows
-from vllm_annotate.storage.atomic import disk_is_full
+from vllm_annotate.storage.disk_errors import disk_is_full
 from vllm_annotate.telemetry.bottleneck import UNIMPORTANT
 from vllm_annotate.threads import run_to_end
 

@@ -17,7 +17,8 @@ from vllm_annotate.recipe.guard import read_recipe
 from vllm_annotate.results.files import Files
 from vllm_annotate.results.merge import append_unplanned, extending
 from vllm_annotate.results.parts import answers_path
-from vllm_annotate.storage.atomic import disk_is_full, explained, read_json, replacing, write_json
+from vllm_annotate.storage.atomic import read_json, replacing, write_json
+from vllm_annotate.storage.disk_errors import disk_is_full, explained
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.lease import Lease
 from vllm_annotate.storage.locations import download, file_system, identity_of, reaching, unreachable
@@ -143,7 +144,7 @@ class Mirror(Files):
                     self._push(path)
                 except ObjectChangedError as error:
                     self._say(f"{error.filename} {error.strerror}; it was not replaced")
-            for part in self._parts():
+            for part in self._found(self.workspace.parts):
                 if self._is_own(part) or part in self._appended_parts:
                     self._fs.rm_file(part)
                     self._seen.pop(part.removeprefix(self._remote + "/"), None)
@@ -161,7 +162,7 @@ class Mirror(Files):
         if self._unpublished.exists():
             self._append([self._unpublished])
             self._unpublished.unlink()
-        parts = self._parts()
+        parts = self._found(self.workspace.parts)
         for part in filter(self._is_own, parts):  # a kill can come between an upload and its record
             name, version = part.removeprefix(self._remote + "/"), version_there(self._fs, part)
             if self._seen.get(name, [None])[0] != version:
@@ -255,9 +256,6 @@ class Mirror(Files):
 
     def _is_own(self, part: str) -> bool:
         return part.endswith(f"-{self._token}.jsonl")
-
-    def _parts(self) -> list[str]:
-        return self._found(self.workspace.parts)
 
     def _found(self, folder: Path) -> list[str]:
         """Returns the objects below a folder, sorted by name."""

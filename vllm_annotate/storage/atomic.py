@@ -1,6 +1,5 @@
 """Atomic replacement of files: write a temporary file, sync it, rename it."""
 
-import errno
 import hashlib
 import json
 import os
@@ -8,18 +7,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from vllm_annotate.storage.json_text import loads
 
 NAME_BYTES = 100  # of the name that goes into the temporary one, which then fits wherever the name does
-
-# Errors that every further write would raise too: the run stops instead of losing answers.
-FULL = {
-    errno.ENOSPC: "is full: make room",
-    errno.EDQUOT: "is over the quota of this user: make room",
-    errno.EROFS: "cannot be written to: mount it for writing",
-}
 
 
 @contextmanager
@@ -83,16 +75,3 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Replaces `path` with `value`, atomically and durably."""
     with replacing(path) as file:
         file.write(json.dumps(value, ensure_ascii=False, indent=2).encode() + b"\n")
-
-
-def disk_is_full(error: BaseException | None) -> TypeGuard[OSError]:
-    """Whether every further write would fail too: the disk is full, over quota or read-only."""
-    return isinstance(error, OSError) and error.errno in FULL
-
-
-def explained(error: OSError, path: Path | str) -> str:
-    """Returns the message for a file that could not be read or written, with the remedy."""
-    where = error.filename or path
-    if error.errno in FULL:
-        return f"the disk of {where} {FULL[error.errno]} and run again; all answers are saved ({error.strerror})"
-    return f"{where}: {error.strerror or error}; fix that and run again, all answers are saved"

@@ -22,7 +22,8 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import BeforeValidator, WithJsonSchema
 
 from vllm_annotate.errors import ImageFailure, UsageError
-from vllm_annotate.storage.atomic import disk_is_full, explained, replacing, replacing_path
+from vllm_annotate.storage.atomic import replacing, replacing_path
+from vllm_annotate.storage.disk_errors import disk_is_full, explained
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
 
 # Error codes of a refusal that may concern one object only; all others concern the key or the clock.

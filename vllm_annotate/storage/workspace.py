@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.storage.atomic import disk_is_full, explained, unfinished_name
+from vllm_annotate.storage.atomic import unfinished_name
+from vllm_annotate.storage.disk_errors import disk_is_full, explained
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
 from vllm_annotate.storage.shard import Shard, shards_folder
 

@@ -68,7 +68,7 @@ async def test_a_resumed_run_reports_what_it_skipped_and_still_shows_images(
     await annotate(job, stand_in)
     await annotate(job, stand_in)
     artifacts = artifacts_of(prefect_api, latest_run(prefect_api))
-    assert "| Had an answer before | 5 |" in artifacts["annotate-summary"]["data"]
+    assert "| Already answered | 5 |" in artifacts["annotate-summary"]["data"]
     assert "![boxes]" in artifacts["annotate-samples"]["data"]
     assert artifacts["annotate-failures"]["data"] == "No image failed.\n"
     assert (job.folder / "labeled.report.html").read_bytes().count(b"<article") == 5

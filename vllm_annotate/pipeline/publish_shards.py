@@ -10,10 +10,10 @@ from vllm_annotate.inputs.plan import POLARS_ERRORS
 from vllm_annotate.inputs.source import Source
 from vllm_annotate.report.page import write_page
 from vllm_annotate.report.report import Report, read_report, write_report
-from vllm_annotate.report.sharded import summarise_shards
+from vllm_annotate.report.shard_reports import summarise_shards
 from vllm_annotate.results.merge_shards import merge_shards
 from vllm_annotate.results.provenance import makers_in
-from vllm_annotate.results.shards import shard_files
+from vllm_annotate.results.shard_files import shard_files
 from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.workspace import Workspace
 
