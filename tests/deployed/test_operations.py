@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -76,7 +77,7 @@ def test_a_failed_run_is_reported_to_the_webhook(
         while not heard and time.monotonic() < deadline:
             time.sleep(0.2)
         assert len(heard) == 1, "once, although it was set up twice"
-        assert "annotate labeled.jsonl: Failed" in heard[0]["text"]
+        assert f"annotate labeled.jsonl, on {platform.node()}: Failed" in heard[0]["text"]
         assert "no vLLM server at" in heard[0]["text"]
         assert run in heard[0]["text"], "with a link to the run in the UI"
 

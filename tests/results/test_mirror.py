@@ -112,7 +112,7 @@ def test_two_machines_never_write_one_output(make_remote_job: MakeJob, bucket: B
         first.send_signal(signal.SIGTERM)
         stopped = ended(first)
         assert stopped.returncode == 130
-        assert "kept beside s3://" in stopped.stderr
+        assert "saved beside s3://" in stopped.stderr
         parts = bucket.fs.find(f"{bucket.url}/out/labeled.work/parts")
         assert len(parts) == 1, "a stopped run uploads its answers and releases the lease"
         assert not bucket.fs.exists(f"{bucket.url}/out/labeled.work/lease")
@@ -168,7 +168,7 @@ async def test_failures_are_retried_and_the_report_is_rebuilt_by_url(
     assert bucket.lines("out/labeled.failures.jsonl") == b""
     bucket.fs.rm_file(f"{bucket.url}/out/labeled.report.html")
     state = await export_report(**files, return_state=True)
-    assert state.message == f"written: {bucket.url}/out/labeled.report.html"
+    assert state.message == f"wrote {bucket.url}/out/labeled.report.html"
     assert b"0002.jpg" in bucket.lines("out/labeled.report.html")
 
 
