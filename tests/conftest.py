@@ -34,8 +34,9 @@ hypothesis.settings.load_profile("same")
 
 
 def pytest_configure() -> None:
-    """In the background of a script SIGINT is ignored, by all that the tests start, too."""
+    """In the background of a script SIGINT is ignored, and under nohup SIGHUP, also by all that the tests start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_unconfigure() -> None:

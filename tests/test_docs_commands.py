@@ -269,7 +269,9 @@ def test_troubleshooting(place: Place) -> None:
 
 def test_contributing(place: Place) -> None:
     (command,) = commands("contributing.md")
-    place.own[".venv/bin/python -m pytest"] = f"cd {ROOT} && {sys.executable} -m pytest --collect-only --quiet"
+    place.own[".venv/bin/python -m pytest"] = (
+        f"cd {ROOT} && PYTEST_ADDOPTS= {sys.executable} -m pytest --collect-only --quiet"
+    )
     assert "tests/inputs/test_plan.py::" in place.run(command)
 
 
