@@ -57,7 +57,9 @@ def test_two_workers_do_five_shards_though_one_is_killed(
         assert "240 images: 240 answered, 0 failed" in state["message"]
         shards = deployed.sub_runs_of(run)
         states = [shard["state"]["name"] for shard in shards]
-        assert states.count("Completed") == 5
+        # A busy Prefect server can lose the answer to a request that starts a run, which is then started once more.
+        completed = {shard["parameters"]["shard"] for shard in shards if shard["state"]["name"] == "Completed"}
+        assert completed == {f"{number}/5" for number in range(1, 6)}
         assert 0 < states.count("Crashed") <= 3, "those that the dead worker had"
         repeated = sum(server.asked().values()) - 240
         assert repeated <= 3 * (4 + 4), "only what was in flight when the worker died"
