@@ -41,8 +41,21 @@ def seconds_to_first_request(command: list[str], url: str, home: Path) -> float:
         return float(json.load(response)["first_at"]) - started
 
 
+def seconds_of_help() -> list[float]:
+    """The seconds that `vllm-annotate annotate --help` takes."""
+    command = [str(Path(sys.executable).with_name("vllm-annotate")), "annotate", "--help"]
+    seconds = []
+    for _ in range(ROUNDS):
+        started = time.monotonic()
+        subprocess.run(command, check=True, capture_output=True)
+        seconds.append(time.monotonic() - started)
+    return seconds
+
+
 def main() -> None:
     """Prints medians and spreads, and the ratio of each pair."""
+    shown = seconds_of_help()
+    print(f"--help                       median {statistics.median(shown):5.2f} s  ({min(shown):.2f}–{max(shown):.2f})")
     with tempfile.TemporaryDirectory() as name, stand_in() as url:
         folder = Path(name)
         write_small_folder(folder, 4, 1)

@@ -10,7 +10,7 @@ from pydantic import Field
 from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
 from vllm_annotate.errors import FailureKind, UsageError
-from vllm_annotate.results.retry import chosen_failures, counted
+from vllm_annotate.results.retry import chosen_failures, counted, nothing_to_retry
 from vllm_annotate.storage.disk_errors import explained
 from vllm_annotate.storage.locations import Location, run_name
 from vllm_annotate.threads import run_to_end
@@ -61,7 +61,7 @@ async def retry_failures(
         get_run_logger().error("%s", message)
         return Failed(message=message)
     if not chosen:
-        return Completed(message=f"nothing to retry: {counted(others) or 'no'} failures in {workspace.failures}")
+        return Completed(message=nothing_to_retry(others, workspace))
     get_run_logger().info("Retrying %s; not retrying %s", counted(chosen), counted(others) or "none")
     state: State[Any] = await annotate_images(
         input=workspace.retried,

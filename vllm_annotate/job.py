@@ -1,6 +1,7 @@
 """The parameters of a run, declared once. Flow signatures, the command line and docs/parameters.md follow."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,7 +17,7 @@ from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 
 MaxConcurrency = Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"]
-SECRETS: Any = {"server": {"api_key": True, "start": {"environment"}}}
+SECRET = re.compile(r"endpoints|environment|key|token|secret|password", re.IGNORECASE)  # names of what may be one
 
 
 class Job(BaseModel):
@@ -74,8 +75,14 @@ class Job(BaseModel):
         return cls(**{name: value for name, value in parameters.items() if name in cls.model_fields})
 
     def remember(self, path: Path) -> None:
-        """Saves the job without its secrets, for later commands on the same output."""
-        fields = self.model_dump(mode="json", exclude=SECRETS, exclude_defaults=True)
+        """Saves the job for later commands on the same output.
+
+        Without its secrets, the API key and environment variables named like one: the environment has to provide them.
+        """
+        fields = self.model_dump(mode="json", exclude={"server": {"api_key"}}, exclude_defaults=True)
+        if environment := (fields.get("server", {}).get("start") or {}).get("environment"):
+            for name in filter(SECRET.search, list(environment)):
+                del environment[name]
         for name in ("input", "image_root", "output"):
             if isinstance(where := getattr(self, name), Path):
                 fields[name] = os.path.realpath(where.expanduser())

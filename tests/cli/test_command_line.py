@@ -68,7 +68,7 @@ class TestExitCodes:
     @pytest.mark.parametrize(
         ("options", "complaint"),
         [
-            (["--max-concurrency", "0"], "--max-concurrency 0: .*greater than or equal to 1"),
+            (["--max-concurrency", "0"], "--max-concurrency '0': .*greater than or equal to 1"),
             (["--error-budget", "7"], "--error-budget '7': .*less than or equal to 1"),
             (["--api-base", "localhost:8000"], "error: --api-base: endpoint 'localhost:8000' must start with http"),
             (["--image-column", "image"], "has no column 'image'"),
@@ -276,6 +276,18 @@ def test_2_for_a_folder_where_a_file_should_be(job: Job, stand_in: StandIn, name
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert f"{job.work / name}: Is a directory" in result.stderr
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_the_log_as_json_is_json_line_by_line_with_prefect_too(make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(3)
+    (job.images / job.names[0]).write_bytes(b"")
+    result = job.run(stand_in.url, "--log-json")
+    assert result.returncode == 1, result.stderr
+    records = [json.loads(line) for line in result.stderr.splitlines()]
+    messages = [record["message"] for record in records]
+    assert "3 images: 2 answered, 1 failed (1 unreadable)" in messages
+    assert f"Failures: {job.failures}" in messages
 
 
 @pytest.mark.parametrize("module", ["annotate", "merge_shards", "reparse"])

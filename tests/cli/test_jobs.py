@@ -82,3 +82,11 @@ def test_a_server_and_a_base_url_cannot_be_combined(command: Command, make_job: 
     done = command("annotate", *make_job(1).arguments("http://a"), "--server", "server.yaml", "--without-prefect")
     assert done.code == 2
     assert "--server cannot be combined with --api-base" in done.err
+
+
+def test_a_base_url_replaces_the_start_of_the_job_file(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("server:\n  model: m\n  start: {model_path: /models/m}\n")
+    done = command("config", "--job", file, "--api-base", "http://gpu/v1")
+    assert done.code == 0, done.err
+    assert yaml.safe_load(done.out)["server"] == {"model": "m", "endpoints": ["http://gpu/v1"]}

@@ -1,10 +1,8 @@
 """`vllm-annotate`: fast help, one-line errors, options from one declaration."""
 
 import re
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 
@@ -98,20 +96,9 @@ def test_a_secret_value_is_never_shown(command: Command, tmp_path: object) -> No
     assert done.err.startswith("error: --api-base: endpoint http://gpu…")
 
 
-@pytest.mark.alone
-def test_help_comes_within_half_a_second() -> None:
-    for arguments in (["--help"], ["annotate", "--help"]):
-        seconds = []
-        for _ in range(5):
-            begun = time.monotonic()
-            program = "from vllm_annotate.cli.start import start; start()"
-            subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-            seconds.append(time.monotonic() - begun)
-        print(arguments, [round(each, 2) for each in seconds])  # informational: machines differ
-        imported = subprocess.run(
-            [sys.executable, "-c", "import sys; from vllm_annotate.cli.main import main; main(sys.argv[1:]); "
-             "print(*sys.modules)", *arguments],
-            cwd=ROOT, capture_output=True, text=True, check=True,
-        ).stdout.split()  # fmt: skip
-        assert not {"prefect", "polars", "openai", "PIL", "aiohttp"} & set(imported)
-        assert statistics.median(seconds) < 5
+@pytest.mark.parametrize("arguments", [["--help"], ["annotate", "--help"]])
+def test_help_imports_nothing_that_takes_long(arguments: list[str]) -> None:
+    program = "import sys; from vllm_annotate.cli.main import main; main(sys.argv[1:]); print(*sys.modules)"
+    command = [sys.executable, "-c", program, *arguments]
+    imported = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"prefect", "polars", "openai", "PIL", "aiohttp"} & set(imported)

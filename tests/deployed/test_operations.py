@@ -1,4 +1,4 @@
-"""What whoever runs this for others needs: it tells of failures, survives a dead worker, and leaves nothing behind."""
+"""What an operator needs: it tells of failures, survives a dead worker, and leaves nothing behind."""
 
 import http.server
 import json

@@ -8,7 +8,7 @@ from cyclopts import App
 
 from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.interrupts import Interrupts
-from vllm_annotate.cli.jobs import checked, job_fields, job_options, written
+from vllm_annotate.cli.jobs import job_fields, job_of, job_options, saved_blocks, written
 from vllm_annotate.cli.options import command
 from vllm_annotate.job import Job
 from vllm_annotate.storage.atomic import replacing
@@ -37,11 +37,9 @@ def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) ->
 
 def _check(known: Mapping[str, Any]) -> None:
     """Raises UsageError for an invalid field; required fields may be missing, as options can set them later."""
-    placeholder = {name: "x" for name in ("input", "image_root", "output") if name not in known}
-    values = {
-        name: value for name, value in known.items() if not (name in ("server", "recipe") and isinstance(value, str))
-    }
-    checked(Job, values | placeholder)
+    anything = {name: "x" for name in ("input", "image_root", "output") if name not in known}
+    values = {name: value for name, value in known.items() if name not in saved_blocks(known)}
+    job_of(values | anything)
 
 
 def interrupted(_: Mapping[str, Any]) -> str:

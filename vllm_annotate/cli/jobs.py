@@ -1,7 +1,6 @@
 """Builds a job from options, a job file, and the job that an earlier run remembers."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,12 +9,11 @@ from pydantic import BaseModel, ValidationError
 
 from vllm_annotate.cli.options import Option, fields, option
 from vllm_annotate.errors import UsageError
-from vllm_annotate.job import Job
+from vllm_annotate.job import SECRET, Job, OutputOf, remembered_job
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.yaml_fields import read_fields
 
-SECRET = re.compile(r"endpoints|environment|key|token|secret|password", re.IGNORECASE)
 SERVER_OPTIONS = {"endpoints": "--api-base", "model": "--model-name"}
 SomeModel = TypeVar("SomeModel", bound=BaseModel)
 
@@ -61,14 +59,21 @@ def job_fields(given: Mapping[str, Any], remembered: Mapping[str, Any] | None = 
     known |= {name: given[name] for name in Job.model_fields if given.get(name) is not None}
     named = {"endpoints": given.get("api_base"), "model": given.get("model_name")}
     if named := {name: value for name, value in named.items() if value}:
-        before = known.get("server")
-        known["server"] = (before if isinstance(before, dict) else {}) | named
-    if "max_concurrency" in known and str(known["max_concurrency"]).isdecimal():
-        known["max_concurrency"] = int(known["max_concurrency"])
+        server = dict(known["server"]) if isinstance(known.get("server"), dict) else {}
+        if "endpoints" in named:
+            server.pop("start", None)  # these endpoints, not also a server of our own
+        known["server"] = server | named
     for name, model in (("server", Server), ("recipe", Recipe)):
         if isinstance(known.get(name), str) and is_file(known[name]):
             known[name] = read_fields(Path(known[name]), name, model)
     return known
+
+
+def fields_after_run(given: Mapping[str, Any], remembered: Iterable[str], **fixed: Any) -> dict[str, Any]:
+    """The fields of a job on the output of an earlier run, which remembers some of them. Raises UsageError."""
+    output = checked(OutputOf, {name: value for name, value in given.items() if name == "output"}).output
+    known = remembered_job(output)
+    return job_fields({**given, **fixed}, {name: known[name] for name in remembered if name in known})
 
 
 def is_file(name: str) -> bool:

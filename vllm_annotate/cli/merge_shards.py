@@ -13,9 +13,9 @@ from cyclopts import App
 
 from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.interrupts import Interrupts
-from vllm_annotate.cli.jobs import checked, job_fields, job_of
+from vllm_annotate.cli.jobs import fields_after_run, job_of
 from vllm_annotate.cli.options import command, fields
-from vllm_annotate.job import Job, OutputOf, remembered_job
+from vllm_annotate.job import Job
 
 OPTIONS = ("output", "input", "image_root", "image_column")
 
@@ -33,9 +33,7 @@ def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) ->
     from vllm_annotate.pipeline.publish_shards import merge_and_publish
     from vllm_annotate.report.summary import sentence
 
-    output = checked(OutputOf, {name: value for name, value in given.items() if name == "output"}).output
-    remembered = {name: value for name, value in remembered_job(output).items() if name in OPTIONS}
-    job = job_of(job_fields(given, remembered))
+    job = job_of(fields_after_run(given, OPTIONS))
     check_distinct(job.input, job.output)
     root = found_image_root(job.image_root)
     source, _columns = found_source(job.input, job.image_column, caption_column="")

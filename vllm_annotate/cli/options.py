@@ -54,7 +54,7 @@ def command(name: str, text: str, options: Iterable[Option], epilogue: str = "")
 def last_of_each(arguments: Iterable[str], app: App) -> list[str]:
     """The arguments without the earlier ones of an option that is given again and takes one value: the last wins.
 
-    Wrappers count on that: `annotate.sh "$@"` with options of its own, which whoever calls it overrides.
+    Wrapper scripts count on that: the options of their caller, in "$@", override their own.
     """
     assert app.default_command is not None  # noqa: S101 - for the type checker
     options = inspect.signature(app.default_command).parameters.values()

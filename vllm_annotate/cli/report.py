@@ -7,9 +7,9 @@ from cyclopts import App
 
 from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.interrupts import Interrupts
-from vllm_annotate.cli.jobs import checked, job_fields, job_of
+from vllm_annotate.cli.jobs import fields_after_run, job_of
 from vllm_annotate.cli.options import command, fields
-from vllm_annotate.job import Job, OutputOf, remembered_job
+from vllm_annotate.job import Job
 
 OPTIONS = ("output", "image_root", "shard")
 
@@ -26,9 +26,7 @@ def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) ->
     from vllm_annotate.pipeline.report_page import remake_page
     from vllm_annotate.storage.locations import image_root_at
 
-    output = checked(OutputOf, {name: value for name, value in given.items() if name == "output"}).output
-    remembered = {name: value for name, value in remembered_job(output).items() if name in OPTIONS}
-    job = job_of(job_fields({**given, "input": str(output)}, remembered))
+    job = job_of(fields_after_run(given, OPTIONS, input=given.get("output")))
     print(remake_page(job.output, image_root_at(job.image_root), given.get("shard") or ""))
     return 0
 

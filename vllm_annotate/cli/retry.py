@@ -7,12 +7,12 @@ from cyclopts import App
 
 from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.interrupts import Interrupts
-from vllm_annotate.cli.jobs import checked, job_fields, run_options, server_options
+from vllm_annotate.cli.jobs import fields_after_run, run_options, server_options
 from vllm_annotate.cli.options import command, fields, option
 from vllm_annotate.cli.run import run_work
 from vllm_annotate.cli.work import Work, saved_answers
 from vllm_annotate.errors import FailureKind, UsageError
-from vllm_annotate.job import Job, OutputOf, remembered_job
+from vllm_annotate.job import Job
 
 NOT_HERE = ("input", "image_column", "shard", "error_budget")  # fields of a job that a retry sets itself
 KINDS = get_args(FailureKind)
@@ -22,27 +22,21 @@ def app() -> App:
     """The command's options."""
     text = "Retry the images in the failures file of an output. Only --output is required."
     kinds = option("kinds", f"Only failures of these kinds: {', '.join(KINDS)}. (default: all)", list)
-    options = fields(Job, but=("server", "recipe", *NOT_HERE))
-    output = next(each for each in options if each.name == "output")
-    options.remove(output)
-    return command("retry", text, [output, kinds, *options, *server_options(), *run_options()])
+    of_job = fields(Job, but=("server", "recipe", *NOT_HERE))
+    return command("retry", text, [*of_job, kinds, *server_options(), *run_options()])
 
 
 def run(given: Mapping[str, Any], console: Console, interrupts: Interrupts) -> int:
     """Retries the images; returns the exit code."""
-    work = Work(_fields(given), _kinds(given.get("kinds") or []))
+    of_run = [name for name in Job.model_fields if name not in NOT_HERE]
+    known = fields_after_run(given, of_run, input=given.get("output"), error_budget=1)
+    work = Work(known, _kinds(given.get("kinds") or []))
     return run_work(work, console, interrupts, without_prefect=bool(given.get("without_prefect")))
 
 
 def interrupted(given: Mapping[str, Any]) -> str:
     """The state after an interrupted retry."""
     return f"{saved_answers(given)}; run the same command again to resume"
-
-
-def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
-    output = checked(OutputOf, {name: given[name] for name in ("output",) if given.get(name)}).output
-    remembered = {name: value for name, value in remembered_job(output).items() if name not in NOT_HERE}
-    return job_fields({**given, "input": str(output), "error_budget": "1"}, remembered)
 
 
 def _kinds(given: list[str]) -> list[str]:

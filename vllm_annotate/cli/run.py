@@ -39,8 +39,7 @@ def run_without_prefect(work: Work, console: Console, interrupts: Interrupts) ->
         raise KeyboardInterrupt from None
     finally:
         logger.removeHandler(handler)
-    if report is None:
-        console.say("nothing to retry")
+    if report is None:  # there was nothing to retry
         return FINISHED
     console.say(sentence(report))
     return end(console, job, finished=not (report.images.failed or report.failed_chunks))

@@ -46,10 +46,11 @@ def files_of(job: Job) -> dict[str, str]:
 def saved_answers(given: Mapping[str, Any]) -> str:
     """Says how many answers of an unfinished run are saved, and where."""
     try:
-        where = location(job_fields(given).get("output"))
+        known = job_fields(given)
+        where = location(known.get("output"))
         if not isinstance(where, Path):
             return f"all answers so far are saved beside {where} and on this machine"
-        parts = Workspace.at(where, given.get("shard") or "").parts
+        parts = Workspace.at(where, known.get("shard", "")).parts
     except (UsageError, ValueError):
         return "nothing was written"
     answers = [path for path in parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl")]

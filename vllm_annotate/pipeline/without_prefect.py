@@ -22,7 +22,7 @@ from vllm_annotate.pipeline.steps import (
     publish_report,
 )
 from vllm_annotate.report.report import Report
-from vllm_annotate.results.retry import chosen_failures, counted
+from vllm_annotate.results.retry import chosen_failures, counted, nothing_to_retry
 from vllm_annotate.threads import run_to_end
 
 
@@ -46,6 +46,7 @@ async def retry(job: Job, kinds: Sequence[str], logger: Logger) -> Report | None
     """Retries failures of these kinds, or all; returns the report, or None if there is nothing to retry."""
     workspace, chosen, others = await run_to_end(chosen_failures, job.output, kinds)
     if not chosen:
+        logger.info("%s", nothing_to_retry(others, workspace))
         return None
     logger.info("Retrying %s; not retrying %s", counted(chosen), counted(others) or "none")
     return await annotate(job.model_copy(update={"input": workspace.retried}), logger)

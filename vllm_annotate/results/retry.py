@@ -36,3 +36,8 @@ def split_failures(workspace: Workspace, kinds: Sequence[str]) -> tuple[Counter[
 def counted(kinds: Counter[str]) -> str:
     """Returns counts as text, such as `3 timeout, 1 missing`."""
     return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+
+
+def nothing_to_retry(others: Counter[str], workspace: Workspace) -> str:
+    """The message of a retry whose kinds of failure do not occur."""
+    return f"nothing to retry: {counted(others) or 'no'} failures in {workspace.failures}"
