@@ -98,6 +98,7 @@ async def annotate_images(
             reporting = partial(publish_report, run, plan, merged, telemetry, sorted(stopped), seconds, logger)
             report = await step("report", reporting)
             await artifacts.finish(report)
+            logger.info("%s", sentence(report))
     except (UsageError, ServerFault) as error:
         logger.error("%s", error)  # noqa: TRY400 - the traceback adds nothing
         return Failed(message=str(error), data=error)

@@ -43,6 +43,7 @@ class TestExitCodes:
             f"Answers:  {job.output}",
             f"Report:   {job.output.with_name('labeled.report.html')} (open it in a browser)",
         ]
+        assert result.stderr.count("3 images: 3 answered") == 1
         assert len(lines_of(job.output)) == 3
         report = json.loads((job.folder / "labeled.report.json").read_text())
         assert report["images_per_second"] > 0, "even if it took less than one sample"

@@ -6,6 +6,7 @@ The only module of the library that imports Prefect; imported on demand.
 import asyncio
 import logging
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from vllm_annotate.cli.console import Console
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from flows.support.prefect_server import TemporaryPrefectServer
 
+RESULT = re.compile(r"\d+ images: ")  # what `report.summary.sentence` begins with
 CHATTY = ("prefect.engine", "prefect.flows", "EventsWorker", "APILogWorker")
 
 
@@ -145,9 +147,10 @@ def _quiet(console: Console) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether the terminal shows a record: not state changes of chunks, nor the final state."""
+    """Whether the terminal shows a record: not state changes of chunks, nor what the command says at the end itself."""
     if record.name.startswith("prefect.task_runs") and record.levelno < logging.WARNING:
         return False
     if record.name.startswith("prefect.flow_runs") and record.levelno >= logging.ERROR:
         return False
-    return not record.getMessage().startswith(("Finished in state", "Crash detected!", "View at"))
+    message = record.getMessage()
+    return not (message.startswith(("Finished in state", "Crash detected!", "View at")) or RESULT.match(message))

@@ -14,7 +14,6 @@ from vllm_annotate.pipeline.session import Run, plan_or_resume
 from vllm_annotate.report.figures import telemetry_charts
 from vllm_annotate.report.page import write_page
 from vllm_annotate.report.report import Report, write_report
-from vllm_annotate.report.summary import sentence
 from vllm_annotate.results.merge import Merged, merge
 from vllm_annotate.results.parts import Part, pending_rows
 from vllm_annotate.storage.disk_errors import disk_is_full
@@ -133,7 +132,6 @@ async def publish_report(
     except Exception as error:  # the output is complete: a missing page must not fail the run
         logger.warning("Could not write report.html: %r", error)
     await run.files.publish()
-    logger.info("%s", sentence(report))
     if (verdict := telemetry.bottleneck.verdict()).kind not in UNIMPORTANT:
         logger.info("Bottleneck: %s (%s). What to do: %s", verdict.title, verdict.evidence, verdict.advice)
     return report
