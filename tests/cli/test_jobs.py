@@ -20,10 +20,10 @@ def test_config_writes_a_job_file_that_options_override(command: Command, tmp_pa
     written = command("config", "--job", file, "--input", "i.jsonl", "--chunk-size", "50", "--api-base", "http://a/v1")
     assert written.code == 0, written.err
     assert yaml.safe_load(file.read_text()) == {
-        "input": "i.jsonl", "chunk_size": "50", "server": {"endpoints": ["http://a/v1"]},
+        "input": "i.jsonl", "chunk_size": 50, "server": {"endpoints": ["http://a/v1"]},
     } == yaml.safe_load(written.out)  # fmt: skip
     assert command("config", "--job", file, "--chunk-size", "7").code == 0
-    assert yaml.safe_load(file.read_text())["chunk_size"] == "7"
+    assert yaml.safe_load(file.read_text())["chunk_size"] == 7
     before = file.read_bytes()
     assert command("config", "--job", file).out.encode() == before, "without options it only shows"
 

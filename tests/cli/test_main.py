@@ -84,7 +84,7 @@ def test_the_last_of_an_option_that_is_given_again_wins(command: Command) -> Non
     urls = ["--api-base", "http://a/v1", "--api-base", "http://b/v1"]
     done = command("config", "--chunk-size", "5", *urls, "--chunk-size=7", "--input", "i", "--chunk-size", "9")
     assert done.code == 0, done.err
-    assert "chunk_size: '9'" in done.out
+    assert "chunk_size: 9" in done.out
     assert "- http://a/v1\n  - http://b/v1" in done.out
 
 

@@ -27,7 +27,9 @@ def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) ->
     path = Path(given["job"]) if given.get("job") else None
     known = read_fields(path, "job", Job) if path is not None and path.exists() else {}
     known = job_fields(options, known)
-    _check(known)
+    job = _checked(known)
+    numbers = {name: value for name in options if isinstance(value := getattr(job, name, None), int | float)}
+    known |= numbers  # not as the texts that options are
     if path is not None and options:
         with replacing(path) as file:
             file.write(written(known).encode())
@@ -35,11 +37,11 @@ def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) ->
     return 0
 
 
-def _check(known: Mapping[str, Any]) -> None:
-    """Raises UsageError for an invalid field; required fields may be missing, as options can set them later."""
+def _checked(known: Mapping[str, Any]) -> Job:
+    """The job; raises UsageError for an invalid field. Required fields may be missing: options can set them later."""
     anything = {name: "x" for name in ("input", "image_root", "output") if name not in known}
     values = {name: value for name, value in known.items() if name not in saved_blocks(known)}
-    job_of(values | anything)
+    return job_of(values | anything)
 
 
 def interrupted(_: Mapping[str, Any]) -> str:
