@@ -32,10 +32,13 @@ TEXT_TOKEN_CHARACTERS = 4
 class Fault(BaseModel):
     """A fault that the next requests get instead of an answer."""
 
-    kind: Literal["500", "503", "400", "401", "404", "reset", "stall", "crash", "abort", "length", "malformed", "text"]
+    kind: Literal[
+        "500", "503", "400", "401", "404", "firewall",
+        "reset", "stall", "crash", "abort", "length", "malformed", "text", "reasoning",
+    ]  # fmt: skip
     count: int | None = Field(default=1, description="Number of requests; null for all from now on.")
-    text: str = Field(default="", description="Answer of kind text.")
-    finish_reason: Literal["stop", "length", "repetition"] = Field(default="stop", description="Of kind text.")
+    text: str = Field(default="", description="Answer of kind text or reasoning.")
+    finish_reason: Literal["stop", "length", "repetition"] = Field(default="stop", description="Of the same kinds.")
     match: str = Field(default="", description="Only requests whose text matches this regular expression.")
     seconds: float = Field(default=3600, description="Duration of kind stall.")
 
@@ -158,7 +161,7 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
             chinese = any("一" <= letter <= "鿿" for letter in _system_text(body) or text)
             answer, visual_tokens = await asyncio.to_thread(_look, data, settings.budget, chinese)
         finish_reason: str = "stop"
-        if fault is not None and fault.kind == "text":
+        if fault is not None and fault.kind in ("text", "reasoning"):
             answer, finish_reason = fault.text, fault.finish_reason
         elif fault is not None and fault.kind in ("abort", "length"):
             answer, finish_reason = answer[: len(answer) // 2], fault.kind
@@ -170,7 +173,10 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
         tokens = max(1, len(answer) // TEXT_TOKEN_CHARACTERS)
         tokens = await engine.generate(prompt_tokens, tokens)
         engine.finished(finish_reason)
-        return _json(_completion(settings.model, answer, finish_reason, prompt_tokens, tokens))
+        completion = _completion(settings.model, answer, finish_reason, prompt_tokens, tokens)
+        if fault is not None and fault.kind == "reasoning":  # a reasoning parser takes all of it
+            completion["choices"][0]["message"] |= {"content": None, "reasoning": answer}
+        return _json(completion)
 
     return app
 
@@ -272,6 +278,8 @@ async def _fault_response(fault: Fault, body: dict[str, Any]) -> Response | None
         return None
     if fault.kind == "reset":
         return StreamingResponse(_broken_off(), headers={"Content-Length": "1000"})
+    if fault.kind == "firewall":  # of a gateway that dislikes the text
+        return Response("<html><h1>403 Forbidden</h1></html>", 403, media_type="text/html")
     if fault.kind == "401":
         return _json({"error": "Unauthorized"}, 401)
     if fault.kind.isdigit():

@@ -1,6 +1,10 @@
 """The tree: imports point downwards, the library knows no Prefect, and no module or function outgrows its reader."""
 
 import ast
+import re
+import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -123,3 +127,16 @@ def test_compatibility_modules_are_five_lines_at_most() -> None:
     for name in ("merge_shards", "reparse", "serving"):
         lines = (ROOT / "flows" / f"{name}.py").read_text().splitlines()
         assert len([line for line in lines if line]) <= 5
+
+
+def test_what_the_code_imports_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["s3"]]
+    declared = {re.split(r"[\[<>=]", line)[0] for line in lines}
+    distributions = metadata.packages_distributions()
+    for path in MODULES:
+        for _, module, _ in imports_of(ast.parse(path.read_text())):
+            top = module.split(".")[0]
+            if top not in sys.stdlib_module_names and top not in PACKAGES and module:
+                names = {name.lower().replace("_", "-") for name in distributions[top]}
+                assert declared & names, f"{path} imports {top}"

@@ -2,7 +2,6 @@
 
 import pytest
 
-from vllm_annotate.inference.endpoint import proxy_of
 from vllm_annotate.inference.responses import Completion, Trouble, own_words, read_completion
 
 
@@ -11,12 +10,26 @@ from vllm_annotate.inference.responses import Completion, Trouble, own_words, re
     [
         b"", b"<html>", b"[" * 200_000,
         b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": null, "finish_reason": "stop"}]}',
-        b'{"choices": [{"message": {"content": null}, "finish_reason": "stop"}]}',
         b'{"choices": [{"message": {"content": "half"}, "finish_reason": "abort"}]}',
     ],
 )  # fmt: skip
 def test_a_200_without_a_complete_completion_is_the_servers_trouble(response: bytes) -> None:
     assert isinstance(read_completion(response, 1), Trouble)
+
+
+@pytest.mark.parametrize("key", ["reasoning", "reasoning_content"])
+def test_reasoning_without_text_is_what_the_model_said(key: str) -> None:
+    message = f'{{"content": null, "{key}": "a dog"}}'
+    for reason in ("stop", "length"):
+        answer = read_completion(f'{{"choices": [{{"message": {message}, "finish_reason": "{reason}"}}]}}'.encode(), 1)
+        assert isinstance(answer, Completion)
+        assert (answer.text, answer.finish_reason, answer.only_reasoning) == ("<think>a dog", reason, True)
+
+
+def test_no_text_and_no_reasoning_is_an_empty_answer() -> None:
+    answer = read_completion(b'{"choices": [{"message": {"content": null}, "finish_reason": "stop"}]}', 1)
+    assert isinstance(answer, Completion)
+    assert (answer.text, answer.only_reasoning) == ("", False)
 
 
 def test_a_completion_with_a_lone_surrogate_can_be_encoded() -> None:
@@ -37,14 +50,4 @@ def test_a_completion_with_a_lone_surrogate_can_be_encoded() -> None:
     ],
 )  # fmt: skip
 def test_an_error_has_the_servers_message(body: bytes, words: str) -> None:
-    assert own_words(body) == words
-
-
-def test_proxies_from_the_environment_are_used_for_other_machines_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://user:word@proxy:3128")
-    monkeypatch.setenv("no_proxy", "near,.corp")
-    monkeypatch.delenv("https_proxy", raising=False)
-    monkeypatch.delenv("all_proxy", raising=False)
-    assert proxy_of("http://far:8000/v1") == "http://user:word@proxy:3128"
-    for url in ("http://near:8000/v1", "http://gpu.corp/v1", "http://127.0.0.1:8000/v1", "https://far/v1"):
-        assert proxy_of(url) is None
+    assert own_words(body.decode(errors="replace")) == words

@@ -26,6 +26,11 @@ def body(recipe: Recipe, caption: str = "a cat") -> dict[str, Any]:
     return dict(json.loads(RequestTemplate(recipe, FAMILIES["qwen2.5-vl"], "m").body(caption, IMAGE.url())))
 
 
+def test_an_empty_system_prompt_sends_no_system_message() -> None:
+    roles = [[message["role"] for message in body(Recipe(system_prompt=text))["messages"]] for text in (None, "")]
+    assert roles == [["system", "user"], ["user"]]
+
+
 @pytest.mark.parametrize(
     "change",
     [

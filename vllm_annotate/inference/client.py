@@ -1,27 +1,19 @@
 """Sends requests: bounded, retried in one layer, spread over endpoints, and waiting for those that go down."""
 
 import asyncio
-import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
-
-import openai
 
 from vllm_annotate.errors import ImageFailure, ServerRefused, ServerUnavailable
 from vllm_annotate.inference.concurrency import CEILING, ConcurrencyController
-from vllm_annotate.inference.endpoint import REQUEST_ERRORS, Endpoint
+from vllm_annotate.inference.endpoint import Endpoint
 from vllm_annotate.inference.pool import Pool
+from vllm_annotate.inference.rejections import Rejections
 from vllm_annotate.inference.responses import Completion, Trouble
-
-MAX_ATTEMPTS = 4  # per image, on a healthy server
-MAX_SERVER_LOSSES = 6  # per image: if the server dies this often on it, the image is at fault
-SUSPECT_LOSSES = 2  # from here on, images are sent one at a time, so that one that kills servers takes no other along
-BACKOFF_SECONDS = (0.25, 8.0)  # first, longest
+from vllm_annotate.inference.tries import Tries
 
 
 class Inference:
@@ -46,6 +38,8 @@ class Inference:
         self._server_wait_seconds = server_wait_seconds
         self._suspects = asyncio.Lock()
         self._started = time.monotonic()
+        self._model: str | None = None
+        self.rejections = Rejections()
         self.pool = Pool(
             [
                 Endpoint(url, api_key, request_timeout_seconds, ceiling, ConcurrencyController() if auto else None)
@@ -75,17 +69,14 @@ class Inference:
         away: dict[Endpoint, ServerUnavailable] = {}
         for endpoint in self.pool.endpoints:
             try:
-                names = await _served_models(endpoint)
+                names = await endpoint.models()
             except ServerUnavailable as error:
                 away[endpoint] = error
                 continue
             await endpoint.is_healthy()  # finds out which URL to probe
             served.append(set(names))
             if model is not None and model not in names:
-                listed = ", ".join(map(repr, names)) or "none"
-                raise ServerRefused(
-                    f"{endpoint.url} does not serve {model!r}; it serves {listed}: set --model-name to one of these"
-                )
+                raise _not_served(endpoint, model, names)
         if not served:
             raise next(iter(away.values()))
         for endpoint in away:
@@ -94,7 +85,8 @@ class Inference:
         if model is None and len(common) != 1:
             choice = ", ".join(map(repr, sorted(common))) or "none"
             raise ServerRefused(f"every endpoint serves these models: {choice}; choose one with --model-name")
-        return model or common.pop()
+        self._model = model or common.pop()
+        return self._model
 
     def counts(self) -> dict[str, dict[str, Any]]:
         """Per endpoint: answers, failed attempts, and the history of its limit with reasons."""
@@ -124,58 +116,74 @@ class Inference:
         """Sends one request once an endpoint has room, and returns its completion.
 
         Raises ImageFailure (rejected, timeout, server) if the image is at fault or its attempts run out,
-        ServerUnavailable if no endpoint comes back in time, ServerRefused if the key or model is no longer accepted.
+        ServerUnavailable if no endpoint comes back in time, ServerRefused if requests are refused whatever the image.
         """
-        attempts = losses = declined = 0
-        declined_since = math.inf
+        tries = Tries()
         while True:
-            async with self._suspects if losses >= SUSPECT_LOSSES else nullcontext(), self.pool.lease() as endpoint:
-                result = await self._attempt(endpoint, body, attempts + 1)
+            async with self._suspects if tries.is_suspect else nullcontext(), self.pool.lease() as endpoint:
+                self.rejections.check()
+                sent = time.monotonic()
+                try:
+                    result = await endpoint.complete(body, tries.attempts + 1)
+                except ImageFailure as failure:
+                    self.rejections.add(failure)
+                    raise
                 if isinstance(result, Completion):
+                    self.rejections.answered(result)
                     return result
+                await self._strike(endpoint, result, tries)
                 up = await self.pool.is_up(endpoint)
-            if result.busy:
-                declined += 1
-                declined_since = min(declined_since, time.monotonic())
-                self._check_patience(declined_since, endpoint, result)
-            elif up:
-                attempts += 1
-            else:
-                losses += 1
-            if attempts >= MAX_ATTEMPTS or losses >= MAX_SERVER_LOSSES:
-                raise ImageFailure(result.kind, result.message, attempts + losses)
-            first, longest = BACKOFF_SECONDS
-            tries = min(attempts + losses + declined, 10)
-            await asyncio.sleep(random.uniform(0.5, 1) * min(longest, first * 2**tries))
+            tries.count(result, up=up, others_answered=self.pool.answered_at > sent)
+            self._check(tries, endpoint, result)
+            await asyncio.sleep(tries.pause_seconds())
 
-    async def _attempt(self, endpoint: Endpoint, body: bytes, attempt: int) -> Completion | Trouble:
-        """Raises ImageFailure if no retry can help, ServerRefused if no other endpoint is left."""
-        result = await endpoint.complete(body, attempt)
-        if isinstance(result, Trouble):
-            others = self.pool.strike(endpoint, result.message, refused=result.refused)
-            if result.refused and not others:
-                raise ServerRefused(f"{endpoint.url} returned {result.message}: check the API key and the model name")
-        return result
+    async def _strike(self, endpoint: Endpoint, result: Trouble, tries: Tries) -> None:
+        """Raises ServerRefused if the endpoint would refuse any request, and no other is left."""
+        refusal = await self._refusal(endpoint, tries) if result.cause == "refused" else None
+        others = self.pool.strike(endpoint, result.message, refused=refusal is not None)
+        if refusal is not None and not others:
+            raise ServerRefused(f"{endpoint.url} returned {result.message}: {refusal}")
 
-    def _check_patience(self, declined_since: float, endpoint: Endpoint, result: Trouble) -> None:
-        if time.monotonic() - declined_since > self._server_wait_seconds:
+    async def _refusal(self, endpoint: Endpoint, tries: Tries) -> str | None:
+        """Why the endpoint refuses not only this request: it refuses its list of models too, or other images."""
+        shared = self.rejections.refused(id(tries)) and self.pool.answered_at < tries.began
+        if shared and tries.is_last:
+            return "it refuses other images too; check the API key and what the gateway allows"
+        try:
+            names = await endpoint.models()
+        except ServerUnavailable:
+            return None
+        except ServerRefused as error:
+            return str(error)
+        if self._model is not None and self._model not in names:
+            return str(_not_served(endpoint, self._model, names))
+        return None
+
+    def _check(self, tries: Tries, endpoint: Endpoint, result: Trouble) -> None:
+        """Raises what ends a request: ImageFailure if only this one is in trouble, else a ServerFault."""
+        alone = self.pool.answered_at > tries.began
+        if tries.declined_for() > self._server_wait_seconds:
+            if alone:
+                raise ImageFailure(result.kind, result.message, tries.attempts)
+            remedy = (
+                "lower --max-concurrency or the server's other load"
+                if result.cause == "busy"
+                else "check the servers behind this address"
+            )
             raise ServerUnavailable(
                 f"requests were declined for {self._server_wait_seconds:g} s, last by {endpoint.url}: "
-                f"{result.message}; lower --max-concurrency or the server's other load"
+                f"{result.message}; {remedy}"
             )
+        if not tries.are_over:
+            return
+        failure = ImageFailure(result.kind, result.message, tries.attempts + tries.losses)
+        if failure.kind == "rejected":
+            self.rejections.add(failure)
+        raise failure
 
 
-async def _served_models(endpoint: Endpoint) -> list[str]:
-    try:
-        return await endpoint.models()
-    except (openai.AuthenticationError, openai.PermissionDeniedError):
-        raise ServerRefused(
-            f"{endpoint.url} refused the API key: set VLLM_API_KEY (or the block's api_key) to the server's --api-key"
-        ) from None
-    except openai.NotFoundError:
-        raise ServerRefused(f"{endpoint.url} has no /models: a vLLM base URL ends in /v1") from None
-    except REQUEST_ERRORS as error:
-        raise ServerUnavailable(
-            f"no vLLM server at {endpoint.url} ({endpoint.describe(error)}): start one (vllm serve MODEL --port "
-            f"{urlsplit(endpoint.url).port or 80}), or set --api-base to your server"
-        ) from None
+def _not_served(endpoint: Endpoint, model: str, names: list[str]) -> ServerRefused:
+    listed = ", ".join(map(repr, names)) or "none"
+    return ServerRefused(
+        f"{endpoint.url} does not serve {model!r}; it serves {listed}: set --model-name to one of these"
+    )

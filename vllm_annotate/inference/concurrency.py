@@ -21,8 +21,7 @@ RAMP_POLL_SECONDS, HOLD_POLL_SECONDS = 0.05, 0.5
 STALL_SECONDS = 0.8  # requests wait and the running count does not grow: the engine is full
 SETTLED_PAUSE_SECONDS = 8.0  # from this pause on, trials alternate between less and more
 HOLD_SECONDS = 2.5  # window for judging a limit that holds
-SURE_SECONDS = 0.8  # window at the first limit, and after a step that seems to bring little
-END_SECONDS = 2.0  # before the ramp ends
+SURE_SECONDS, END_SECONDS = 0.8, 2.0  # at the first limit, and after a step that brings little; before the ramp ends
 NEARLY_ALL = 0.75  # worth (see `_worth`) of a step that needs no second look
 STILL_CLIMBING = 0.2  # worth of a ramp step that justifies another one
 STILL_CLIMBING_BY_REQUESTS = 0.75  # higher, as requests from before the step blur its effect
@@ -120,6 +119,12 @@ class ConcurrencyController:
         self._ceiling = max(1, self.limit // 2)
         self._set(at, self._ceiling, why)
         self._ramping, self._before = False, None
+
+    def restart(self, at: float, why: str) -> None:
+        """Looks for the limit from the start: what was measured so far does not count."""
+        self._ramping, self._before, self._pause, self._usual_pace = True, None, TRIAL_PAUSE_SECONDS[0], 0.0
+        self.changes.append(Change(at, self.limit, why))
+        self._window.clear()
 
     def _ramp(self, sample: Sample) -> None:
         level, seconds = self._level(self._window), sample.at - self._window[0].at

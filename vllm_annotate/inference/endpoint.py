@@ -1,29 +1,31 @@
 """One vLLM server over HTTP: its requests, health and metrics."""
 
 import asyncio
+import ssl
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
 import httpx2
 import openai
-from openai import AsyncOpenAI, DefaultAioHttpClient
+from openai import AsyncOpenAI
 
+from vllm_annotate.errors import ServerFault, ServerRefused, ServerUnavailable
 from vllm_annotate.inference.concurrency import ConcurrencyController, Sample
-from vllm_annotate.inference.keys import NO_KEY
-from vllm_annotate.inference.metrics import ServerMetrics, read_metrics
-from vllm_annotate.inference.responses import Completion, Trouble, classify, lowest_cause, own_words, read_completion
+from vllm_annotate.inference.metrics import MetricsCheck, ServerMetrics, read_metrics
+from vllm_annotate.inference.responses import (
+    Completion,
+    Trouble,
+    classify,
+    is_from_model_server,
+    own_words,
+    read_completion,
+)
+from vllm_annotate.inference.transport import REQUEST_ERRORS, Connections, OpenAITransport, root_cause
 from vllm_annotate.storage.json_text import json_object, loads
 
 HEALTH_TIMEOUT_SECONDS = 5
-
-KEEP_ALIVE_SECONDS = 4  # vLLM closes connections after 5 idle seconds
-
-# The openai client lets some errors of its transport through unwrapped.
-REQUEST_ERRORS = (openai.OpenAIError, aiohttp.ClientError, httpx2.HTTPError, OSError, EOFError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Endpoint:
         self.in_flight = 0
         self.most_in_flight = 0
         self.answered = 0
+        self.answered_at = 0.0  # monotonic seconds, the last time
         self.troubles = 0  # failed attempts
         self.strikes = 0  # failed attempts in a row
         self.up = asyncio.Event()
@@ -65,22 +68,18 @@ class Endpoint:
         self._fixed_limit = connections
         self._completion_tokens = 0
         self._request_seconds = 0.0  # of all answers
-        self._has_metrics: bool | None = None  # None before the first look
-        self._api_key = api_key
         self._timeout_seconds = timeout_seconds
         self._root = url.removesuffix("/v1")
         self._probe: str | None = None  # the URL that shows health, once known
-        self._connections = connections
-        self._session: aiohttp.ClientSession | None = None  # for chat completions; created in the event loop
-        # No timeouts in the client: they apply between reads, so a server that sends slowly never reaches them.
-        # max_retries=0: Inference.ask alone retries.
+        self._metrics_check = MetricsCheck()
+        self._connections = Connections(url, api_key)
         self._client = AsyncOpenAI(
             base_url=url,
             api_key=api_key,
-            max_retries=0,
-            timeout=None,
-            # Proxies from the environment are not for localhost.
-            http_client=DefaultAioHttpClient(timeout=None, trust_env=not is_loopback(url)),
+            max_retries=0,  # Inference.ask alone retries
+            http_client=httpx2.AsyncClient(
+                transport=OpenAITransport(self._connections, HEALTH_TIMEOUT_SECONDS), timeout=None
+            ),
         )
 
     @property
@@ -100,70 +99,58 @@ class Endpoint:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
 
-    async def complete(self, body: bytes, attempt: int) -> "Completion | Trouble":
+    async def complete(self, body: bytes, attempt: int) -> Completion | Trouble:
         """Sends one request; returns its completion, or trouble that a retry may cure.
 
         Raises ImageFailure if no retry can.
         """
         sent = time.monotonic()
         try:
-            status, response = await self._post(body)
+            # Not through the openai client, which costs several times as much CPU per image.
+            url = f"{self.url}/chat/completions"
+            response = await self._connections.send("POST", url, body, timeout_seconds=self._timeout_seconds)
         except REQUEST_ERRORS as error:
-            return Trouble("timeout" if isinstance(error, TimeoutError) else "server", self.describe(error))
-        if status >= 300:
-            return classify(status, self._in_one_line(f"HTTP {status}: {own_words(response)}"), attempt)
-        result = read_completion(response, attempt)
-        if isinstance(result, Trouble):  # some gateways echo the request's headers
-            return replace(result, message=self._without_key(result.message))
+            kind: Literal["server", "timeout"] = "timeout" if isinstance(error, TimeoutError) else "server"
+            return Trouble(kind, self._connections.describe(error))
+        masked = self._connections.masked
+        if response.status >= 300:
+            words, location = masked.line(own_words(masked.text(response.body))), masked.line(response.location)
+            ours = is_from_model_server(response.body)
+            return classify(response.status, words, location, from_model_server=ours, attempt=attempt)
+        result = read_completion(response.body, attempt)
+        if isinstance(result, Trouble):
+            return replace(result, message=masked.line(result.message))
         self.strikes = 0
         self.answered += 1
+        self.answered_at = time.monotonic()
         self._completion_tokens += result.completion_tokens
-        self._request_seconds += time.monotonic() - sent
+        self._request_seconds += self.answered_at - sent
         return result
 
-    async def _post(self, body: bytes) -> tuple[int, bytes]:
-        """Status and body of the response to a chat completion.
-
-        Uses aiohttp directly: the openai client costs several times as much CPU per image. Raises REQUEST_ERRORS, among
-        them TimeoutError.
-        """
-        if self._session is None:
-            self._session = self._new_session()
-        async with (
-            asyncio.timeout(self._timeout_seconds),
-            self._session.post(f"{self.url}/chat/completions", data=body) as response,
-        ):
-            return response.status, await response.read()
-
-    def _new_session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self._api_key}"},
-            connector=aiohttp.TCPConnector(
-                limit=self._connections,
-                keepalive_timeout=KEEP_ALIVE_SECONDS,
-                ssl=httpx2.create_ssl_context() if self.url.startswith("https") else True,
-            ),
-            timeout=aiohttp.ClientTimeout(),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            proxy=proxy_of(self.url),
-        )
-
     async def look(self) -> EndpointSample | None:
-        """Reads the server's metrics; None if it has none or does not answer."""
-        text = await self._get(f"{self._root}/metrics")
-        metrics = read_metrics(text) if text is not None else None
-        if metrics is None:
-            return None
-        self.last_look = EndpointSample(time.monotonic(), self.in_flight, metrics)
+        """Reads the server's metrics; None if there are none, or none that show the whole endpoint."""
+        response = await self._get(f"{self._root}/metrics")
+        metrics = read_metrics(response) if response is not None else None
+        now, check = time.monotonic(), self._metrics_check
+        known = bool(check.fault)
+        check.add(now, metrics, self.answered, self._completion_tokens, self.in_flight)
+        if check.fault and not known and self.controller is not None:
+            self.controller.restart(now, f"its metrics are not used: {check.fault}")
+        self.last_look = None
+        if metrics is not None and not check.fault:
+            self.last_look = EndpointSample(now, self.in_flight, metrics)
         return self.last_look
 
+    @property
+    def metrics_fault(self) -> str:
+        """Why the server's metrics are not used; empty if they are, or if there are none."""
+        return self._metrics_check.fault
+
     async def sample(self) -> Sample | None:
-        """The server's state by its metrics, or by its answers if a gateway hides them."""
-        look = await self.look()
-        if look is None and self._has_metrics:
-            return None  # a passing fault
-        self._has_metrics = look is not None
-        if look is None:
+        """The server's state by its metrics, or by its answers if it has none of its own; None for a passing fault."""
+        if (look := await self.look()) is None:
+            if not (self._metrics_check.fault or self._metrics_check.are_missing):
+                return None
             flying, answered = self.in_flight, self.answered
             tokens, seconds = self._completion_tokens, self._request_seconds
             return Sample(time.monotonic(), flying, answered, flying, 0, tokens, seconds, answered, by_requests=True)
@@ -190,16 +177,52 @@ class Endpoint:
         return False
 
     async def models(self) -> list[str]:
-        """Names of the served models; also sets `model_roots`. Raises REQUEST_ERRORS."""
-        async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
+        """Names of the served models; also sets `model_roots`.
+
+        Raises ServerUnavailable if nothing answers, ServerRefused if waiting would not help, each with the remedy.
+        """
+        try:
             response = await self._client.get(f"{self.url}/models", cast_to=httpx2.Response)
-        body = loads(response.content)
-        models = body.get("data") if isinstance(body, dict) else None
-        if not isinstance(models, list):
-            raise ValueError(f"not a list of models: {response.content[:80]!r}")  # noqa: TRY004 - the server's fault
+            body = loads(response.content)
+            models = body.get("data") if isinstance(body, dict) else None
+            if not isinstance(models, list):
+                raise ValueError(f"not a list of models: {response.text[:80]!r}")  # noqa: TRY004
+        except (openai.OpenAIError, httpx2.HTTPError, *REQUEST_ERRORS) as error:
+            raise self._why_no_models(error) from None
         named = [model for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
         self.model_roots = {model["id"]: model.get("root") for model in named}
         return list(self.model_roots)
+
+    def _why_no_models(self, error: Exception) -> ServerFault:
+        cause, masked, words = root_cause(error), self._connections.masked, ""
+        if isinstance(error, openai.APIStatusError):
+            words = f"HTTP {error.status_code}: {own_words(masked.text(error.response.content))}"
+            location = masked.line(error.response.headers.get("Location", ""))
+            match error.status_code:
+                case 401 | 403:
+                    return ServerRefused(
+                        f"{self.url} refused the API key: set VLLM_API_KEY (or the block's api_key) to the server's "
+                        "--api-key"
+                    )
+                case 404:
+                    return ServerRefused(f"{self.url} has no /models: a vLLM base URL ends in /v1")
+                case status if 300 <= status < 400:
+                    return ServerRefused(
+                        f"{self.url} redirects to {location or 'nowhere'}, and redirects are not followed, as requests "
+                        "carry your key and images: set --api-base to the server's own address"
+                    )
+        elif isinstance(cause, ssl.SSLCertVerificationError):
+            return ServerRefused(
+                f"{self.url} has a certificate that is not trusted ({masked.line(cause.verify_message)}): set "
+                "SSL_CERT_FILE to the certificate of its authority, or correct the host name"
+            )
+        elif isinstance(cause, ssl.SSLError):
+            reason = masked.line(cause.reason or str(cause))
+            return ServerRefused(f"{self.url} does not speak TLS as this client does ({reason}): is it http://?")
+        return ServerUnavailable(
+            f"no vLLM server at {self.url} ({masked.line(words) or self._connections.describe(error)}): start one "
+            f"(vllm serve MODEL --port {urlsplit(self.url).port or 80}), or set --api-base to your server"
+        )
 
     async def version(self, model: str) -> dict[str, Any]:
         """The content of /version, if any, and the model's root, if the server reports one."""
@@ -207,44 +230,13 @@ class Endpoint:
         return (json_object(await self._get(f"{self._root}/version")) or {}) | ({"model_root": root} if root else {})
 
     async def _get(self, url: str) -> bytes | None:
+        """The body at a URL; None unless the status is 200."""
         try:
-            async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
-                return (await self._client.get(url, cast_to=httpx2.Response)).content
+            response = await self._connections.send("GET", url, timeout_seconds=HEALTH_TIMEOUT_SECONDS)
         except REQUEST_ERRORS:
             return None
-
-    def describe(self, error: Exception) -> str:
-        """An error on one line, without the API key: the server's message, or that of the root cause."""
-        if isinstance(error, openai.APIStatusError):
-            return self._in_one_line(f"HTTP {error.status_code}: {own_words(error.response.content)}")
-        if isinstance(error, TimeoutError):
-            return "no answer in time"
-        cause = lowest_cause(error)
-        return self._in_one_line(f"{type(cause).__name__}: {cause}")
-
-    def _in_one_line(self, text: str) -> str:
-        return " ".join(self._without_key(text).split())[:500]
-
-    def _without_key(self, text: str) -> str:
-        return text if self._api_key == NO_KEY else text.replace(self._api_key, "***")
+        return response.body if response.status == 200 else None
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._client.close()
-        if self._session is not None:
-            await self._session.close()
-
-
-def is_loopback(url: str) -> bool:
-    """Whether the URL points to this machine."""
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
-def proxy_of(url: str) -> str | None:
-    """The proxy that the environment sets for a URL."""
-    parts = urlsplit(url)
-    if is_loopback(url) or proxy_bypass(parts.netloc):
-        return None
-    proxies = getproxies()
-    return proxies.get(parts.scheme) or proxies.get("all")
+        await self._connections.close()

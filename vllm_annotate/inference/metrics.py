@@ -1,6 +1,7 @@
-"""Parses the numbers that matter from vLLM's /metrics."""
+"""Parses the numbers that matter from vLLM's /metrics, and tells whether they are the whole endpoint's."""
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -22,6 +23,12 @@ NAMES = {
     "vllm:e2e_request_latency_seconds_sum": "latency_seconds",
     "vllm:e2e_request_latency_seconds_count": "finished",
 }
+
+FEWEST_ANSWERS = 16  # of a comparison
+LEAST_SHARE = 0.5  # of our tokens that the server must have counted; others may use it too, so it may be more
+SHORT_COMPARISONS = 2
+SETBACKS, SETBACK_SECONDS = 3, 60  # this often within this time, counters go back for another reason than a restart
+MISSES = 20  # looks without metrics, after which the server has none
 
 
 @dataclass(frozen=True)
@@ -59,3 +66,54 @@ def read_metrics(text: bytes) -> ServerMetrics | None:
     if not {"running", "waiting"} <= values.keys():
         return None
     return ServerMetrics(**values)
+
+
+class MetricsCheck:
+    """Tells whether metrics show all that an endpoint does.
+
+    Behind a load balancer, each look may be at another server, or always at one of several; a router may count
+    requests but no tokens.
+    """
+
+    def __init__(self) -> None:
+        self.fault = ""  # what is wrong with them, once it is certain
+        self.are_missing = False
+        self._misses = 0
+        self._last: ServerMetrics | None = None
+        self._setbacks: deque[float] = deque(maxlen=SETBACKS)
+        self._short = 0
+        self._since: tuple[ServerMetrics, int, int] | None = None  # where the current comparison begins
+        self._enough = FEWEST_ANSWERS  # answers
+
+    def add(self, at: float, metrics: ServerMetrics | None, answered: int, tokens: int, in_flight: int) -> None:
+        """Takes a look into account, with our own counts of answers and of their tokens; `at` is in seconds."""
+        if self.fault:
+            return
+        if metrics is None:
+            self._misses += 1
+            self.are_missing = self._last is None or self._misses >= MISSES
+            return
+        self._misses, self.are_missing = 0, False
+        last, self._last = self._last, metrics
+        if last is not None and metrics.generation_tokens < last.generation_tokens:
+            self._setbacks.append(at)
+            self._since = None
+            if len(self._setbacks) == SETBACKS and at - self._setbacks[0] < SETBACK_SECONDS:
+                self.fault = "its counters keep going back, as if each look were at another server"
+        if self._since is None:
+            self._since = metrics, answered, tokens
+            self._enough = max(FEWEST_ANSWERS, 4 * in_flight)  # those in flight have tokens from before
+        elif answered - self._since[1] >= self._enough:
+            self._compare(metrics, answered, tokens)
+
+    def _compare(self, metrics: ServerMetrics, answered: int, tokens: int) -> None:
+        assert self._since is not None  # noqa: S101 - for the type checker
+        before, answered_before, tokens_before = self._since
+        self._since = None
+        if ours := tokens - tokens_before:
+            share = (metrics.generation_tokens - before.generation_tokens) / ours
+        else:  # the server does not report usage
+            share = (metrics.finished - before.finished) / (answered - answered_before)
+        self._short = self._short + 1 if share < LEAST_SHARE else 0
+        if self._short >= SHORT_COMPARISONS:
+            self.fault = f"it counts {share:.0%} of the tokens of this run, as if it were one server of several"

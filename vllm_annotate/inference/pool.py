@@ -55,6 +55,11 @@ class Pool:
         return sum(endpoint.in_flight for endpoint in self.endpoints)
 
     @property
+    def answered_at(self) -> float:
+        """When an endpoint last answered a request: monotonic seconds, 0 if none has."""
+        return max(endpoint.answered_at for endpoint in self.endpoints)
+
+    @property
     def queued(self) -> int:
         """Requests that wait for an endpoint."""
         return len(self._queue)
@@ -190,9 +195,13 @@ class Pool:
         """Adjusts the endpoint's limit to the server's metrics."""
         controller = endpoint.controller
         assert controller is not None  # noqa: S101 - for the type checker
+        fault = ""
         while True:
             await asyncio.sleep(controller.poll_seconds)
             if endpoint.up.is_set() and (sample := await endpoint.sample()) is not None:
+                if endpoint.metrics_fault != fault:
+                    fault = endpoint.metrics_fault
+                    self._warn(f"{endpoint.url}/metrics is not used, and the limit follows the answers: {fault}")
                 before = controller.limit
                 controller.update(sample)
                 if controller.limit > before:

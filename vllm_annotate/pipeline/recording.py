@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 import polars as pl
 
-from vllm_annotate.inference.endpoint import Endpoint, EndpointSample, is_loopback
+from vllm_annotate.inference.endpoint import Endpoint, EndpointSample
+from vllm_annotate.inference.transport import is_loopback
 from vllm_annotate.pipeline.session import Run
 from vllm_annotate.telemetry.bottleneck import Bottleneck, RunSample
 from vllm_annotate.telemetry.history import History
@@ -161,6 +162,8 @@ class ServerRates:
     @property
     def note(self) -> str:
         """What cannot be measured; empty if nothing is missing."""
+        if fault := self.endpoint.metrics_fault:
+            return f"{self.endpoint.url}: its metrics are not used: {fault}"
         if self._was_seen:
             return ""
         what = "has no /metrics: its requests and tokens are not measured" if self._was_up else "never answered"

@@ -21,10 +21,11 @@ class RequestTemplate:
         image, caption = secrets.token_hex(16), secrets.token_hex(16)
         # Not str.format: prompts contain braces.
         text = user_prompt(recipe).replace("{caption}", caption)
+        system = system_prompt(recipe, family)
         body: dict[str, Any] = {
             "model": model,
             "messages": [
-                {"role": "system", "content": system_prompt(recipe, family)},
+                *([{"role": "system", "content": system}] if system else []),  # some chat templates have no such role
                 {
                     "role": "user",
                     "content": [

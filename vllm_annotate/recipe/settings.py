@@ -26,7 +26,9 @@ class Recipe(BaseModel):
         default="en", title="Language", description="Language of the built-in prompts, and therefore of the answers."
     )
     system_prompt: str | None = Field(
-        default=None, title="System prompt", description="Replaces the built-in instructions when set."
+        default=None,
+        title="System prompt",
+        description="Replaces the built-in instructions when set; an empty text sends no system message.",
     )
     user_prompt: str | None = Field(
         default=None,

@@ -1,13 +1,13 @@
 """Finds out what listens on a port: nothing, some program, or a server and its models."""
 
-import http.client
-import json
+import asyncio
 import socket
-import urllib.error
-import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+from vllm_annotate.inference.transport import REQUEST_ERRORS, Connections
+from vllm_annotate.storage.json_text import loads
 
 TIMEOUT_SECONDS = 5
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # local servers need no proxy
 
 
 def served_models(url: str, api_key: str = "") -> list[str] | None:
@@ -15,20 +15,22 @@ def served_models(url: str, api_key: str = "") -> list[str] | None:
 
     While a server loads it does not listen; if its engine died, /health returns an error.
     """
-    try:
-        root = url.removesuffix("/v1")
-        with OPENER.open(f"{root}/health", timeout=TIMEOUT_SECONDS):
-            pass
-        request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {api_key}"})  # noqa: S310
-        with OPENER.open(request, timeout=TIMEOUT_SECONDS) as response:
-            return [str(model["id"]) for model in json.load(response)["data"]]
-    except urllib.error.HTTPError as error:
-        error.close()
-        return []
-    except (OSError, http.client.HTTPException):
-        return None
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return []
+    with ThreadPoolExecutor(1) as thread:  # the caller's may have an event loop
+        return thread.submit(asyncio.run, _served_models(url, api_key)).result()
+
+
+async def _served_models(url: str, api_key: str) -> list[str] | None:
+    async with Connections(url, api_key, proxied=False) as connections:  # a server of this machine
+        try:
+            for path in (f"{url.removesuffix('/v1')}/health", f"{url}/models"):
+                response = await connections.send("GET", path, timeout_seconds=TIMEOUT_SECONDS)
+                if response.status != 200:
+                    return []
+            return [str(model["id"]) for model in loads(response.body)["data"]]
+        except (ValueError, LookupError, TypeError):
+            return []
+        except REQUEST_ERRORS:
+            return None
 
 
 def port_is_taken(host: str, port: int) -> bool:

@@ -25,7 +25,7 @@ TITLES: dict[Kind, str] = {
     "server_away": "the server was down, or declined requests",
     "nothing_to_do": "nothing: no images were left",
     "climbing": "auto concurrency was still ramping up",
-    "not_seen": "unknown: the server has no metrics",
+    "not_seen": "unknown: the server has no metrics of its own",
     "too_short": "the run was too short to tell",
 }
 ADVICE: dict[Kind, str] = {
@@ -39,7 +39,7 @@ ADVICE: dict[Kind, str] = {
     "max_concurrency if the server was overloaded",
     "slots": "requests wait although the KV cache has room: raise --max-num-seqs, or --max-num-batched-tokens if that "
     "limit is not reached (start.extra_arguments)",
-    "not_seen": "the server has no /metrics: point the run at vLLM itself instead of a gateway",
+    "not_seen": "the server has no /metrics of its own: name each vLLM server as an endpoint instead of a gateway",
     "too_short": "nothing: a run of a few seconds is too short to measure",
     "climbing": "the run was too short for auto to settle: set max_concurrency to a number, or annotate more per run",
     "nothing_to_do": "nothing: all requests were sent, and the run waited for the last answers",

@@ -1,0 +1,143 @@
+"""What the connections to a server do not do: follow, decompress, or read without end."""
+
+import asyncio
+import gzip
+import re
+import resource
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from stand_in.process import StandIn
+from tests.inference.test_client import body, inference
+from tests.support.certificates import certificate, server_context
+from vllm_annotate.errors import ImageFailure, ServerRefused, ServerUnavailable
+from vllm_annotate.inference.client import Inference
+from vllm_annotate.inference.transport import MAX_BODY_BYTES, proxy_of
+
+MODELS = b'{"object": "list", "data": [{"id": "m"}]}'
+ANSWER = b'{"choices": [{"message": {"content": "{}"}, "finish_reason": "stop"}]}'
+
+
+@asynccontextmanager
+async def web(
+    *chunks: bytes, endless: bytes = b"", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server that sends these bytes to every request, and `endless` until the client leaves; its URL, its heads."""
+    heads: list[bytes] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            if length := re.search(rb"(?i)content-length: (\d+)", heads[-1]):
+                await reader.readexactly(int(length[1]))
+            for chunk in chunks:
+                writer.write(chunk)
+            while endless:
+                writer.write(endless)
+                await writer.drain()
+            await writer.drain()
+            writer.close()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0, ssl=tls)
+    try:
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}", heads
+    finally:
+        server.close()
+        await asyncio.sleep(0.05)
+
+
+def ok(content: bytes, more: str = "") -> bytes:
+    head = ["HTTP/1.1 200 OK", "Content-Type: application/json", "Connection: close", f"Content-Length: {len(content)}"]
+    return "\r\n".join([*head, more, ""]).encode() + content
+
+
+def peak_memory_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+async def test_a_body_without_end_is_given_up_within_its_bound() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
+    async with web(head, endless=b" " * 65_536) as (url, _):
+        before = peak_memory_mib()
+        async with inference(url, server_wait_seconds=1) as client:
+            with pytest.raises(ServerUnavailable, match="a body over 8 MiB"):
+                await client.check(None)
+            assert not await client.pool.endpoints[0].is_healthy()
+            assert await client.pool.endpoints[0].look() is None
+            with pytest.raises((ImageFailure, ServerUnavailable)):
+                await client.ask(body())
+        assert peak_memory_mib() - before < 10 * MAX_BODY_BYTES / 1024 / 1024
+
+
+async def test_a_large_answer_within_the_bound_is_read() -> None:
+    text = b"a" * (MAX_BODY_BYTES - 200)
+    async with web(ok(ANSWER.replace(b"{}", text))) as (url, _), inference(url) as client:
+        assert (await client.ask(body())).text == text.decode()
+
+
+async def test_a_compressed_body_is_refused_unread() -> None:
+    bomb = gzip.compress(b"\0" * 100_000_000)
+    async with web(ok(bomb, "Content-Encoding: gzip\r\n")) as (url, heads), inference(url) as client:
+        with pytest.raises(ServerUnavailable, match="Content-Encoding 'gzip', although none was accepted"):
+            await client.check(None)
+    assert b"accept-encoding: identity" in heads[0].lower()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_refused_and_nothing_goes_to_its_target(status: int) -> None:
+    async with web(ok(MODELS)) as (target, heads):
+        redirect = ok(b"", f"Location: {target}/v1/models\r\n").replace(b"200 OK", b"%d Moved" % status)
+        async with web(redirect) as (url, _), Inference([f"{url}/v1"], "sesame-key", max_concurrency=1) as client:
+            with pytest.raises(ServerRefused, match=rf"redirects to {target}/v1/models.*set --api-base"):
+                await client.check(None)
+            assert not await client.pool.endpoints[0].is_healthy()
+            with pytest.raises(ServerRefused, match=f"redirects to {target}"):
+                await client.ask(body())
+    assert heads == []
+
+
+async def test_a_certificate_is_checked_against_ssl_cert_file_on_this_machine_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = certificate(tmp_path)
+    async with web(ok(MODELS), tls=server_context(path)) as (url, _):
+        async with inference(url) as client:
+            with pytest.raises(ServerRefused, match=r"certificate that is not trusted.*set SSL_CERT_FILE"):
+                await client.check(None)
+        monkeypatch.setenv("SSL_CERT_FILE", str(path))
+        async with inference(url) as client:
+            assert await client.check(None) == "m"
+
+
+async def test_https_to_a_server_that_speaks_http_says_so(stand_in: StandIn) -> None:
+    async with inference(stand_in.url.replace("http:", "https:")) as client:
+        with pytest.raises(ServerRefused, match="is it http://"):
+            await client.check(None)
+
+
+def test_proxies_from_the_environment_are_used_for_other_machines_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://user:word@proxy:3128")
+    monkeypatch.setenv("no_proxy", "near,.corp")
+    monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.delenv("all_proxy", raising=False)
+    assert proxy_of("http://far:8000/v1") == "http://user:word@proxy:3128"
+    for url in ("http://near:8000/v1", "http://gpu.corp/v1", "http://127.0.0.1:8000/v1", "https://far/v1"):
+        assert proxy_of(url) is None
+
+
+async def test_the_password_of_a_proxy_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with web(b"HTTP/1.1 407 who are you, pass-word-42?\r\nContent-Length: 0\r\n\r\n") as (proxy, heads):
+        monkeypatch.setenv("http_proxy", proxy.replace("//", "//me:pass-word-42@"))
+        monkeypatch.setenv("no_proxy", "")
+        async with inference("http://far.invalid:8000") as client:
+            with pytest.raises((ServerRefused, ServerUnavailable)) as caught:
+                await client.check(None)
+        assert heads[0].startswith(b"GET http://far.invalid:8000/v1/models")
+    assert "pass-word" not in str(caught.value)
+    assert "407" in str(caught.value)

@@ -1,0 +1,82 @@
+"""Finds out early that a server rejects every request, whatever the image."""
+
+from vllm_annotate.errors import ImageFailure, ServerRefused
+from vllm_annotate.inference.responses import Completion
+
+FIRST_FEW = 10  # within the error budget of any chunk
+
+NO_SYSTEM_ROLE = (
+    "the model's chat template has no system role; move the instructions into user_prompt of the recipe and set "
+    "system_prompt to an empty text"
+)
+TOO_LONG = "start vLLM with a larger --max-model-len, or lower max_visual_tokens or max_tokens of the recipe"
+REMEDIES = {  # words in a server's message, in lower case → what to do
+    "system role": NO_SYSTEM_ROLE,
+    "roles must alternate": NO_SYSTEM_ROLE,
+    "at most 0 image": "start vLLM with --limit-mm-per-prompt '{\"image\": 1}'",
+    "not a multimodal model": "serve a model that takes images",
+    "does not support image": "serve a model that takes images",
+    "context length": TOO_LONG,
+    "maximum model length": TOO_LONG,
+    "response_format": "set structured_output of the recipe to false",
+    "json_schema": "set structured_output of the recipe to false",
+    "repetition_detection": "set repetition_detection of the recipe to false",
+    "http 413": "raise the gateway's limit of a request's body (client_max_body_size of nginx), or lower "
+    "max_visual_tokens of the recipe",
+    "redirects to": "set --api-base to the server's own address",
+    "http 401": "check the API key",
+    "http 403": "check the API key and what the gateway allows",
+}
+OTHERWISE = "see the message and the server's log"
+ONLY_REASONING = (
+    "every answer has reasoning but no text: the server's --reasoning-parser does not fit the model; start vLLM with "
+    "another or without, or raise max_tokens of the recipe if the model thinks"
+)
+
+
+class Rejections:
+    """Counts rejected requests until the first answer, and refused ones since the last."""
+
+    def __init__(self) -> None:
+        self._rejected = self._without_text = 0
+        self._refused: set[int] = set()
+        self._is_answering = False
+        self._refusal: ServerRefused | None = None
+
+    def answered(self, completion: Completion) -> None:
+        """Counts a completion."""
+        self._refused.clear()
+        if not completion.only_reasoning:
+            self._is_answering = True
+        elif not self._is_answering:
+            self._without_text += 1
+            if self._without_text >= FIRST_FEW:
+                self._refusal = ServerRefused(ONLY_REASONING)
+
+    def add(self, failure: ImageFailure) -> None:
+        """Counts an image that the server rejected. Raises ServerRefused if it is one of the first, and all were."""
+        if self._is_answering or failure.kind != "rejected":
+            return
+        self._rejected += 1
+        if self._rejected >= FIRST_FEW:
+            self._refusal = ServerRefused(
+                f"the server rejected the first {FIRST_FEW} images, last with {failure.message}: "
+                f"{remedy_for(failure.message)}"
+            )
+        self.check()
+
+    def refused(self, request: int) -> bool:
+        """Counts a request that may not be asked; returns whether others were refused too since the last answer."""
+        self._refused.add(request)
+        return len(self._refused) > 1
+
+    def check(self) -> None:
+        """Raises ServerRefused if the first requests were all rejected."""
+        if self._refusal is not None and not self._is_answering:
+            raise self._refusal
+
+
+def remedy_for(message: str) -> str:
+    """What to do about a server's message."""
+    said = message.lower()
+    return next((remedy for words, remedy in REMEDIES.items() if words in said), OTHERWISE)
