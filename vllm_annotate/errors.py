@@ -7,6 +7,7 @@ AnnotateError
 ├── ServerFault           the server, never an image
 │   ├── ServerUnavailable down, overloaded or unreachable; worth a retry
 │   └── ServerRefused     wrong key or wrong model; not worth a retry
+├── MachineFault          this machine or its image root, not an image; stops the run, the message has the remedy
 └── ErrorBudgetExceeded   too many images of one chunk failed
 """
 
@@ -18,11 +19,11 @@ FailureKind = Literal[
 FAILURE_KINDS = {  # what a kind means, and what to do about it
     "missing": ("no such file", "restore the file, or remove the row"),
     "unreadable": (
-        "not a complete image (JPEG, PNG, WebP, GIF, AVIF, BMP, TIFF, JPEG 2000, PPM, ICO, TGA), or an aspect ratio "
-        "over 200",
-        "repair, crop or remove the file",
+        "not a complete image (JPEG, PNG, WebP, GIF, AVIF, BMP, TIFF, JPEG 2000, PPM, ICO, TGA), an aspect ratio over "
+        "200, or an I/O error while reading the file",
+        "repair, crop or remove the file; after an I/O error, run again",
     ),
-    "too_large": ("over 89 million pixels or 256 MiB", "shrink the file"),
+    "too_large": ("over 89 million pixels or 256 MiB, or more than the memory allows", "shrink the file"),
     "outside_root": (
         "the path, or a link on it, leads out of `--image-root`",
         "move the file in, or widen the root",
@@ -79,6 +80,10 @@ class ServerUnavailable(ServerFault):
 
 class ServerRefused(ServerFault):
     """The server refuses every request: wrong key or wrong model."""
+
+
+class MachineFault(AnnotateError, OSError):
+    """The machine is short of memory or open files, or the image root is gone: every image would fail."""
 
 
 class ErrorBudgetExceeded(AnnotateError):

@@ -4,11 +4,13 @@
  *     FAULT_AT      which call, from 1; "3-9" for several in turn; without it nothing fails
  *     FAULT_MODE    kill: SIGKILL instead of it; error:N: errno N; short:N: the first writes half, others fail with N;
  *                   slow:N: N ms before the call
+ *     FAULT_CALL    open, stat, read or list: counts calls of this kind, which read only, and no others
  *     FAULT_LOG     a file that takes a line a call: its number, kind and path below the folder
  *
  * The settings are read at the first call of each process, so those that are forked can have their own.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -28,7 +30,7 @@ enum mode { KILL, ERROR, SHORT, SLOW };
 
 static atomic_int calls;
 static pid_t known_pid;
-static char prefix[PATH_MAX];
+static char prefix[PATH_MAX], only[8];
 static size_t prefix_length;
 static int first, last, number, log_file;
 static enum mode mode;
@@ -41,6 +43,8 @@ static void read_settings(void) {
     const char *folder = getenv("FAULT_PREFIX"), *at = getenv("FAULT_AT"), *how = getenv("FAULT_MODE");
     snprintf(prefix, sizeof prefix, "%s", folder ? folder : "");
     prefix_length = strlen(prefix);
+    const char *call = getenv("FAULT_CALL");
+    snprintf(only, sizeof only, "%s", call ? call : "");
     if (at) {
         const char *dash = strchr(at, '-');
         first = atoi(at), last = dash ? atoi(dash + 1) : first;
@@ -54,10 +58,15 @@ static void read_settings(void) {
     if (log) log_file = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
 }
 
+static int reads(const char *kind) {
+    return !strcmp(kind, "open") || !strcmp(kind, "stat") || !strcmp(kind, "read") || !strcmp(kind, "list");
+}
+
 /* Whether this call is to fail with errno `number`, or to do half of its work. */
 static enum { GO_ON, FAIL, HALF } look(const char *kind, const char *path) {
     read_settings();
     if (!prefix_length || !path || strncmp(path, prefix, prefix_length)) return GO_ON;
+    if (strcmp(only, reads(kind) ? kind : "")) return GO_ON;
     int call = atomic_fetch_add(&calls, 1) + 1;
     if (log_file >= 0) {
         char line[PATH_MAX + 64];
@@ -83,6 +92,14 @@ static const char *path_of(int descriptor, char *buffer) {
     ssize_t length = syscall(SYS_readlinkat, AT_FDCWD, link, buffer, PATH_MAX - 1);
     if (length < 0) return NULL;
     buffer[length] = 0;
+    return buffer;
+}
+
+/* The path of a name in an open folder. */
+static const char *path_at(int folder, const char *name, char *buffer) {
+    if (*name == '/' || folder == AT_FDCWD || !path_of(folder, buffer)) return name;
+    size_t length = strlen(buffer);
+    snprintf(buffer + length, PATH_MAX - length, "/%s", name);
     return buffer;
 }
 
@@ -122,20 +139,22 @@ BY_DESCRIPTOR(ftruncate, "truncate", (int descriptor, off_t size), (descriptor, 
 BY_DESCRIPTOR(ftruncate64, "truncate", (int descriptor, off64_t size), (descriptor, size), SIGNATURE(int, off64_t))
 BY_DESCRIPTOR(fchmod, "chmod", (int descriptor, mode_t rights), (descriptor, rights), SIGNATURE(int, mode_t))
 
-#define OPENS(name, types, names, path, ...) \
+#define OPENS(name, types, names, path, folder, ...) \
     int name types { \
         va_list more; \
         va_start(more, flags); \
         mode_t rights = va_arg(more, mode_t); \
         va_end(more); \
         REAL(int, name, __VA_ARGS__, int, ...); \
-        if (flags & (O_CREAT | O_TRUNC) && look("create", path) != GO_ON) return -1; \
+        char buffer[PATH_MAX]; \
+        if (flags & (O_CREAT | O_TRUNC) ? look("create", path) != GO_ON \
+                                        : look("open", path_at(folder, path, buffer)) != GO_ON) return -1; \
         return real names; \
     }
-OPENS(open, (const char *path, int flags, ...), (path, flags, rights), path, const char *)
-OPENS(open64, (const char *path, int flags, ...), (path, flags, rights), path, const char *)
-OPENS(openat, (int at, const char *path, int flags, ...), (at, path, flags, rights), path, int, const char *)
-OPENS(openat64, (int at, const char *path, int flags, ...), (at, path, flags, rights), path, int, const char *)
+OPENS(open, (const char *path, int flags, ...), (path, flags, rights), path, AT_FDCWD, const char *)
+OPENS(open64, (const char *path, int flags, ...), (path, flags, rights), path, AT_FDCWD, const char *)
+OPENS(openat, (int at, const char *path, int flags, ...), (at, path, flags, rights), path, at, int, const char *)
+OPENS(openat64, (int at, const char *path, int flags, ...), (at, path, flags, rights), path, at, int, const char *)
 
 ssize_t write(int descriptor, const void *bytes, size_t length) {
     REAL(ssize_t, write, int, const void *, size_t);
@@ -163,4 +182,28 @@ ssize_t copy_file_range(int from, off64_t *a, int to, off64_t *b, size_t length,
     REAL(ssize_t, copy_file_range, int, off64_t *, int, off64_t *, size_t, unsigned);
     char path[PATH_MAX];
     return look("write", path_of(to, path)) == GO_ON ? real(from, a, to, b, length, flags) : -1;
+}
+
+ssize_t read(int descriptor, void *bytes, size_t length) {
+    REAL(ssize_t, read, int, void *, size_t);
+    read_settings();
+    if (strcmp(only, "read")) return real(descriptor, bytes, length); /* the name of the file costs a system call */
+    char path[PATH_MAX];
+    return look("read", path_of(descriptor, path)) == GO_ON ? real(descriptor, bytes, length) : -1;
+}
+
+#define STATS(name, type) \
+    int name(int folder, const char *path, struct type *found, int flags) { \
+        REAL(int, name, int, const char *, struct type *, int); \
+        char buffer[PATH_MAX]; \
+        return look("stat", path_at(folder, path, buffer)) == GO_ON ? real(folder, path, found, flags) : -1; \
+    }
+STATS(fstatat, stat)
+STATS(fstatat64, stat64)
+BY_DESCRIPTOR(fstat, "stat", (int descriptor, struct stat *found), (descriptor, found), SIGNATURE(int, struct stat *))
+BY_DESCRIPTOR(fstat64, "stat", (int descriptor, struct stat64 *found), (descriptor, found), SIGNATURE(int, struct stat64 *))
+
+DIR *opendir(const char *path) {
+    REAL(DIR *, opendir, const char *);
+    return look("list", path) == GO_ON ? real(path) : NULL;
 }

@@ -1,14 +1,19 @@
 """Image files inside the root."""
 
+import errno
 import os
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from vllm_annotate.errors import ImageFailure
+from vllm_annotate.errors import ImageFailure, MachineFault
 from vllm_annotate.images.files import FOLDER_SECONDS, close_folders, read_image
+from vllm_annotate.storage.locations import RemoteFolder
 
 
 def failure(root: Path, image_path: str) -> ImageFailure:
@@ -62,6 +67,7 @@ def test_a_root_can_be_a_link(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "another.jpg").touch()
     assert failure(tmp_path, "nothing.jpg").kind == "missing"
     assert failure(tmp_path, "a" * 5000).kind == "missing"
     assert failure(tmp_path, "nul\0.jpg").kind == "missing"
@@ -79,6 +85,55 @@ def test_a_replaced_folder_is_read_again(tmp_path: Path) -> None:
     assert read_image(tmp_path, "images/b.jpg") == b"more"
     time.sleep(FOLDER_SECONDS)
     assert read_image(tmp_path, "images/a.jpg") == b"new"
+
+
+def test_a_root_that_is_gone_or_empty_is_no_images_fault(tmp_path: Path) -> None:
+    with pytest.raises(MachineFault, match=r"image root .* is empty: check whether it is mounted"):
+        read_image(tmp_path, "a.jpg")
+    with pytest.raises(MachineFault, match=r"gone cannot be read \(No such file or directory\)"):
+        read_image(tmp_path / "gone", "a.jpg")
+
+
+def test_a_root_that_is_a_link_may_lead_elsewhere_in_the_next_run(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").write_bytes(name.encode())
+    (tmp_path / "root").symlink_to("old")
+    assert read_image(tmp_path / "root", "a.jpg") == b"old"
+    (tmp_path / "root").unlink()
+    (tmp_path / "root").symlink_to("new")
+    assert read_image(tmp_path / "root", "a.jpg") == b"old", "a run reads one folder to its end"
+    close_folders()
+    assert read_image(tmp_path / "root", "a.jpg") == b"new"
+
+
+class FaultyStore(MemoryFileSystem):  # type: ignore[misc]
+    """A store that cannot give one object, and says so in its own way."""
+
+    protocol = "faulty"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("faulty:/")))
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        """Returns the content of an object."""
+        if path.endswith("timeout.jpg"):
+            raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+        if path.endswith("cut.jpg"):
+            raise EOFError("the store sent half of it")
+        return bytes(super().cat_file(path, start, end))
+
+
+def test_an_error_of_a_store_at_one_object_is_that_images_failure() -> None:
+    fsspec.register_implementation("faulty", FaultyStore, clobber=True)
+    root = RemoteFolder("faulty://bucket/images")
+    fsspec.filesystem("faulty").pipe_file("/bucket/images/whole.jpg", b"read")
+    for name, cause in {"timeout.jpg": "Connection timed out", "cut.jpg": "EOFError: the store sent half"}.items():
+        with pytest.raises(ImageFailure, match=f"{cause}.*'{name}' under faulty://bucket/images.*run again") as caught:
+            read_image(root, name)
+        assert caught.value.kind == "unreadable"
+    assert read_image(root, "whole.jpg") == b"read"
 
 
 def test_folders_are_closed(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from flows.retry import retry_failures
 from stand_in.process import StandIn
 from tests.conftest import ROOT, Job
 from tests.support.s3 import Bucket
-from vllm_annotate.errors import ImageFailure, UsageError
+from vllm_annotate.errors import ImageFailure, MachineFault, UsageError
 from vllm_annotate.images.files import read_image
 from vllm_annotate.storage.locations import RemoteFolder
 
@@ -264,9 +264,8 @@ def test_a_bad_image_in_a_bucket_costs_only_that_image(bucket: Bucket, path: str
 
 
 def test_a_fault_of_the_store_is_not_an_images_fault(bucket: Bucket) -> None:
-    root = RemoteFolder("s3://no-such-bucket-at-all/images")
-    with pytest.raises(ImageFailure, match="no object"):
-        read_image(root, "x.jpg")
+    with pytest.raises(MachineFault, match="image root s3://no-such-bucket-at-all/images is empty: check the URL"):
+        read_image(RemoteFolder("s3://no-such-bucket-at-all/images"), "x.jpg")
     with pytest.raises(UsageError, match="has no bucket"):
         RemoteFolder("s3://")
     for status, code in ((400, "AuthorizationHeaderMalformed"), (403, "ExpiredToken"), (403, "SignatureDoesNotMatch")):
@@ -274,7 +273,7 @@ def test_a_fault_of_the_store_is_not_an_images_fault(bucket: Bucket) -> None:
             os.environ["AWS_ENDPOINT_URL"] = url
             fsspec.get_filesystem_class("s3").clear_instance_cache()
             root = RemoteFolder(f"{bucket.url}/images")
-            with pytest.raises(OSError, match=f"{code}|Bad Request"):
+            with pytest.raises(MachineFault, match=rf"image root {root} .*({code}|Bad Request).*: check the "):
                 read_image(root, "x.jpg")
 
 

@@ -21,7 +21,7 @@ import pytest
 from tests.support.s3 import Bucket
 from vllm_annotate.inputs.plan_file import Chunk
 from vllm_annotate.results.mirror import Mirror, output_files
-from vllm_annotate.storage.locations import local_copy
+from vllm_annotate.storage.downloads import local_copy
 from vllm_annotate.storage.uploads import ObjectChangedError, upload, version_there
 from vllm_annotate.threads import in_thread
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from vllm_annotate.errors import ImageFailure
+from vllm_annotate.errors import ImageFailure, MachineFault
 from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.shortage import is_shortage
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
 FOLDERS, FOLDER_SECONDS = 64, 2  # cached, and for how long: folders may be renamed or replaced
 
-# Errors of the file itself. Others (too many open files, a failing disk) are not the image's fault.
+# Others are of the disk or the network, and may be gone at the next run.
 FILE_ERRORS = {
     errno.ENOENT: "missing", errno.ENOTDIR: "missing", errno.ENAMETOOLONG: "missing", errno.ELOOP: "unreadable",
     errno.EACCES: "unreadable", errno.EPERM: "unreadable", errno.ENXIO: "unreadable", errno.EISDIR: "unreadable",
@@ -34,17 +35,56 @@ class OpenFile:
 
 
 def read_image(image_root: ImageRoot, image_path: str) -> bytes:
-    """Returns the bytes of an image: 1 to MAX_FILE_BYTES, from inside the root. Raises ImageFailure."""
-    if isinstance(image_root, Path):
-        with opened_inside(image_root, image_path) as file:
-            data = _read(file)
-    else:
-        data = image_root.read(image_path, MAX_FILE_BYTES + 1)
+    """Returns the bytes of an image: 1 to MAX_FILE_BYTES, from inside the root.
+
+    Raises ImageFailure; MachineFault if no image of the root can be read; OSError or MemoryError if this machine is
+    short of memory or open files.
+    """
+    try:
+        data = _content(image_root, image_path)
+    except ImageFailure as failure:
+        if failure.kind == "missing":
+            check_root(image_root)
+        raise
+    except OSError as error:
+        if is_shortage(error) or isinstance(error, MachineFault):
+            raise
+        check_root(image_root)
+        cause = error.strerror or str(error) or type(error).__name__
+        message = f"{cause}: {image_path!r:.300} under {image_root}; check the disk or the network, and run again"
+        raise ImageFailure("unreadable", message) from None
     if not data:
         raise ImageFailure("unreadable", "the file is empty")
     if len(data) > MAX_FILE_BYTES:
         raise ImageFailure("too_large", f"the file is over {MAX_FILE_BYTES >> 20} MiB")
     return data
+
+
+def check_root(image_root: ImageRoot) -> None:
+    """Raises MachineFault if the image root cannot be read or is empty, as when it is no longer mounted."""
+    try:
+        if isinstance(image_root, Path):
+            with os.scandir(image_root) as entries:
+                is_empty = next(entries, None) is None
+        else:
+            is_empty = image_root.is_empty()
+    except OSError as error:
+        if is_shortage(error):
+            raise
+        cause = f"cannot be read ({error.strerror or error})"
+    else:
+        if not is_empty:
+            return
+        cause = "is empty"
+    remedy = "check whether it is mounted" if isinstance(image_root, Path) else "check the URL, the store and the key"
+    raise MachineFault(f"image root {image_root} {cause}: {remedy}, and run again; all answers are saved")
+
+
+def _content(image_root: ImageRoot, image_path: str) -> bytes:
+    if not isinstance(image_root, Path):
+        return image_root.read(image_path, MAX_FILE_BYTES + 1)
+    with opened_inside(image_root, image_path) as file:
+        return _read(file)
 
 
 def _read(file: OpenFile) -> bytes:
@@ -63,15 +103,18 @@ def _read(file: OpenFile) -> bytes:
 def opened_inside(image_root: Path, image_path: str) -> Iterator[OpenFile]:
     """Opens the file of an image.
 
-    Raises ImageFailure unless it is a regular file inside `image_root` after following links.
+    Raises ImageFailure unless it is a regular file inside `image_root` after following links. Other errors of the
+    disk or the machine are raised as OSError.
     """
     root = _real(image_root)
     try:
         file = _open_in_folder(root, image_path) or _open_inside(root, image_path)
     except OSError as error:
-        if error.errno not in FILE_ERRORS:
+        if is_shortage(error):
             raise
         _check_inside(root, os.path.realpath(image_root / image_path))
+        if error.errno not in FILE_ERRORS:
+            raise
         message = f"{error.strerror}: {image_path!r:.300} under {image_root}"
         raise ImageFailure(FILE_ERRORS[error.errno], message) from None
     except ValueError as error:  # a null byte or a surrogate
@@ -154,5 +197,6 @@ def _folder(root: str, path: str, _period: int) -> Folder:
 
 
 def close_folders() -> None:
-    """Closes the cached folders: an open folder cannot be unmounted."""
+    """Closes the cached folders, as an open one cannot be unmounted, and forgets where links to image roots led."""
     _folder.cache_clear()
+    _real.cache_clear()

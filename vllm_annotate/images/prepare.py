@@ -18,6 +18,7 @@ from vllm_annotate.images.files import MAX_FILE_BYTES, opened_inside, read_image
 from vllm_annotate.images.upright import Upright, upright
 from vllm_annotate.recipe.image_budget import ImageBudget
 from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.shortage import is_shortage
 
 MAX_PIXELS = 89_478_485  # Pillow warns above this, and raises above twice this
 
@@ -134,6 +135,8 @@ def _opened(image_root: ImageRoot, image_path: str) -> Iterator[tuple[ImageFile.
     except ImageFailure:
         raise
     except Exception as error:  # decoders can raise anything on hostile bytes; no image may stop a run
+        if is_shortage(error):
+            raise
         raise ImageFailure("unreadable", f"cannot be decoded: {str(error) or repr(error):.300}") from None
 
 

@@ -23,7 +23,7 @@ from vllm_annotate.recipe.request import RequestTemplate
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.results.lines import answer_line
 from vllm_annotate.results.parts import Part
-from vllm_annotate.storage.disk_errors import disk_is_full
+from vllm_annotate.storage.disk_errors import stops_the_run
 from vllm_annotate.storage.locations import ImageRoot
 
 CHUNKS_AHEAD = 2  # started chunks with rows left to submit: keeps requests coming at the end of a chunk
@@ -148,7 +148,7 @@ class Annotator:
         """Annotates the rows and writes each to the part, as an answer or a failure.
 
         Raises ServerFault if the server is gone or refuses, ErrorBudgetExceeded if too many rows fail, and OSError, in
-        all chunks, if the disk is full. Answers up to then are in the part.
+        all chunks, if the disk is full or the machine is at fault. Answers up to then are in the part.
         """
         # A budget of 0 allows no failures at all.
         failures_allowed = self._error_budget and max(BUDGET_FREE_FAILURES, self._error_budget * len(rows))
@@ -158,7 +158,7 @@ class Annotator:
             try:
                 failure = await self._settle(pending, part)
             except OSError as error:
-                if disk_is_full(error):
+                if stops_the_run(error):
                     self.stop(error)
                 raise
             if failure is None:

@@ -14,7 +14,8 @@ from vllm_annotate.job import Job
 from vllm_annotate.results.files import Files
 from vllm_annotate.results.lines import OUR_FIELDS
 from vllm_annotate.results.mirror import output_files
-from vllm_annotate.storage.locations import ImageRoot, image_root_at, local_copy
+from vllm_annotate.storage.downloads import local_copy
+from vllm_annotate.storage.locations import ImageRoot, image_root_at
 from vllm_annotate.storage.shard import Shard
 from vllm_annotate.storage.state_folder import state_folder
 from vllm_annotate.storage.workspace import Workspace

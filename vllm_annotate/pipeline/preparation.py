@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vllm_annotate.errors import ImageFailure
 from vllm_annotate.images.files import close_folders
 from vllm_annotate.images.prepare import PreparedImage, prepare
 from vllm_annotate.inference.pool import Pool
@@ -17,6 +19,7 @@ from vllm_annotate.inputs.rows import Row
 from vllm_annotate.recipe.image_budget import ImageBudget
 from vllm_annotate.recipe.request import RequestTemplate
 from vllm_annotate.storage.locations import READERS, ImageRoot
+from vllm_annotate.storage.shortage import patiently
 
 Result = TypeVar("Result")
 Request = tuple[PreparedImage, bytes]  # the image and the body that carries it
@@ -75,6 +78,7 @@ class Preparation:
         pool.on_room = self._room.set
         self._seconds_each = GROUP_SECONDS  # moving average
         threads = os.cpu_count() if isinstance(image_root, Path) else READERS
+        close_folders()  # the image root may be a link that led elsewhere in an earlier run
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
 
     def close(self) -> None:
@@ -121,7 +125,16 @@ class Preparation:
 
     def _request(self, row: Row) -> Request | Exception:
         try:
-            image = prepare(self._image_root, row.image_path, self._budget, server_reads=self._servers_read)
+            return patiently(partial(self._prepared, row))
+        except MemoryError:
+            return ImageFailure(
+                "too_large",
+                f"{row.image_path!r:.300} needs more memory than this process may use: shrink the image, or raise the "
+                "memory limit (ulimit -v)",
+            )
         except Exception as error:  # raised by `PendingRow.request`
             return error
+
+    def _prepared(self, row: Row) -> Request:
+        image = prepare(self._image_root, row.image_path, self._budget, server_reads=self._servers_read)
         return image, self._template.body(row.caption, image.url())

@@ -1,6 +1,5 @@
 """Finishes a sharded job: merge, report, publish."""
 
-import resource
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from vllm_annotate.results.merge_shards import merge_shards
 from vllm_annotate.results.provenance import makers_in
 from vllm_annotate.results.shard_files import shard_files
 from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.shortage import raise_limit
 from vllm_annotate.storage.workspace import Workspace
 
 
@@ -29,7 +29,7 @@ def merge_and_publish(
 
     `unfinished` names the shards that did not finish. Raises what `merge_shards` does, and OSError.
     """
-    _raise_limit_of_files()
+    raise_limit()
     with shard_files(output, warn) as files:
         whole, *shards = (each.workspace for each in files)
         try:
@@ -56,10 +56,3 @@ def shard_reports(shards: Sequence[Workspace]) -> Mapping[str, Report]:
             if (report := read_report(shard.report)) is not None:
                 reports[shard.output.stem] = report
     return reports
-
-
-def _raise_limit_of_files() -> None:
-    """Raises this process's limit of open files: a merge opens three per shard, and the usual limit is 1024."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # some systems refuse "unlimited"
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.images.files import check_root
 from vllm_annotate.inference.client import Inference
 from vllm_annotate.inputs.plan import POLARS_ERRORS, make_plan, open_plan, plan_is_for, remove_plan
 from vllm_annotate.inputs.plan_file import Plan
@@ -28,11 +29,13 @@ from vllm_annotate.serving.keeper import Keeper, kept_servers, watching
 from vllm_annotate.serving.preflight import preflight
 from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.shortage import most_connections, raise_limit
 from vllm_annotate.storage.workspace import Workspace
 
 SAMPLED_PATHS, FEWEST_PATHS = 100, 10
 CHUNK_RETRY_SECONDS = [10.0, 60.0]
 YOUNG_OBJECTS = 5_000  # new objects between two garbage collections
+Concurrency = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,23 @@ def inference_client(server: Server, job: Job, warn: Callable[[str], None]) -> I
     return Inference(
         server.urls(),
         server.resolved_api_key(),
-        max_concurrency=job.max_concurrency,
+        max_concurrency=allowed_concurrency(job.max_concurrency, raise_limit(), warn),
         request_timeout_seconds=job.request_timeout_seconds,
         server_wait_seconds=job.server_wait_seconds,
         warn=warn,
     )
+
+
+def allowed_concurrency(wanted: Concurrency, open_files: int, warn: Callable[[str], None]) -> Concurrency:
+    """The requests in flight that this process's limit of open files allows: each has a connection of its own."""
+    most = most_connections(open_files)
+    if wanted == "auto" or wanted <= most:
+        return wanted
+    warn(
+        f"max_concurrency is {most}, not {wanted}: this process may open {open_files} files, and each request needs "
+        "one; raise the hard limit (ulimit -Hn, LimitNOFILE= of systemd)"
+    )
+    return most
 
 
 @contextmanager
@@ -175,6 +190,8 @@ def plan_or_resume(run: Run) -> Plan:
             remove_plan(workspace)
             plan = make_plan(run.source, workspace, run.job.chunk_size)
             _check_image_root(run, plan)
+        if plan.rows:
+            check_root(run.files.image_root)
     except POLARS_ERRORS as error:
         raise _unreadable(run, error) from None
     except OSError as error:

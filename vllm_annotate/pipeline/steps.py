@@ -16,7 +16,7 @@ from vllm_annotate.report.page import write_page
 from vllm_annotate.report.report import Report, write_report
 from vllm_annotate.results.merge import Merged, merge
 from vllm_annotate.results.parts import Part, pending_rows
-from vllm_annotate.storage.disk_errors import disk_is_full
+from vllm_annotate.storage.disk_errors import stops_the_run
 from vllm_annotate.telemetry.bottleneck import UNIMPORTANT
 from vllm_annotate.threads import run_to_end
 
@@ -69,7 +69,7 @@ async def annotate_chunks(run: Run, plan: Plan, run_chunk: ChunkRunner) -> dict[
             annotator.end_turn(chunk)
         if isinstance(error, UsageError):  # another run owns the output, or the plan is of another input
             annotator.stop(error)
-        if isinstance(error, ServerFault | UsageError) or disk_is_full(error):
+        if isinstance(error, ServerFault | UsageError) or stops_the_run(error):
             fatal = fatal or error
         if error is not None:
             kind = "server" if isinstance(error, ServerFault) else "unasked"

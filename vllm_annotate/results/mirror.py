@@ -19,9 +19,10 @@ from vllm_annotate.results.merge import append_unplanned, extending
 from vllm_annotate.results.parts import answers_path
 from vllm_annotate.storage.atomic import read_json, replacing, write_json
 from vllm_annotate.storage.disk_errors import disk_is_full, explained
+from vllm_annotate.storage.downloads import download
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.lease import Lease
-from vllm_annotate.storage.locations import download, file_system, identity_of, reaching, unreachable
+from vllm_annotate.storage.locations import file_system, identity_of, reaching, unreachable
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
 from vllm_annotate.storage.state_folder import state_folder
 from vllm_annotate.storage.uploads import ObjectChangedError, remove, upload, version_there

@@ -1,8 +1,10 @@
-"""Errors of the disk: which stop a run, and what to tell the user."""
+"""Errors of the disk and of the machine: which stop a run, and what to tell the user."""
 
 import errno
 from pathlib import Path
 from typing import TypeGuard
+
+from vllm_annotate.errors import MachineFault
 
 # Errors that every further write would raise too: the run stops instead of losing answers.
 FULL = {
@@ -17,8 +19,15 @@ def disk_is_full(error: BaseException | None) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in FULL
 
 
+def stops_the_run(error: BaseException | None) -> TypeGuard[OSError]:
+    """Whether every further image would fail too."""
+    return isinstance(error, MachineFault) or disk_is_full(error)
+
+
 def explained(error: OSError, path: Path | str) -> str:
     """Returns the message for a file that could not be read or written, with the remedy."""
+    if isinstance(error, MachineFault):
+        return str(error)
     where = error.filename or path
     if error.errno in FULL:
         return f"the disk of {where} {FULL[error.errno]} and run again; all answers are saved ({error.strerror})"

@@ -2,33 +2,29 @@
 
 import errno
 import hashlib
-import os
+import math
 import platform
 import posixpath
 import re
-import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from fsspec import AbstractFileSystem
-from fsspec.callbacks import Callback
 from fsspec.config import conf as fsspec_settings
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BeforeValidator, WithJsonSchema
 
-from vllm_annotate.errors import ImageFailure, UsageError
-from vllm_annotate.storage.atomic import replacing, replacing_path
-from vllm_annotate.storage.disk_errors import disk_is_full, explained
-from vllm_annotate.storage.lock import AlreadyLockedError, locked
+from vllm_annotate.errors import ImageFailure, MachineFault, UsageError
 
 # Error codes of a refusal that may concern one object only; all others concern the key or the clock.
 OF_THE_OBJECT = ("AccessDenied", "Forbidden", "403", "InvalidObjectState", None)
-POLL_SECONDS = 0.2
+EMPTY_SECONDS = 2
 READERS = 32  # images read at once: each mostly waits for the network
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -113,51 +109,6 @@ def unreachable(url: str, error: OSError) -> UsageError:
     )
 
 
-def local_copy(where: Path | str, folder: Path, stopped: threading.Event) -> Path:
-    """Returns a local path as it is, and for a URL an up-to-date copy in `folder`.
-
-    Raises UsageError if the URL does not exist or cannot be reached.
-    """
-    if isinstance(where, Path):
-        return where.expanduser()
-    fs, path = file_system(where)
-    copy = folder / f"{identity_of(fs, where)}-{name_of(where)[-60:]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with reaching(where), _exclusive(copy, stopped):
-            seen = copy.with_name(copy.name + ".version")
-            version = version_of(fs.info(path))
-            if not (copy.exists() and seen.exists() and seen.read_text() == version):
-                download(fs, path, copy, stopped)
-                with replacing(seen) as file:
-                    file.write(version.encode())
-    except FileNotFoundError:
-        raise UsageError(f"input {where!r} does not exist: give a .jsonl (also .gz, .zst) or .parquet file") from None
-    except OSError as error:
-        if disk_is_full(error):
-            raise UsageError(explained(error, copy)) from None
-        raise unreachable(where, error) from None
-    return copy
-
-
-@contextmanager
-def _exclusive(copy: Path, stopped: threading.Event) -> Iterator[None]:
-    """Waits for other runs on this machine that download the same file."""
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(locked(copy.with_name(copy.name + ".lock")))
-                break
-            except AlreadyLockedError:
-                if stopped.wait(POLL_SECONDS):
-                    raise _stopped() from None
-        yield
-
-
-def _stopped() -> OSError:
-    return OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-
-
 def identity_of(fs: AbstractFileSystem, *names: str) -> str:
     """Returns a hash of names and the store's endpoint: two stores can have buckets of the same name."""
     return hashlib.blake2b(" ".join([*filter(None, names), *_endpoint(fs)]).encode(), digest_size=8).hexdigest()
@@ -177,25 +128,6 @@ def _endpoint(fs: AbstractFileSystem) -> list[str]:
     client = session.create_client("s3", "us-east-1", endpoint_url=given, **no_keys)
     url = str(client.meta.endpoint_url)
     return [] if (urlsplit(url).hostname or "").endswith(".amazonaws.com") else [url]
-
-
-def download(fs: AbstractFileSystem, path: str, target: Path, stopped: threading.Event) -> None:
-    """Replaces `target` with an object once it is complete and synced. Raises OSError when `stopped` is set."""
-    with replacing_path(target) as unfinished:
-        fs.get_file(path, str(unfinished), callback=_UnlessStopped(stopped))
-
-
-class _UnlessStopped(Callback):  # type: ignore[misc]
-    """Stops a transfer between two blocks."""
-
-    def __init__(self, stopped: threading.Event) -> None:
-        super().__init__()
-        self._stopped = stopped
-
-    def relative_update(self, inc: int = 1) -> None:
-        if self._stopped.is_set():
-            raise _stopped()
-        super().relative_update(inc)
 
 
 def version_of(info: dict[str, Any]) -> str:
@@ -228,6 +160,7 @@ class RemoteFolder:
         self.url = url.rstrip("/")
         self._fs, path = file_system(self.url)
         self._path = path.rstrip("/")
+        self._found = -math.inf  # when it was last seen not to be empty
 
     def __str__(self) -> str:
         return self.url
@@ -235,7 +168,8 @@ class RemoteFolder:
     def read(self, image_path: str, max_bytes: int) -> bytes:
         """Returns the first `max_bytes` bytes of an image.
 
-        Raises ImageFailure of kind missing, outside_root or unreadable; OSError if the store is at fault.
+        Raises ImageFailure of kind missing, outside_root or unreadable; MachineFault if the store refuses the key, and
+        OSError for other faults of the store or of this object.
         """
         path = self._inside(image_path)
         with reaching(self.url):
@@ -245,7 +179,10 @@ class RemoteFolder:
                 raise ImageFailure("missing", f"no object {image_path!r:.300} under {self.url}") from None
             except PermissionError as error:
                 if _code(error) not in OF_THE_OBJECT:
-                    raise OSError(errno.EIO, str(error), self.url) from None
+                    raise MachineFault(
+                        f"image root {self.url} refuses the key ({error}): check the credentials and the clock, and "
+                        "run again; all answers are saved"
+                    ) from None
                 message = f"{error}: {image_path!r:.300} (or it does not exist, and the key has no permission to list)"
                 raise ImageFailure("unreadable", message) from None
             except OSError as error:
@@ -255,6 +192,21 @@ class RemoteFolder:
                     return b""
                 raise
         return data
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing under the URL, as of EMPTY_SECONDS ago. Raises OSError if the store is at fault."""
+        if time.monotonic() - self._found < EMPTY_SECONDS:
+            return False
+        with reaching(self.url):
+            try:
+                self._fs.info(self._path)
+            except FileNotFoundError:
+                return True
+            except PermissionError as error:  # this key may read objects, but not list them
+                if _code(error) not in OF_THE_OBJECT:
+                    raise
+        self._found = time.monotonic()
+        return False
 
     def has(self, image_path: str) -> bool:
         """Whether the object exists. Raises OSError if the store is at fault."""
