@@ -4,21 +4,25 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import pybase64
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vllm_annotate.errors import ImageFailure
-from vllm_annotate.images.files import MAX_FILE_BYTES, opened_inside, read_image
+from vllm_annotate.images.files import OpenFile, opened_inside, read_image
+from vllm_annotate.images.metadata import SMALL_BYTES, readings
 from vllm_annotate.images.upright import Upright, upright
 from vllm_annotate.recipe.image_budget import ImageBudget
 from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.shortage import is_shortage
+
+Result = TypeVar("Result")
 
 MAX_PIXELS = 89_478_485  # Pillow warns above this, and raises above twice this
 
@@ -88,8 +92,7 @@ def prepare(
         with suppress(Exception):  # the code below raises the cause
             if (named := _prepare_by_name(image_root, image_path, budget)) is not None:
                 return named
-    with _opened(image_root, image_path) as (image, data):
-        return _prepare(image, data, budget)
+    return _decoded(image_root, image_path, lambda image, content: _prepare(image, content, budget))
 
 
 def thumbnail(
@@ -100,17 +103,20 @@ def thumbnail(
     Lowers the quality to stay within `max_bytes`. Raises ImageFailure as `prepare` does.
     """
     _set_up_pillow()
-    with _opened(image_root, image_path) as (image, _):
-        _check_pixels(image)
-        shown = upright(image)
-        scale = min(1, side / max(shown.width, shown.height))
-        small = shown.resized((max(1, round(shown.width * scale)), max(1, round(shown.height * scale))))
+    small = _decoded(image_root, image_path, lambda image, _: _reduced(image, side))
     for quality in (75, 50, 25, 5):
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=quality)
         if buffer.tell() <= max_bytes:
             break
     return buffer.getvalue(), small.size
+
+
+def _reduced(image: ImageFile.ImageFile, side: int) -> Image.Image:
+    _check_pixels(image)
+    shown = upright(image)
+    scale = min(1, side / max(shown.width, shown.height))
+    return shown.resized((max(1, round(shown.width * scale)), max(1, round(shown.height * scale))))
 
 
 @cache
@@ -121,51 +127,48 @@ def _set_up_pillow() -> None:
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-@contextmanager
-def _opened(image_root: ImageRoot, image_path: str) -> Iterator[tuple[ImageFile.ImageFile, bytes]]:
-    """Opens an image; gives it and the file's bytes. Errors inside the context become an ImageFailure."""
+def _decoded(image_root: ImageRoot, image_path: str, use: Callable[[ImageFile.ImageFile, bytes], Result]) -> Result:
+    """Opens an image and returns what `use` makes of it and of its content. Errors become an ImageFailure."""
     data = read_image(image_root, image_path)
-    try:
-        with _open(data) as image:
-            yield image, data
-    except Image.DecompressionBombError as error:
-        raise ImageFailure("too_large", f"{error}: shrink the image") from None
-    except UnidentifiedImageError:
-        raise ImageFailure("unreadable", f"the file ({len(data)} bytes) is not an image that Pillow supports") from None
-    except ImageFailure:
-        raise
-    except Exception as error:  # decoders can raise anything on hostile bytes; no image may stop a run
-        if is_shortage(error):
+    errors: list[Exception] = []
+    for content in readings(data):
+        try:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                return use(image, content)
+        except ImageFailure:
             raise
-        raise ImageFailure("unreadable", f"cannot be decoded: {str(error) or repr(error):.300}") from None
+        except Exception as error:  # decoders can raise anything on hostile bytes; no image may stop a run
+            if is_shortage(error):
+                raise
+            errors.append(error)
+            if isinstance(error, Image.DecompressionBombError):
+                break
+    raise _failure(errors[0], data)
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except (UnidentifiedImageError, ValueError):
-        if b"Exif" not in data:
-            raise
-    # Pillow refuses JPEGs, and libavif AVIFs, with some kinds of broken EXIF: ignore it.
-    image = Image.open(io.BytesIO(data.replace(b"Exif", b"none")), formats=FORMATS)
-    image.info["exif"] = b""  # so that the file is re-encoded, without its EXIF
-    return image
+def _failure(error: Exception, data: bytes) -> ImageFailure:
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageFailure("too_large", f"{error}: shrink the image")
+    if isinstance(error, UnidentifiedImageError):
+        return ImageFailure("unreadable", f"the file ({len(data)} bytes) is not an image that Pillow supports")
+    return ImageFailure("unreadable", f"cannot be decoded: {str(error) or repr(error):.300}")
 
 
 def _prepare_by_name(image_root: Path, image_path: str, budget: ImageBudget) -> PreparedImage | None:
     """Returns the image from its header and its end, if it can be sent unchanged; else None."""
-    with (
-        opened_inside(image_root, image_path) as opened,
-        os.fdopen(opened.descriptor, "rb", closefd=False) as file,
-        Image.open(file, formats=FORMATS) as image,
-    ):
+    with opened_inside(image_root, image_path) as opened, os.fdopen(opened.descriptor, "rb", closefd=False) as file:
+        return _prepare_header(opened, file, budget) if opened.size <= SMALL_BYTES else None
+
+
+def _prepare_header(opened: OpenFile, file: BinaryIO, budget: ImageBudget) -> PreparedImage | None:
+    with Image.open(file, formats=FORMATS) as image:
         _check_pixels(image)
         if image.format != "JPEG":
             return None
         shown = upright(image)
         sent = smart_resize(shown.width, shown.height, budget)
         file.seek(max(0, opened.size - END_BYTES))
-        if opened.size > MAX_FILE_BYTES or not _can_be_sent(shown, sent) or not _is_whole(file.read()):
+        if not _can_be_sent(shown, sent) or not _is_whole(file.read()):
             return None
         return PreparedImage(b"", shown.width, shown.height, *sent, file=opened.real)
 
