@@ -12,7 +12,7 @@ from tests.conftest import lines_of
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.plan import make_plan, open_plan, plan_is_for, read_chunk
 from vllm_annotate.inputs.plan_file import Plan
-from vllm_annotate.inputs.source import Source, check_source, output_lines
+from vllm_annotate.inputs.source import Source, check_source, left_out, output_lines
 from vllm_annotate.results.lines import path_of
 from vllm_annotate.results.parts import pending_rows
 from vllm_annotate.storage.workspace import Workspace
@@ -223,6 +223,30 @@ def test_parquet_columns_with_bytes_are_dropped_and_a_path_must_be_text(tmp_path
     assert json.loads(read_chunk(workspace, plan.chunks[0])["row"][0]) == {"image_path": "a", "sizes": [1.5, None]}
     with pytest.raises(UsageError, match="contains bytes, not paths"):
         check_source(Source(tmp_path / "input.PARQUET", image_column="image"))
+
+
+@pytest.mark.parametrize("name", ["input.pq", "input.PARQ", "input.jsonl", "input"])
+def test_parquet_is_known_by_its_name_or_its_first_bytes(tmp_path: Path, workspace: Workspace, name: str) -> None:
+    pl.DataFrame({"image_path": ["a"], "caption": ["b"]}).write_parquet(tmp_path / name)
+    given = Source(tmp_path / name)
+    assert check_source(given) == ["image_path", "caption"]
+    assert planned(workspace, make_plan(given, workspace, 9)) == ["a"]
+    (tmp_path / name).write_text("no Parquet")
+    with pytest.raises(UsageError, match=r"cannot be read as Parquet|no JSON object"):
+        check_source(Source(tmp_path / name))
+
+
+def test_columns_with_bytes_at_any_depth_are_named(tmp_path: Path) -> None:
+    frame = pl.DataFrame(
+        {
+            "image_path": ["a"], "hash": [b"\xff"], "image": [{"bytes": b"\xff", "path": "a"}], "masks": [[b"\xff"]],
+            "sizes": [[1, 2]],
+        }
+    )  # fmt: skip
+    frame.write_parquet(tmp_path / "input.parquet")
+    assert left_out(Source(tmp_path / "input.parquet")) == ["hash", "image", "masks"]
+    (tmp_path / "input.jsonl").write_text('{"image_path": "a"}\n')
+    assert left_out(Source(tmp_path / "input.jsonl")) == []
 
 
 def test_broken_lines_of_the_output_are_counted_and_their_images_planned(tmp_path: Path, workspace: Workspace) -> None:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from vllm_annotate.errors import ImageFailure, MachineFault
+from vllm_annotate.images.hints import similar_path
 from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.shortage import is_shortage
 
@@ -43,9 +44,12 @@ def read_image(image_root: ImageRoot, image_path: str) -> bytes:
     try:
         data = _content(image_root, image_path)
     except ImageFailure as failure:
-        if failure.kind == "missing":
-            check_root(image_root)
-        raise
+        if failure.kind != "missing":
+            raise
+        check_root(image_root)
+        if not (similar := similar_path(image_root, image_path)):
+            raise
+        raise ImageFailure("missing", f"{failure.message}; {similar!r:.300} exists: correct the path") from None
     except OSError as error:
         if is_shortage(error) or isinstance(error, MachineFault):
             raise

@@ -16,6 +16,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vllm_annotate.errors import ImageFailure
 from vllm_annotate.images.files import OpenFile, opened_inside, read_image
+from vllm_annotate.images.hints import what_it_is
 from vllm_annotate.images.metadata import SMALL_BYTES, readings
 from vllm_annotate.images.upright import Upright, upright
 from vllm_annotate.recipe.image_budget import ImageBudget
@@ -150,7 +151,8 @@ def _failure(error: Exception, data: bytes) -> ImageFailure:
     if isinstance(error, Image.DecompressionBombError):
         return ImageFailure("too_large", f"{error}: shrink the image")
     if isinstance(error, UnidentifiedImageError):
-        return ImageFailure("unreadable", f"the file ({len(data)} bytes) is not an image that Pillow supports")
+        what = what_it_is(data) or "not an image that Pillow supports"
+        return ImageFailure("unreadable", f"the file ({len(data)} bytes) is {what}")
     return ImageFailure("unreadable", f"cannot be decoded: {str(error) or repr(error):.300}")
 
 

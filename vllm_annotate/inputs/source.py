@@ -1,6 +1,7 @@
 """Lines of the input and of outputs, with the image path of each."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +9,12 @@ import orjson
 import polars as pl
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.hints import remedy
 from vllm_annotate.inputs.sharding import in_shard
 from vllm_annotate.storage.json_text import json_object, text_member
 from vllm_annotate.storage.shard import Shard
 
+PARQUET, PARQUET_SUFFIXES = b"PAR1", (".parquet", ".pq", ".parq")
 PROBED_ROWS = 1000  # enough to distinguish a mistyped column name from a column that is often empty
 PATH_MISSING = pl.col("image_path").fill_null("") == ""
 
@@ -25,10 +28,16 @@ class Source:
     caption_column: str = "caption"
     shard: Shard | None = None
 
-    @property
+    @cached_property
     def is_parquet(self) -> bool:
-        """Whether its name says Parquet; anything else is JSON lines, plain or compressed."""
-        return self.path.suffix.lower() == ".parquet"
+        """Whether its name or its first bytes say Parquet; anything else is JSON lines, plain or compressed."""
+        if self.path.suffix.lower() in PARQUET_SUFFIXES:
+            return True
+        try:
+            with self.path.open("rb") as file:
+                return file.read(len(PARQUET)) == PARQUET
+        except OSError:
+            return False
 
     def identity(self) -> dict[str, Any]:
         """Returns values that change when the file, the image column or the shard does."""
@@ -53,10 +62,9 @@ def check_source(source: Source) -> list[str]:
         raise UsageError(f"input {str(path)!r} cannot be read as {kind}: {error!s:.300}") from None
     rows = [row for row in map(json_object, head["row"]) if row]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    if not rows:
-        raise UsageError(
-            f"input {str(path)!r} has no JSON object in its first {PROBED_ROWS} lines: write one JSON object per line"
-        )
+    if not rows or head["row"][0].strip() == "[":  # the last row of an array may be an object, on its own line
+        why = "is a JSON array" if rows else f"has no JSON object in its first {PROBED_ROWS} lines"
+        raise UsageError(f"input {str(path)!r} {why}: {remedy(path, head['row'].to_list())}")
     for option, column in (("image", source.image_column), ("caption", source.caption_column)):
         if column and column not in columns:
             none = ', or "" for none' if option == "caption" else ""
@@ -70,6 +78,14 @@ def check_source(source: Source) -> list[str]:
             "--image-column to the column with the image paths"
         )
     return columns
+
+
+def left_out(source: Source) -> list[str]:
+    """Returns the columns that cannot be written as JSON: those with bytes."""
+    if not source.is_parquet:
+        return []
+    schema = pl.scan_parquet(source.path, glob=False).collect_schema()
+    return [name for name, dtype in schema.items() if _holds_bytes(dtype)]
 
 
 def file_version(path: Path) -> list[int] | None:

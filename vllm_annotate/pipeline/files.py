@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.plan_file import Chunk
-from vllm_annotate.inputs.source import Source, check_source
+from vllm_annotate.inputs.source import Source, check_source, left_out
 from vllm_annotate.job import Job
 from vllm_annotate.results.files import Files
 from vllm_annotate.results.lines import OUR_FIELDS
@@ -62,6 +62,8 @@ async def run_files(job: Job, say: Callable[[str], None], warn: Callable[[str], 
         if replaced := [name for name in columns if name in replaced_columns(source)]:
             names = ", ".join(map(repr, replaced))
             warn(f"the output replaces these input columns with its own: {names}")
+        if missing := left_out(source):
+            warn(f"the output leaves out input columns with bytes, which JSON has not: {', '.join(map(repr, missing))}")
         yield RunFiles(source, root, files, warn)
 
 
