@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,22 @@ def test_two_invalid_paths_do_not_become_one(tmp_path: Path, workspace: Workspac
     plan = make_plan(source(tmp_path, "".join(f'{{"image_path": {path}}}\n' for path in paths)), workspace, 9)
     assert planned(workspace, plan) == ["?.jpg"]
     assert read_chunk(workspace, plan.chunks[0])["line"].to_list() == [3]
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_paths_that_are_not_utf_8_do_not_become_one(
+    tmp_path: Path, workspace: Workspace, compress: Callable[[bytes], bytes]
+) -> None:
+    paths = [b"a\xff.jpg", b"a\xfe.jpg", "a\ufffd.jpg".encode(), b"caf\xe9.jpg", "caf\xe9.jpg".encode()]
+    text = b"\n".join(b'{"image_path": "%s", "caption": "\xff"}' % path for path in paths)
+    (tmp_path / "input.jsonl").write_bytes(compress(text))
+    plan = make_plan(Source(tmp_path / "input.jsonl"), workspace, 9)
+    assert planned(workspace, plan) == ["a\ufffd.jpg", "caf\xe9.jpg"]
+    assert read_chunk(workspace, plan.chunks[0])["line"].to_list() == [3, 5]
+    assert (plan.counts.malformed, plan.counts.duplicates) == (3, 0)
+    assert [(row["line"], row["reason"]) for row in lines_of(workspace.skipped)] == [
+        (1, "malformed"), (2, "malformed"), (4, "malformed"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("depth", [100, 127, 254, 300, 499])

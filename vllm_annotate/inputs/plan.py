@@ -9,6 +9,7 @@ import polars as pl
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.plan_file import Chunk, Counts, Plan, PlanFile, read_plan_file, write_plan_file
 from vllm_annotate.inputs.polars_faults import polars_faults
+from vllm_annotate.inputs.raw_paths import without_broken_paths
 from vllm_annotate.inputs.source import (
     PATH_MISSING,
     FileState,
@@ -61,7 +62,7 @@ def _plan_rows(source: Source, workspace: Workspace, chunk_size: int) -> tuple[C
     lines, written = input_lines(source), output_lines(*workspace.outputs)
     keys_file = workspace.plan_rows.with_suffix(".keys")
     _write_keys(lines, keys_file)
-    keys = pl.scan_parquet(keys_file, glob=False)
+    keys = without_broken_paths(source, pl.scan_parquet(keys_file, glob=False))
     named = keys.filter(pl.col("image_path") != "")
     first = named.unique("image_path", keep="first", maintain_order=True)
     pending = first.join(distinct_paths(written), on="image_path", how="anti", maintain_order="left")
