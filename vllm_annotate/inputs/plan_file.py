@@ -55,6 +55,12 @@ class Plan:
         """The number of rows in all chunks."""
         return sum(chunk.length for chunk in self.chunks)
 
+    def other_chunk_size(self, chunk_size: int) -> int | None:
+        """Returns the size of the plan's chunks if it was cut with another chunk_size; None if that does not show."""
+        longest = max((chunk.length for chunk in self.chunks), default=0)
+        is_other = longest > chunk_size or (longest < chunk_size and len(self.chunks) > 1)
+        return longest if is_other else None
+
 
 @dataclass(frozen=True)
 class PlanFile:

@@ -33,6 +33,11 @@ async def plan_chunks(run: Run, logger: Logger) -> Plan:
         "Resuming an unfinished plan" if plan.resumed else "New plan",
         plan.rows, len(plan.chunks), counts.already_done, counts.distinct,
     )  # fmt: skip
+    if size := plan.other_chunk_size(run.job.chunk_size):
+        logger.info(
+            "Chunks have %d images, not chunk_size=%d: a plan keeps its chunks until all are complete",
+            size, run.job.chunk_size,
+        )  # fmt: skip
     if counts.broken_in_output:
         logger.warning(
             "%d lines of %s are corrupt or have no image path (the first is line %d): they stay, and their images are "
