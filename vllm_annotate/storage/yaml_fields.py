@@ -8,18 +8,55 @@ from pydantic import BaseModel
 
 from vllm_annotate.errors import UsageError
 
+MOST_BYTES = 256 << 10  # PyYAML takes a second for them; the longest prompts and schemas are far smaller
+MOST_NESTING = 50
+CONSTRUCTION = (ValueError, LookupError, AttributeError, TypeError)  # what PyYAML lets through, as for `!!int x`
+
 
 def read_fields(path: Path, what: str, model: type[BaseModel]) -> dict[str, Any]:
     """Returns the fields of `model` in a YAML file. Raises UsageError unless it is a mapping of known fields."""
+    named, known = f"{what} {str(path)!r}", ", ".join(model.model_fields)
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{what} {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
-    known = ", ".join(model.model_fields)
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{named} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(content) > MOST_BYTES:
+        raise UsageError(f"{named} is over {MOST_BYTES >> 10} KiB: name the file with any of these fields: {known}")
+    fields = _parsed(content, named)
     if not isinstance(fields, dict):
-        raise UsageError(f"{what} {str(path)!r} must be a mapping with any of these fields: {known}")
+        raise UsageError(f"{named} must be a mapping with any of these fields: {known}")
     if unknown := [str(name) for name in fields if name not in model.model_fields]:
-        raise UsageError(f"{what} {str(path)!r} has unknown fields {', '.join(unknown)}; use any of {known}")
+        raise UsageError(f"{named} has unknown fields {', '.join(unknown)}; use any of {known}")
     return fields
+
+
+def _parsed(content: bytes, named: str) -> Any:
+    try:
+        text = content.decode("utf-8-sig")
+        _check_events(text, named)
+        return yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{named} is not YAML: byte {error.start} is not UTF-8; save it as UTF-8") from None
+    except yaml.MarkedYAMLError as error:  # its text would show the line, which may hold a key
+        raise UsageError(f"{named} is not YAML: {_place(error.problem_mark)}{error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{named} is not YAML: {' '.join(str(error).split())}") from None
+    except CONSTRUCTION as error:
+        raise UsageError(f"{named} has a value that YAML cannot read ({type(error).__name__}): quote it") from None
+
+
+def _check_events(text: str, named: str) -> None:
+    """Raises UsageError for aliases, which can stand for gigabytes, and for nesting that would exhaust the stack."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            where = _place(event.start_mark)
+            raise UsageError(f"{named}: {where}alias *{event.anchor} is not allowed: write the value out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_NESTING:
+            raise UsageError(f"{named}: {_place(event.start_mark)}nested over {MOST_NESTING} levels deep")
+
+
+def _place(mark: Any) -> str:
+    return f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
