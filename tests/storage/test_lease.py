@@ -1,7 +1,9 @@
 """Leases on outputs in an object store."""
 
+import json
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 
 import fsspec
 import pytest
@@ -81,3 +83,37 @@ def test_releasing_a_lease_that_was_never_held_changes_nothing(bucket: Bucket) -
     with pytest.raises(UsageError, match="another run took over"):
         first.check()
     first.release()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        b'{"token": "other", "since": Infinity, "beat": NaN}', b'{"since": 1e999, "host": {}}', b"null", b"", b"\xff",
+        b'{"since": -9e99, "host": "\\u001b[31m' + b"x" * 10_000 + b'"}', b"[" * 100_000,
+    ],
+    ids=range(7),
+)  # fmt: skip
+def test_whatever_a_lease_says_its_holder_is_waited_for_and_named_on_one_line(written: bytes) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/bucket/lease", written)
+    said: list[str] = []
+    stopped = threading.Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        stopped.set()
+
+    with pytest.raises(UsageError, match="stopped while waiting"):
+        Lease(fs, "/bucket/lease", "memory://bucket/labeled.jsonl", "one", say, stopped).take()
+    assert len(said[0]) < 600
+    assert said[0].isprintable()
+    fs.rm_file("/bucket/lease")
+
+
+def test_a_lease_says_when_it_was_taken_with_the_offset_from_utc() -> None:
+    fs = fsspec.filesystem("memory")
+    held = Lease(fs, "/bucket/lease", "memory://bucket/labeled.jsonl", "one", lambda _: None)
+    held.take()
+    since = datetime.fromisoformat(json.loads(fs.cat_file("/bucket/lease"))["since"])
+    held.release()
+    assert abs(datetime.now(UTC) - since) < timedelta(minutes=5)

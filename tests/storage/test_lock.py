@@ -17,7 +17,7 @@ def test_a_lock_on_a_removed_file_is_not_a_lock(tmp_path: Path) -> None:
         path.unlink()  # as a refused run does
         with (
             locked(path),
-            pytest.raises(AlreadyLockedError, match=rf"process {os.getpid()} on .* since .* [+-]\d{{4}}"),
+            pytest.raises(AlreadyLockedError, match=rf"process {os.getpid()} on .* since \S+T\S+[+-]\d\d:\d\d$"),
             locked(path),
         ):
             pass
@@ -49,3 +49,19 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error, locked(tmp_path / "nowhere" / "lock"):
         pass
     assert error.value.filename == str(tmp_path / "nowhere" / "lock")
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (b"", "another process"), (b"\xff\0\x1b[31m\r\n", "\ufffd [31m"), (b"x" * 10_000, "x" * 200),
+        (b"process 1 on a since 9e999\nmore\n", "process 1 on a since 9e999 more"),
+    ],
+)  # fmt: skip
+def test_whatever_a_lock_says_of_its_holder_becomes_one_short_line(tmp_path: Path, written: bytes, said: str) -> None:
+    path = tmp_path / "lock"
+    with locked(path):
+        path.write_bytes(written)
+        with pytest.raises(AlreadyLockedError) as holder, locked(path):
+            pass
+    assert str(holder.value) == said

@@ -1,8 +1,10 @@
 """Files of a run: names, lock, recipe guard, atomic writes."""
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -152,3 +154,50 @@ def test_the_longest_accepted_name_works_to_the_end(tmp_path: Path) -> None:
         Workspace.at(tmp_path / (("f" * 200 + "/") * 20) / "a.jsonl")
     with pytest.raises(UsageError, match="too long"):
         Workspace.at(Path("x" * 5000 + ".jsonl"))
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+
+
+MAKE: dict[str, Callable[[Path], None]] = {
+    "a named pipe": os.mkfifo, "a directory": Path.mkdir, "a socket": make_socket,
+    "a device": lambda path: path.symlink_to("/dev/null"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "make"), MAKE.items(), ids=MAKE)
+@pytest.mark.parametrize(
+    ("shard", "name"),
+    [
+        ("", "labeled.jsonl"), ("", "labeled.failures.jsonl"), ("", "labeled.report.json"), ("", "labeled.report.html"),
+        ("1/2", "labeled.shards/1-of-2.jsonl"),
+    ],
+)  # fmt: skip
+def test_a_file_of_the_run_that_is_no_regular_file_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, make: Callable[[Path], None], shard: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    Path(name).parent.mkdir(exist_ok=True)
+    make(Path(name))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError) as refused:
+        Workspace.at("labeled.jsonl", shard)
+    ours = f"{tmp_path / name} is {kind}: remove it, or choose another --output"
+    of_the_output = {"a directory": "is a directory: name a file in it", "a device": "must end in .jsonl"}
+    assert str(refused.value) == ours or of_the_output.get(kind, ours) in str(refused.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_work_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "labeled.work").touch()
+    with pytest.raises(UsageError, match=r"labeled\.work is no directory: remove it, or choose another --output"):
+        Workspace.at(tmp_path / "labeled.jsonl")
+
+
+def test_a_lock_file_that_is_a_pipe_is_refused_with_the_reason(workspace: Workspace) -> None:
+    workspace.work.mkdir()
+    os.mkfifo(workspace.work / "lock")
+    with pytest.raises(UsageError, match=r"cannot write beside output .*: \w[\w ]+ \(.*/lock\)"), workspace.locked():
+        pass

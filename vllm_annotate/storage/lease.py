@@ -11,7 +11,9 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.locations import reaching, version_of
+from vllm_annotate.storage.lock import local_time, one_line
 
 RENEW_SECONDS = 15.0
 LEASE_SECONDS = 60.0  # without a renewal for this long, the holder counts as gone
@@ -100,7 +102,7 @@ class Lease:
             held, holder = self._current_version(), self._holder()
             if holder.get("token") != self._token:
                 host, since = holder.get("host", "another machine"), holder.get("since", "an unknown time")
-                self._wait_for_renewal(held, f"{host} since {since}")
+                self._wait_for_renewal(held, f"{one_line(host)} since {one_line(since)}")
         except FileNotFoundError:
             return False
         self._version = held
@@ -158,15 +160,11 @@ class Lease:
                 self._version = self._current_version()
 
     def _holder(self) -> dict[str, Any]:
-        try:
-            holder = json.loads(self._fs.cat_file(self._path))
-        except ValueError:
-            return {}
-        return holder if isinstance(holder, dict) else {}
+        return json_object(self._fs.cat_file(self._path)) or {}
 
     def _current_version(self) -> str:
         return version_of(self._fs.info(self._path))
 
     def _content(self) -> bytes:
-        at = {"since": time.strftime("%F %T %z"), "beat": time.monotonic_ns()}
+        at = {"since": local_time(), "beat": time.monotonic_ns()}
         return json.dumps({"token": self._token, "host": platform.node()} | at).encode()

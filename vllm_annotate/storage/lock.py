@@ -2,10 +2,21 @@
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
+
+
+def local_time() -> str:
+    """Returns the time for people on several machines: ISO 8601 with the offset from UTC."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def one_line(text: object) -> str:
+    """Returns what another process wrote, fit for a message: one short line of printable characters."""
+    words = "".join(character if character.isprintable() else " " for character in str(text)[:200])
+    return " ".join(words.split())
 
 
 class AlreadyLockedError(Exception):
@@ -37,12 +48,12 @@ def _acquired(path: Path) -> int:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-                raise AlreadyLockedError(holder or "another process") from None
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace")
+                raise AlreadyLockedError(one_line(holder) or "another process") from None
             # The last holder may have removed the file after it was opened here: this lock would protect nothing.
             if _is_at(path, descriptor):
                 os.ftruncate(descriptor, 0)
-                holder = f"process {os.getpid()} on {os.uname().nodename} since {time.strftime('%F %T %z')}\n"
+                holder = f"process {os.getpid()} on {os.uname().nodename} since {local_time()}\n"
                 os.write(descriptor, holder.encode())
                 opened.pop_all()
                 return descriptor

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from vllm_annotate.storage.shard import Shard, shards_folder
 
 FORMAT = 1  # of the work folder; raised when the meaning of its files changes
 LOCK_TRIES = 10
+SPECIAL = {
+    stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}  # fmt: skip
 MAX_PATH_BYTES, DEEPEST_BYTES = 4096, 128  # of a path, and of what the work folder adds to it
 
 
@@ -44,7 +49,9 @@ class Workspace:
             raise UsageError(f"output {str(output)!r} is a directory: name a file in it, such as {path}/labeled.jsonl")
         if not path.parent.is_dir():
             raise UsageError(f"the folder of output {str(output)!r} does not exist: create it, or correct the path")
-        return cls(path).of_shard(Shard.parse(shard)) if shard else cls(path)
+        workspace = cls(path).of_shard(Shard.parse(shard)) if shard else cls(path)
+        _check_regular(workspace)
+        return workspace
 
     def of_shard(self, shard: Shard) -> "Workspace":
         """Returns the workspace of a shard of this output."""
@@ -184,8 +191,9 @@ class Workspace:
                 if disk_is_full(error):
                     raise UsageError(explained(error, self.work)) from None
                 raise UsageError(
-                    f"cannot write beside output {self.output}: {error.strerror} ({error.filename}); choose an "
-                    "--output in a folder that this user may write to, on a file system with locks"
+                    f"cannot write beside output {self.output}: {error.strerror or error} "
+                    f"({error.filename or self.work}); choose an --output in a folder that this user may write to, "
+                    "on a file system with locks"
                 ) from None
             yield
 
@@ -211,6 +219,18 @@ class Workspace:
                 f"{self.work} has format {written[:20]!r}, but this version supports formats up to {FORMAT}: use the "
                 "version that wrote it, or choose another --output"
             )
+
+
+def _check_regular(workspace: "Workspace") -> None:
+    """Raises UsageError if a file of the run exists and is no regular file: nothing can be appended to or replaced."""
+    for path in (workspace.output, workspace.failures, workspace.report, workspace.page):
+        with suppress(OSError):
+            if not stat.S_ISREG(mode := path.stat().st_mode):
+                kind = SPECIAL.get(stat.S_IFMT(mode), "no regular file")
+                raise UsageError(f"{path} is {kind}: remove it, or choose another --output")
+    with suppress(OSError):
+        if not stat.S_ISDIR(workspace.work.stat().st_mode):
+            raise UsageError(f"{workspace.work} is no directory: remove it, or choose another --output")
 
 
 def _check_replaceable(output: Path) -> None:
