@@ -5,9 +5,12 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from vllm_annotate.errors import ImageFailure
@@ -175,3 +178,13 @@ def test_a_sound_image_is_read_as_it_is() -> None:
     for kind in ("JPEG", "WEBP", "GIF", "TIFF", "AVIF", "BMP"):
         assert next(readings(encoded(kind))) == encoded(kind)
     assert next(readings(PNG_FILE)) == PNG_FILE
+
+
+SOUND = [PNG_FILE, JPEG_FILE, GIF_FILE, WEBP_FILE, encoded("AVIF"), *(file for _, file, _ in broken())]
+
+
+@given(st.sampled_from(SOUND), st.integers(0, 300), st.integers(0, 100), st.binary(max_size=20), st.integers(0, 5000))
+def test_no_bytes_stop_the_walk_through_metadata(file: bytes, at: int, cut: int, more: bytes, size: int) -> None:
+    damaged = (file[:at] + more + file[at + cut :])[: size or None]
+    with suppress(ImageFailure):
+        assert 1 <= len(list(readings(damaged))) <= 3

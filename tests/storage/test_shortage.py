@@ -1,6 +1,7 @@
 """Memory and open files that run short."""
 
 import errno
+import os
 import resource
 import subprocess
 import sys
@@ -71,6 +72,14 @@ def test_too_many_open_files_stop_the_run_with_the_limit_and_the_remedy() -> Non
         f"too many open files (this process may open {limit}): raise the limit (ulimit -n), or lower max_concurrency, "
         "and run again; all answers are saved"
     )
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_shortage_anywhere_else_is_explained_with_the_remedy(number: int) -> None:
+    said = explained(OSError(number, os.strerror(number), "/out/labeled.work/parts/000001.jsonl"), "/out/labeled.jsonl")
+    assert said.startswith(f"/out/labeled.work/parts/000001.jsonl: {os.strerror(number)}; ")
+    assert said.endswith(", and run again, all answers are saved")
+    assert "fix that" not in said
 
 
 WITH_LITTLE_MEMORY = """

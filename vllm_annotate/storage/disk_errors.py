@@ -12,6 +12,11 @@ FULL = {
     errno.EDQUOT: "is over the quota of this user: make room",
     errno.EROFS: "cannot be written to: mount it for writing",
 }
+REMEDIES = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files of this machine (sysctl fs.file-max), or end other programs",
+    errno.ENOMEM: "end other programs, or raise the memory limit of this process or its container",
+}
 
 
 def disk_is_full(error: BaseException | None) -> TypeGuard[OSError]:
@@ -31,4 +36,6 @@ def explained(error: OSError, path: Path | str) -> str:
     where = error.filename or path
     if error.errno in FULL:
         return f"the disk of {where} {FULL[error.errno]} and run again; all answers are saved ({error.strerror})"
+    if error.errno in REMEDIES:
+        return f"{where}: {error.strerror}; {REMEDIES[error.errno]}, and run again, all answers are saved"
     return f"{where}: {error.strerror or error}; fix that and run again, all answers are saved"
