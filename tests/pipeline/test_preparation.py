@@ -2,16 +2,18 @@
 
 import asyncio
 import gc
+import os
+import resource
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from vllm_annotate.errors import ImageFailure
+from vllm_annotate.errors import ImageFailure, MachineFault
 from vllm_annotate.inference.endpoint import Endpoint
 from vllm_annotate.inference.pool import Pool
 from vllm_annotate.inputs.rows import Row
@@ -119,3 +121,38 @@ async def test_a_used_request_is_freed_before_the_rest_of_its_group(images: Path
         gc.collect()
         assert image() is None
         assert (await group[1].request())[0].sent_width == 644
+
+
+@contextmanager
+def without_descriptors() -> Iterator[Callable[[], None]]:
+    """This process may open no more files until the function is called."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1], limits[1]))
+
+    def end() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    try:
+        yield end
+    finally:
+        end()
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+async def test_a_lack_of_file_descriptors_that_lasts_is_the_machines_fault(images: Path) -> None:
+    async with preparing(images) as preparation:
+        with without_descriptors():
+            (pending,) = await preparation.start(rows("as it is.jpg"))
+            with pytest.raises(MachineFault, match=r"too many open files \(this process may open \d+\): raise"):
+                await pending.request()
+
+
+async def test_a_lack_of_file_descriptors_that_passes_costs_no_image(images: Path) -> None:
+    async with preparing(images) as preparation:
+        with without_descriptors() as end:
+            (pending,) = await preparation.start(rows("as it is.jpg"))
+            asyncio.get_running_loop().call_later(0.3, end)
+            image, _ = await pending.request()
+        assert image.sent_width == 644
