@@ -134,7 +134,7 @@ async def main(images: int = 600, rounds: int = 6) -> None:
     found.check()
     with reporting_to_prefect("against-vllm-") as folder:
         bodies = draw(folder, images, found.model_name)
-        os.environ |= start.environment
+        os.environ |= start.variables
         ratios: dict[str, list[float]] = {}
         async with kept_servers(found.replicas, folder, print):
             url = server.urls()[0]

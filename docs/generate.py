@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Secret
 
 from flows.annotate_sharded import annotate_sharded
 from flows.retry import retry_failures
@@ -46,7 +46,9 @@ def fields(model: type[BaseModel]) -> list[Row]:
     """A model's fields, one a row."""
     rows: list[Row] = [("field", "default", "meaning")]
     for name, field in model.model_fields.items():
-        default = "required" if field.is_required() else code(field.get_default(call_default_factory=True))
+        value = field.get_default(call_default_factory=True)
+        value = value.get_secret_value() if isinstance(value, Secret) else value
+        default = "required" if field.is_required() else code(value)
         rows.append((code(name), default, str(field.description)))
     return rows
 

@@ -1,15 +1,20 @@
 """The blocks: defaults for every field, checks, and secrets."""
 
+import json
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
+from prefect import flow, runtime
 from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.utilities.schema_tools import validate
 from pydantic import ValidationError
 
 from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
+from tests.conftest import ask_prefect
 from vllm_annotate.errors import UsageError
 
 
@@ -80,6 +85,39 @@ async def test_blocks_are_saved_and_loaded_by_name() -> None:
     server = await VLLMServer.load("gpu")
     assert (recipe.language, recipe.max_tokens) == ("zh", 777)
     assert server.resolved_api_key() == "sesame"
+
+
+@pytest.mark.usefixtures("prefect_api")
+@pytest.mark.parametrize("environment", [{"HF_TOKEN": "hf_Zq81xPvRw7", "NCCL_P2P_DISABLE": "1"}, {}])
+async def test_prefect_masks_the_values_of_variables_and_an_edit_keeps_them(
+    prefect_api: str, environment: dict[str, str]
+) -> None:
+    start: Any = {"model_path": "m", "environment": environment, "environment_from": ["OTHER"]}
+    await VLLMServer(start=start, api_key="sesame").save("started", overwrite=True)
+    wanted = {"name": {"any_": ["started"]}}
+    (shown,) = ask_prefect(prefect_api, "/block_documents/filter", block_documents=wanted)
+    assert shown["data"]["start"]["environment"] == (dict.fromkeys(environment, "********") or "********")
+    assert shown["data"]["start"]["environment_from"] == ["OTHER"]
+    edited = shown["data"] | {"model": "edited", "start": shown["data"]["start"] | {"port": 9000}}
+    async with get_client() as client:  # what the form posts: what it was shown, but for the edit
+        update = BlockDocumentUpdate(data=edited, merge_existing_data=False)
+        await client.update_block_document(UUID(shown["id"]), update)
+    server = await VLLMServer.load("started")
+    assert (server.model, server.start.port) == ("edited", 9000)
+    assert (server.start.variables, server.resolved_api_key()) == (environment, "sesame")
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_the_record_of_a_run_masks_the_secrets_of_a_server(prefect_api: str) -> None:
+    @flow
+    async def run_with(server: VLLMServer) -> UUID:
+        return UUID(runtime.flow_run.id)
+
+    start: Any = {"model_path": "m", "environment": {"HF_TOKEN": "hf_Zq81xPvRw7"}}
+    run = await run_with(VLLMServer(start=start, api_key="sesame"))
+    (record,) = ask_prefect(prefect_api, "/flow_runs/filter", flow_runs={"id": {"any_": [str(run)]}})
+    assert record["parameters"]["server"]["start"]["model_path"] == "m"
+    assert not [secret for secret in ("hf_Zq8", "sesame") if secret in json.dumps(record)]
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,15 @@ def server_files(name: str) -> list[str]:
 
 
 def test_servers(place: Place) -> None:
-    (fields,) = server_files("servers.md")
+    fields, with_a_token = server_files("servers.md")
+    place.serve_with(with_a_token)
+    annotate = next(command for command in commands("servers.md") if "annotate --server" in command.text)
+    place.environment["HF_TOKEN"] = ""
+    assert "environment_from names HF_TOKEN" in place.run(annotate, code=2, more=" --without-prefect")
+    place.environment |= {"HF_TOKEN": "hf_of_this_place"}
+    place.run(annotate, more=" --without-prefect")
+    assert place.answered() == place.job.names
+    place.clear()
     place.serve_with(fields)
     with StandIn.started() as other:
         place.own["http://gpu-2:8000"] = other.url

@@ -138,7 +138,7 @@ def test_blocks_that_were_saved_before_the_library_moved_load(prefect_api: str) 
     assert (server.urls(), server.model, server.resolved_api_key()) == (["http://gpu-1:8000/v1"], "m", "sk-old")
     started: Any = VLLMServer.load("old-start")
     start = started.start
-    assert (start.tensor_parallel_size, start.environment, start.extra_arguments) == (2, {"A": "b"}, ["--seed=1"])
+    assert (start.tensor_parallel_size, start.variables, start.extra_arguments) == (2, {"A": "b"}, ["--seed=1"])
     recipe: Any = AnnotationRecipe.load("old-recipe")
     assert (recipe.language, recipe.user_prompt, recipe.max_objects) == ("zh", "Say {caption}", 7)
 

@@ -60,7 +60,7 @@ def test_a_job_is_saved_without_its_secrets_and_with_absolute_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    start = Launch(model_path="m", environment={"HF_TOKEN": "hf_secret", "VLLM_USE_V1": "1"})
+    start = Launch(model_path="m", environment={"HF_TOKEN": "hf_secret", "VLLM_USE_V1": "1", "ODD": "a secret too"})
     server = VLLMServer(endpoints=["http://gpu:8000/v1"], api_key="sk-secret", start=start)
     job = Job(input="a.jsonl", image_root="s3://bucket/images", output="labeled.jsonl", server=server, chunk_size=7)
     (tmp_path / "labeled.work").mkdir()
@@ -71,7 +71,8 @@ def test_a_job_is_saved_without_its_secrets_and_with_absolute_paths(
         "input": str(tmp_path / "a.jsonl"), "image_root": "s3://bucket/images",
         "output": str(tmp_path / "labeled.jsonl"), "chunk_size": 7,
         "server": {
-            "endpoints": ["http://gpu:8000/v1"], "start": {"model_path": "m", "environment": {"VLLM_USE_V1": "1"}},
+            "endpoints": ["http://gpu:8000/v1"],
+            "start": {"model_path": "m", "environment": {"VLLM_USE_V1": "1"}, "environment_from": ["HF_TOKEN", "ODD"]},
         },
     }  # fmt: skip
 

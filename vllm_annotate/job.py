@@ -77,12 +77,11 @@ class Job(BaseModel):
     def remember(self, path: Path) -> None:
         """Saves the job for later commands on the same output.
 
-        Without its secrets, the API key and environment variables named like one: the environment has to provide them.
+        Without its secrets, the API key and the secret variables of a start: the environment has to provide them.
         """
-        fields = self.model_dump(mode="json", exclude={"server": {"api_key"}}, exclude_defaults=True)
-        if environment := (fields.get("server", {}).get("start") or {}).get("environment"):
-            for name in filter(SECRET.search, list(environment)):
-                del environment[name]
+        fields = self.model_dump(mode="json", exclude={"server"}, exclude_defaults=True)
+        if self.server is not None:
+            fields["server"] = self.server.without_secrets()
         for name in ("input", "image_root", "output"):
             if isinstance(where := getattr(self, name), Path):
                 fields[name] = os.path.realpath(where.expanduser())

@@ -22,6 +22,7 @@ from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Crashed
 
+from blocks import VLLMServer
 from vllm_annotate.errors import UsageError
 
 POLL_SECONDS = 2.0
@@ -95,15 +96,17 @@ async def _final_state(client: PrefectClient, run: UUID) -> State[Any]:
 def run_parameter(block: Block | None) -> Any:
     """A block as a parameter of another run: a reference if it is saved, else its fields.
 
-    Raises UsageError if the run's parameters would show an API key.
+    Raises UsageError if the run's parameters would show a secret.
     """
     if block is None:
         return None
     if (saved := getattr(block, "_block_document_id", None)) is not None:
         return {"$ref": {"block_document_id": str(saved)}}
-    if getattr(block, "api_key", None) is not None:
+    if not isinstance(block, VLLMServer):
+        return block.model_dump(mode="json", exclude_defaults=True, exclude={"block_type_slug"})
+    if secrets := block.secrets():
         raise UsageError(
-            "the parameters of every shard's run would show the server's API key: save the server as a block and "
-            "choose that, or set VLLM_API_KEY for the workers"
+            f"the parameters of every shard's run would show the server's {', '.join(secrets)}: save the server as a "
+            "block and choose that, or set the variables for the workers (VLLM_API_KEY; others in environment_from)"
         )
-    return block.model_dump(mode="json", exclude_defaults=True, exclude={"block_type_slug"})
+    return block.without_secrets()

@@ -98,6 +98,13 @@ def test_the_key_is_in_the_environment_and_not_in_the_arguments() -> None:
     assert not any("sesame" in argument for argument in command())
 
 
+def test_a_variable_that_the_server_needs_comes_from_where_the_run_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_this_machine")
+    launch = Launch(model_path="/models/qwen", environment_from=["HF_TOKEN"], environment={"A": "b"})
+    variables = server_environment(launch, [], "")
+    assert (variables["HF_TOKEN"], variables["A"]) == ("hf_of_this_machine", "b")
+
+
 def test_the_version_is_found_between_log_lines(vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN_VERSION", "0.11.2+cu129")
     assert find_version(str(vllm)) == ((0, 11, 2), "0.11.2+cu129")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from stand_in.ports import free_port
 from tests.conftest import ROOT
 from tests.inference.test_client import raw_server
 from tests.serving.conftest import qwen_config
@@ -207,7 +208,28 @@ def test_what_may_be_a_secret_is_not_printed(vllm: Path, make_model: MakeModel) 
     assert "sesame" not in text
 
 
-@pytest.mark.parametrize("flag", ["--api-key", "--port=9", "--host", "--served-model-name"])
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_variable_that_is_not_set_is_refused_before_the_start(
+    vllm: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    start = Launch(
+        model_path=str(make_model(qwen_config("7B"))), executable=str(vllm), port=free_port(),
+        environment_from=["OF_THIS_TEST", "PATH"],
+    )  # fmt: skip
+    if value is not None:
+        monkeypatch.setenv("OF_THIS_TEST", value)
+    (problem,) = preflight(start, None, "").problems
+    assert "environment_from names OF_THIS_TEST, which is not set" in problem
+    assert "set it in the environment of the command, or of the worker" in problem
+    assert not preflight(start, None, "", []).problems, "nothing is known about another machine"
+    monkeypatch.setenv("OF_THIS_TEST", "hf_secret")
+    found = preflight(start, None, "")
+    assert not found.problems
+    assert "OF_THIS_TEST=…" in found.text()
+    assert "hf_secret" not in found.text()
+
+
+@pytest.mark.parametrize("flag", ["--api-key", "--api_key", "--port=9", "--host", "--served-model-name"])
 def test_flags_that_have_a_field_are_refused(flag: str) -> None:
     with pytest.raises(ValidationError, match="has its own field"):
         Launch(model_path="/m", extra_arguments=[flag, "secret"])

@@ -7,7 +7,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import App, Parameter
-from pydantic import BaseModel
+from pydantic import BaseModel, Secret
 
 Option = inspect.Parameter
 COMMAND = "vllm_annotate_command"
@@ -26,11 +26,11 @@ def option(name: str, text: str, kind: Any = str) -> Option:
 
 
 def fields(model: type[BaseModel], *, but: Iterable[str] = ()) -> list[Option]:
-    """An option for each field, except for mappings, which only files can set."""
+    """An option for each field, except for mappings and secrets, which only files can set."""
     found = []
     for name, field in model.model_fields.items():
         kind = _kind(field.annotation)
-        if name in but or kind is dict:
+        if name in but or kind in (dict, Secret):
             continue
         default = field.get_default(call_default_factory=True)
         shown = "" if field.is_required() or default in (None, False, "", []) else f" (default: {default})"

@@ -172,7 +172,8 @@ def server_environment(launch: Launch, gpus: Sequence[int], api_key: str) -> dic
         variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as NVML numbers them
     if api_key:
         variables["VLLM_API_KEY"] = api_key
-    return variables | launch.environment
+    taken = {name: os.environ[name] for name in launch.environment_from if name in os.environ}
+    return variables | taken | launch.variables
 
 
 def _found(executable: str) -> str:

@@ -1,9 +1,12 @@
 """Settings for starting vLLM."""
 
+import os
+import re
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Secret, field_validator, model_validator
 
 LAST_PORT = 65_535
 # In extra_arguments these would contradict a field, or show a secret in `ps`.
@@ -14,13 +17,16 @@ FIELDS_OF_THEIR_OWN = {
     "--served-model-name": "model of the server",
     "--data-parallel-size": "data_parallel_size",
 }
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # of an environment variable
+SECRET_NAME = re.compile(r"key|token|secret|password", re.IGNORECASE)
+SHORTEST_SECRET = 6  # characters: shorter values are switches and numbers, such as 1 or DEBUG
 MAX_MODEL_LEN = 8192  # tokens: fits an image budget of 1280, a long caption and an answer of 1536
 
 
 class Launch(BaseModel):
     """How to start vLLM on the machine that runs the flow; empty fields use vLLM's defaults."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     model_path: str = Field(
         description="Folder of the model, or a Hugging Face name such as Qwen/Qwen2.5-VL-7B-Instruct."
@@ -58,7 +64,15 @@ class Launch(BaseModel):
         default=[],
         description="More arguments of vllm serve, each an entry; they win over those that vllm-annotate sets.",
     )
-    environment: dict[str, str] = Field(default={}, description="More environment variables.")
+    environment: Secret[dict[str, str]] = Field(
+        default_factory=lambda: Secret({}),
+        description="More environment variables. Their values are secret: Prefect masks them, and no file has them.",
+    )
+    environment_from: list[str] = Field(
+        default=[],
+        description="Names of variables, such as HF_TOKEN, that must be set where the run starts vLLM; a start without "
+        "one of them is refused.",
+    )
     start_timeout_seconds: Annotated[float, Field(gt=0)] = Field(default=1800, description="How long loading may take.")
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         default=5,
@@ -75,11 +89,46 @@ class Launch(BaseModel):
     @field_validator("extra_arguments")
     @classmethod
     def _not_what_fields_say(cls, arguments: list[str]) -> list[str]:
-        for argument in arguments:
-            flag = argument.partition("=")[0]
+        for argument, following in pairwise([*arguments, "-"]):
+            name, equals, _ = argument.partition("=")
+            flag = name.replace("_", "-")  # vLLM takes either
             if flag in FIELDS_OF_THEIR_OWN:
-                raise ValueError(f"{flag} has its own field, {FIELDS_OF_THEIR_OWN[flag]}: set that instead")
+                raise ValueError(f"{name} has its own field, {FIELDS_OF_THEIR_OWN[flag]}: set that instead")
+            if flag == "--hf-token" and (equals or not following.startswith("-")):
+                raise ValueError(f"{name} with a token shows it in `ps`: name HF_TOKEN in environment_from instead")
         return arguments
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _texts_by_name(cls, environment: Any) -> Any:
+        given = environment.get_secret_value() if isinstance(environment, Secret) else environment
+        if not isinstance(given, dict):
+            raise ValueError(f'it is {_kind(given)}, and must be a mapping: write NAME: "value" for each variable')  # noqa: TRY004 - for pydantic
+        for name, value in given.items():
+            _check_name(name)
+            if not isinstance(value, str):
+                raise ValueError(f"{name} is {_kind(value)}, and must be text: write its value in quotes")  # noqa: TRY004
+            if "\0" in value or not _can_be_encoded(value):
+                raise ValueError(
+                    f"the value of {name} contains NUL or a lone surrogate, which no environment variable can hold: "
+                    "correct it"
+                )
+        return environment
+
+    @field_validator("environment_from")
+    @classmethod
+    def _names(cls, names: list[str]) -> list[str]:
+        for name in names:
+            _check_name(name)
+        return list(dict.fromkeys(names))
+
+    @model_validator(mode="after")
+    def _from_one_place(self) -> Self:
+        if twice := sorted(set(self.environment_from) & set(self.variables)):
+            raise ValueError(
+                f"{', '.join(twice)} stands in both environment and environment_from: remove it from one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ports_for_all(self) -> Self:
@@ -88,6 +137,27 @@ class Launch(BaseModel):
                 f"port {self.port} and the {self.data_parallel_size - 1} after it exceed {LAST_PORT}: set a lower port"
             )
         return self
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """`environment`, with its secret values."""
+        return self.environment.get_secret_value()
+
+    def secret_variables(self) -> list[str]:
+        """Names in `environment` whose value may be a secret."""
+        return [
+            name for name, value in self.variables.items() if SECRET_NAME.search(name) or len(value) >= SHORTEST_SECRET
+        ]
+
+    def without_secrets(self) -> dict[str, Any]:
+        """The fields that are not at their default, without secrets: these variables have to come from elsewhere."""
+        fields = self.model_dump(mode="json", exclude={"environment", "environment_from"}, exclude_defaults=True)
+        secret = self.secret_variables()
+        variables = {
+            "environment": {name: value for name, value in self.variables.items() if name not in secret},
+            "environment_from": [*self.environment_from, *secret],
+        }
+        return fields | {name: value for name, value in variables.items() if value}
 
     def urls(self) -> list[str]:
         """The replicas' base URLs, for clients on this machine."""
@@ -103,3 +173,26 @@ class Launch(BaseModel):
         """The name that requests use: `model`, or the last part of the path."""
         path = Path(self.model_path).expanduser()
         return model or (path.resolve() if path.is_dir() else path).name
+
+
+def _check_name(name: Any) -> None:
+    """Raises ValueError if no environment variable can have this name."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        shown = str(name).partition("=")[0]  # the rest may be a secret
+        raise ValueError(
+            f"{shown[:60]!r} is not the name of an environment variable (letters, digits and _, no digit first): write "
+            "the name alone, without its value"
+        )
+
+
+def _kind(value: Any) -> str:
+    """What a value is, without showing it."""
+    return "empty" if value is None else f"of type {type(value).__name__}"
+
+
+def _can_be_encoded(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -63,7 +63,7 @@ class Preflight:
         """A report for the terminal: findings and command lines."""
         lines = [*self.notes, *(f"PROBLEM: {problem}" for problem in self.problems)]
         for replica in [] if self.problems else self.replicas:
-            own = self.launch.environment  # may contain secrets
+            own = [*self.launch.variables, *self.launch.environment_from]  # may be secrets
             shown = {name: value for name, value in replica.environment.items() if name not in HIDDEN_VARIABLES}
             settings = [f"{name}={'…' if name in own else shlex.quote(value)}" for name, value in shown.items()]
             lines += ["", f"# {replica.model} at {replica.url}", " ".join([*settings, shlex.join(replica.command)])]
@@ -80,6 +80,8 @@ def preflight(
     _find_model(found)
     _find_gpus(found, assumed_gpus)
     _plan_replicas(found)
+    if assumed_gpus is None:  # another machine has another environment
+        _check_environment(found)
     running = 0 if assumed_gpus is not None else _check_ports(found)
     if running < launch.data_parallel_size:
         _check_fit(found)
@@ -89,6 +91,15 @@ def preflight(
     if folder is not None and not Path(folder).is_dir():
         found.problems.append(f"allowed_media_folder {folder} is not a folder: set it to the folder with the images")
     return found
+
+
+def _check_environment(found: Preflight) -> None:
+    for name in found.launch.environment_from:
+        if not os.environ.get(name):
+            found.problems.append(
+                f"environment_from names {name}, which is not set here: set it in the environment of the command, or "
+                "of the worker that runs the flow, or remove it from environment_from"
+            )
 
 
 def _find_model(found: Preflight) -> None:

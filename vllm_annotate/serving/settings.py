@@ -1,9 +1,10 @@
 """Settings of the server: where vLLM runs, or how to start it."""
 
 import os
+from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inference.keys import NO_KEY
@@ -15,6 +16,8 @@ API_KEY_VARIABLE = "VLLM_API_KEY"  # `vllm serve` reads its key from it too
 
 class Server(BaseModel):
     """OpenAI-compatible endpoints that serve one model; with `start`, also servers that the run starts."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # it may be a secret
 
     endpoints: list[str] = Field(
         default=[],
@@ -66,6 +69,17 @@ class Server(BaseModel):
             )
         return key or NO_KEY
 
+    def secrets(self) -> list[str]:
+        """Names of what may be secret: the fields api_key and start.environment."""
+        key = ["api_key"] if self.api_key is not None else []
+        return key + [f"environment {name}" for name in (self.start.secret_variables() if self.start else ())]
+
+    def without_secrets(self) -> dict[str, Any]:
+        """The fields that are not at their default, without secrets, for files and for parameters of other runs."""
+        shown = set(Server.model_fields) - {"api_key", "start"}
+        fields = self.model_dump(mode="json", include=shown, exclude_defaults=True)
+        return fields | ({"start": self.start.without_secrets()} if self.start is not None else {})
+
     def own_key(self) -> str:
         """The key for a server that the run starts; empty for none."""
         key = self.resolved_api_key()
@@ -75,7 +89,8 @@ class Server(BaseModel):
 def _base_url(url: str) -> str:
     """The URL without a trailing slash. Raises ValueError if it is invalid or contains secrets."""
     if not url.startswith(("http://", "https://")):
-        raise ValueError(f"endpoint {url!r} must start with http:// or https://, as in {DEFAULT_ENDPOINT}")
+        shown = url.rpartition("@")[2].partition("?")[0]  # the rest may be a secret
+        raise ValueError(f"endpoint {shown[:60]!r} must start with http:// or https://, as in {DEFAULT_ENDPOINT}")
     split = urlsplit(url)
     try:
         complete = bool(split.hostname) and split.port != 0
