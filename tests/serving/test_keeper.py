@@ -1,6 +1,7 @@
 """Managed servers, as real processes: found, started, watched, killed, restarted, stopped."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -127,6 +128,23 @@ async def test_a_failed_start_reports_its_cause(
             pass
 
 
+async def test_no_message_about_a_failed_start_shows_a_secret_however_it_was_cut(
+    launch: Callable[..., Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, key = "hf_Zq81xPvRw7LmN0tYb3", "sk-Kd02mVbQe9TuX5wA"
+    monkeypatch.setenv("HF_TOKEN", token)
+    saying = f"OSError: gated repo: {token[:13]}… was refused, {'x' * 380} {key}"
+    start = launch(environment={"STAND_IN_DIES_SAYING": saying, "MY_KEY": key}, environment_from=["HF_TOKEN"])
+    said: list[str] = []
+    with pytest.raises(ServerDied, match=r"gated repo: \*\*\*… was refused") as caught:
+        async with kept_servers(replicas(start), tmp_path / "logs", said.append):
+            pass
+    shown = "\n".join([str(caught.value), *said])
+    assert not [secret[at : at + 6] for secret in (token, key) for at in range(12) if secret[at : at + 6] in shown]
+    (log,) = (tmp_path / "logs").iterdir()
+    assert log.stat().st_mode & 0o077 == 0, "others cannot read what the server itself writes"
+
+
 async def test_a_start_that_takes_too_long_is_stopped(launch: Callable[..., Launch], tmp_path: Path) -> None:
     start = launch(start_timeout_seconds=1, environment={"STAND_IN_LOAD_SECONDS": "60"})
     with pytest.raises(ServerDied, match="was not ready after 1 s"):
@@ -183,7 +201,7 @@ asyncio.run(main())
 def another_run(start: Launch, logs: Path, seconds: float = 3600) -> "subprocess.Popen[str]":
     """A run in a separate process, once its server is up."""
     run = subprocess.Popen(
-        [sys.executable, "-c", RUN_AND_WAIT, start.model_dump_json(), str(logs), str(seconds)],
+        [sys.executable, "-c", RUN_AND_WAIT, json.dumps(start.without_secrets()), str(logs), str(seconds)],
         cwd=ROOT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert run.stdout is not None

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vllm_annotate.serving.preflight import Replica
 from vllm_annotate.serving.probe import port_is_taken, port_is_taken_by, served_models
 from vllm_annotate.serving.record import ServerRecord, Users, read_record, record_path
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
+from vllm_annotate.storage.masking import masked
 from vllm_annotate.threads import run_to_end
 
 POLL_SECONDS = 0.5
@@ -44,7 +46,8 @@ class Keeper:
         self.replica = replica
         self.starts = 0  # by this run
         self._log_folder = log_folder
-        self._say = say
+        self._secrets = [replica.api_key, *replica.launch.secret_values()]
+        self._tell = say
         self._record_path = record_path(replica.port)
         self._users = Users(self._record_path)
         self._guardian: subprocess.Popen[bytes] | None = None
@@ -55,6 +58,9 @@ class Keeper:
         """Whether a run of this user started the server."""
         record = read_record(self._record_path)
         return record is not None and record.is_alive
+
+    def _say(self, message: str) -> None:
+        self._tell(masked(message, self._secrets))
 
     async def open(self) -> None:
         """Finds or starts the server and waits until it answers. Raises ServerDied or UsageError with the remedy."""
@@ -159,6 +165,7 @@ class Keeper:
         log = self._log = self._log_folder / f"vllm-{replica.port}-{time.strftime('%Y%m%d-%H%M%S')}.log"
         self._say(f"starting {shlex.join(replica.command)}; log: {log}")
         linger = "keep" if replica.launch.keep else str(replica.launch.linger_seconds)
+        log.touch(mode=0o600)  # vLLM and its libraries may write what they were given
         with log.open("ab") as output:
             # Polled, like servers of other runs, and may outlive this event loop.
             process = subprocess.Popen(  # noqa: ASYNC220
@@ -186,7 +193,7 @@ class Keeper:
                 if (record := await self._record()) is not None and record.log == log:
                     await run_to_end(record.end)
                 what = "exited during startup" if now - started <= patience else f"was not ready after {patience:g} s"
-                raise ServerDied(f"the server at {self.replica.url} {what}: {cause_of(log)}; log: {log}")
+                raise ServerDied(f"the server at {self.replica.url} {what}: {self._cause_in(log)}; log: {log}")
             if now - news > NEWS_SECONDS:
                 self._say(f"{self.replica.url} has been loading for {now - started:.0f} s: {last_line(log)}")
                 news = now
@@ -212,7 +219,11 @@ class Keeper:
         """Why the server died, from its log."""
         record = read_record(self._record_path)
         log = record.log if record is not None else self._log
-        return cause_of(log) if log is not None else Cause("", "unknown, as somebody else started it")
+        return self._cause_in(log) if log is not None else Cause("", "unknown, as somebody else started it")
+
+    def _cause_in(self, log: Path) -> Cause:
+        cause = cause_of(log)
+        return replace(cause, line=masked(cause.line, self._secrets))
 
     @asynccontextmanager
     async def _alone_in_starting(self) -> AsyncIterator[None]:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Secret, field_validator, model_validator
 
+from vllm_annotate.storage.masking import SECRET_NAME, secrets_in
+
 LAST_PORT = 65_535
 # In extra_arguments these would contradict a field, or show a secret in `ps`.
 FIELDS_OF_THEIR_OWN = {
@@ -18,7 +20,6 @@ FIELDS_OF_THEIR_OWN = {
     "--data-parallel-size": "data_parallel_size",
 }
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # of an environment variable
-SECRET_NAME = re.compile(r"key|token|secret|password", re.IGNORECASE)
 SHORTEST_SECRET = 6  # characters: shorter values are switches and numbers, such as 1 or DEBUG
 MAX_MODEL_LEN = 8192  # tokens: fits an image budget of 1280, a long caption and an answer of 1536
 
@@ -148,6 +149,10 @@ class Launch(BaseModel):
         return [
             name for name, value in self.variables.items() if SECRET_NAME.search(name) or len(value) >= SHORTEST_SECRET
         ]
+
+    def secret_values(self) -> list[str]:
+        """What no message may show: secrets in `environment`, and in the environment that vLLM inherits."""
+        return [*secrets_in(), *secrets_in(self.variables)]
 
     def without_secrets(self) -> dict[str, Any]:
         """The fields that are not at their default, without secrets: these variables have to come from elsewhere."""
