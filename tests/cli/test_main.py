@@ -96,6 +96,16 @@ def test_a_secret_value_is_never_shown(command: Command, tmp_path: object) -> No
     assert done.err.startswith("error: --api-base: endpoint http://gpu…")
 
 
+@pytest.mark.parametrize("option", ["--input", "--image-root", "--output"])
+@pytest.mark.parametrize("url", ["s3://user:hunter2@bucket/a.jsonl", "https://:hunter2@host", "sftp://u:p:hunter2@h/a"])
+def test_a_url_with_a_password_is_refused_without_showing_it(command: Command, option: str, url: str) -> None:
+    paths = {"--input": "i.jsonl", "--image-root": "r", "--output": "o.jsonl"} | {option: url}
+    done = command("annotate", *(word for pair in paths.items() for word in pair))
+    assert done.code == 2
+    assert done.err.startswith(f"error: {option}: a URL must not contain a password")
+    assert "hunter2" not in done.err
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["annotate", "--help"]])
 def test_help_imports_nothing_that_takes_long(arguments: list[str]) -> None:
     program = "import sys; from vllm_annotate.cli.main import main; main(sys.argv[1:]); print(*sys.modules)"

@@ -12,6 +12,7 @@ from vllm_annotate.errors import UsageError
 from vllm_annotate.job import SECRET, Job, OutputOf, remembered_job
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.settings import Server
+from vllm_annotate.storage.masking import PASSWORD_IN_URL
 from vllm_annotate.storage.yaml_fields import read_fields
 
 SERVER_OPTIONS = {"endpoints": "--api-base", "model": "--model-name"}
@@ -106,7 +107,8 @@ def complaint(part: str, problem: Mapping[str, Any]) -> str:
         where = f"--{first.replace('_', '-')}"
     if problem["type"] == "missing" and not part:
         return f"{where} is required (or {first} in the file of --job)"
-    value = "" if SECRET.search(".".join(path)) else f" {problem['input']!r:.60}"
+    given = f"{problem['input']!r}"
+    value = "" if SECRET.search(".".join(path)) or PASSWORD_IN_URL.search(given) else f" {given:.60}"
     return f"{where}{value}: {problem['msg'].removeprefix('Value error, ')}"
 
 

@@ -27,6 +27,7 @@ OF_THE_OBJECT = ("AccessDenied", "Forbidden", "403", "InvalidObjectState", None)
 EMPTY_SECONDS = 2
 READERS = 32  # images read at once: each mostly waits for the network
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+URL_WITH_PASSWORD = re.compile(URL.pattern + "[^/]*:[^/]*@")
 
 
 def location(value: Any) -> Any:
@@ -47,6 +48,11 @@ def location(value: Any) -> Any:
         return value
     if value.startswith("file://"):
         return Path(url2pathname(urlsplit(value).path))
+    if URL_WITH_PASSWORD.match(value):
+        raise ValueError(
+            "a URL must not contain a password, as logs and files of the run would show it: write the URL without it, "
+            "and set the credentials in the environment or in fsspec's configuration (~/.config/fsspec)"
+        )
     return value if URL.match(value) else Path(value)
 
 

@@ -7,7 +7,7 @@ from itertools import groupby
 
 PIECE = 6  # characters: a text may show no longer piece of a secret, as others shorten what they repeat
 SECRET_NAME = re.compile(r"key|token|secret|password|passwd|credential|auth_string", re.IGNORECASE)  # of a variable
-PASSWORD_IN_URL = re.compile(r"://[^/\s@]*?:([^/\s]+)@")
+PASSWORD_IN_URL = re.compile(r"://[^/\s@]*?:([^/\s]*)@")
 MASK = "***"
 
 
