@@ -34,13 +34,15 @@ class Fault(BaseModel):
 
     kind: Literal[
         "500", "503", "400", "401", "404", "firewall",
-        "reset", "stall", "crash", "abort", "length", "malformed", "text", "reasoning",
+        "reset", "stall", "crash", "abort", "length", "malformed", "text", "reasoning", "echo",
     ]  # fmt: skip
     count: int | None = Field(default=1, description="Number of requests; null for all from now on.")
     text: str = Field(default="", description="Answer of kind text or reasoning.")
     finish_reason: Literal["stop", "length", "repetition"] = Field(default="stop", description="Of the same kinds.")
     match: str = Field(default="", description="Only requests whose text matches this regular expression.")
     seconds: float = Field(default=3600, description="Duration of kind stall.")
+    status: int = Field(default=400, description="Of kind echo: an error that repeats the request's headers.")
+    characters: int | None = Field(default=None, description="Of kind echo: where it is cut off.")
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Settings:
     timing: Timing = field(default_factory=Timing)
     canned: bool = False  # the same answer for every image, for measuring clients
     metrics: bool = True
+    faults: list[Fault] = field(default_factory=list)  # of the first requests
 
 
 class Refused(Exception):
@@ -69,7 +72,7 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
     """The stand-in as an ASGI application."""
     app = FastAPI()
     engine = Engine(settings.timing, settings.model)
-    faults: deque[Fault] = deque()
+    faults: deque[Fault] = deque(settings.faults)
     asked: Counter[str] = Counter()
     first: list[float] = []  # Unix time of the first request since the last DELETE
     images: Counter[str] = Counter()
@@ -151,6 +154,8 @@ def create_app(settings: Settings) -> FastAPI:  # noqa: C901 - one small functio
         if not first:
             first.append(time.time())
         fault = _next_fault(faults, text)
+        if fault is not None and fault.kind == "echo":
+            raise Refused(fault.status, f"{fault.text}{dict(request.headers)}"[: fault.characters])
         if fault is not None and (response := await _fault_response(fault, body)) is not None:
             return response
         if settings.canned:

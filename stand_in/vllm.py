@@ -7,6 +7,7 @@ does not start. Environment variables set its behaviour:
     STAND_IN_LOAD_SECONDS   the time to load
     STAND_IN_DIES_SAYING    print this and exit with code 1 instead of starting
     STAND_IN_SLOTS, STAND_IN_PREFILL_SECONDS
+    STAND_IN_FAULTS         what the first requests get, a JSON list of faults
 """
 
 import argparse
@@ -18,9 +19,10 @@ import time
 from pathlib import Path
 
 import uvicorn
+from pydantic import TypeAdapter
 
 from stand_in.batching import Timing
-from stand_in.server import VERSION, Settings, create_app
+from stand_in.server import VERSION, Fault, Settings, create_app
 
 
 def main() -> int:
@@ -53,6 +55,7 @@ def main() -> int:
         api_key=os.environ.get("VLLM_API_KEY"),
         allowed_local_media_path=given.allowed_local_media_path,
         timing=timing,
+        faults=TypeAdapter(list[Fault]).validate_json(os.environ.get("STAND_IN_FAULTS", "[]")),
     )
     uvicorn.run(create_app(settings), host=given.host, port=given.port, log_level="warning")
     engine.kill()
