@@ -1,10 +1,11 @@
 """Causes in a server's log, from vLLM, PyTorch and Hugging Face."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from vllm_annotate.serving.log_causes import cause_in, cause_of
+from vllm_annotate.serving.log_causes import cause_in, cause_of, last_line
 
 TRACE = "(EngineCore pid=71) ERROR 11-22 22:04:11 [core.py:1510] Traceback (most recent call last):\n"
 
@@ -65,3 +66,18 @@ def test_an_unknown_cause_shows_the_last_lines(tmp_path: Path) -> None:
     log.write_bytes(b"")
     assert "without an error message" in str(cause_of(log))
     assert "cannot be read" in str(cause_of(tmp_path / "absent.log"))
+
+
+def test_a_log_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for log in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), Path("a\0b")):
+        assert "cannot be read" in str(cause_of(log))
+        assert last_line(log) == "its log cannot be read"
+
+
+def test_the_last_line_of_a_long_log_is_read_from_its_end(tmp_path: Path) -> None:
+    log = tmp_path / "vllm.log"
+    log.write_text("x" * 10_000 + "\n\x1b[0;36m(EngineCore pid=71)\x1b[0;0m loading 3 of 9\n\n")
+    assert last_line(log) == "loading 3 of 9"
+    log.write_text("")
+    assert last_line(log) == "its log is empty"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 READ_BYTES = 400_000  # of the log's end
+LAST_BYTES = 4_000
 LAST_LINES = 4
 # Lines that look like causes but are not.
 NO_ERRORS = ("DEBUG ", "INFO ", "INFO:", "WARNING ", "[W", "W1", "W0")
@@ -98,13 +99,29 @@ MEMORY = re.compile(r"CUDA out of memory|OutOfMemoryError|CUDA error: out of mem
 
 def cause_of(log: Path) -> Cause:
     """The cause in a log; its last lines if no known cause is found."""
+    text = _end_of(log, READ_BYTES)
+    return cause_in(text) if text is not None else Cause("", f"its log {log} cannot be read")
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log."""
+    text = _end_of(log, LAST_BYTES)
+    if text is None:
+        return "its log cannot be read"
+    lines = [line for line in map(_plain, text.splitlines()) if line]
+    return lines[-1][-200:] if lines else "its log is empty"
+
+
+def _end_of(log: Path, count: int) -> str | None:
+    """The last bytes of a file; None if it cannot be read, or is none: a pipe would never end."""
     try:
+        if not log.is_file():
+            return None
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - READ_BYTES))
-            text = file.read().decode(errors="replace")
+            file.seek(max(0, log.stat().st_size - count))
+            return file.read(count).decode(errors="replace")
     except OSError:
-        return Cause("", f"its log {log} cannot be read")
-    return cause_in(text)
+        return None
 
 
 def cause_in(text: str) -> Cause:

@@ -7,16 +7,20 @@ import fcntl
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Annotated, Self
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from vllm_annotate.serving.guardian import TERMINATE_SECONDS, boot_id, kill, process_groups, start_ticks
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.state_folder import state_folder
 
 KILL_SECONDS = 10
+LONGEST_BYTES = 1_000_000
 
 
 def record_path(port: int) -> Path:
@@ -30,9 +34,9 @@ def record_path(port: int) -> Path:
 class ServerRecord:
     """A server that a run has started; `pid` is its guardian, which leads its process group."""
 
-    pid: int
+    pid: Annotated[int, Field(gt=1, lt=2**31)]
     boot: str  # boot id of the machine
-    started: int  # clock ticks since boot; tells a process from a later one with the same pid
+    started: Annotated[int, Field(ge=0)]  # clock ticks since boot; tells a process from a later one with the same pid
     command: list[str]
     keep: bool
     log: Path
@@ -67,21 +71,33 @@ class ServerRecord:
             time.sleep(0.05)
 
 
-def read_record(path: Path) -> ServerRecord | None:
-    """The record of a server, if at least one of its processes exists."""
+RECORD = TypeAdapter(ServerRecord)
+
+
+def read_record(path: Path, say: Callable[[str], None] = lambda _: None) -> ServerRecord | None:
+    """The record of a server, if at least one of its processes exists; `say` gets the reason if it is ignored."""
     try:
-        fields = json_object(path.read_bytes()) or {}
-        record = ServerRecord(
-            int(fields["pid"]),
-            str(fields["boot"]),
-            int(fields["started"]),
-            list(fields["command"]),
-            bool(fields["keep"]),
-            Path(fields["log"]),
-        )
-    except (OSError, KeyError, TypeError, ValueError):
-        return None
-    return record if record.is_alive or record.group else None
+        record, why = _record_in(path)
+    except OSError as error:
+        record, why = None, f"it cannot be read ({error.strerror})"
+    if why:
+        say(f"ignoring {path}, the record of a server: {why}")
+    return record if record is not None and (record.is_alive or record.group) else None
+
+
+def _record_in(path: Path) -> tuple[ServerRecord | None, str]:
+    """What a file says, or why it says nothing; neither if there is no such file."""
+    if not path.exists():
+        return None, ""
+    if not path.is_file():  # a pipe would never end
+        return None, "it is not a file"
+    with path.open("rb") as file:
+        content = json_object(file.read(LONGEST_BYTES))
+    try:
+        record = RECORD.validate_python(content)
+    except ValidationError as error:
+        return None, f"its content is not valid ({error.errors()[0]['msg']})"
+    return record, "" if record.boot == boot_id() else "it was written before this machine started, or on another one"
 
 
 class Users:
