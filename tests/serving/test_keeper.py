@@ -1,6 +1,7 @@
 """Managed servers, as real processes: found, started, watched, killed, restarted, stopped."""
 
 import asyncio
+import fcntl
 import json
 import os
 import shutil
@@ -8,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -346,3 +348,111 @@ async def test_a_missing_log_folder_does_not_stop_a_healthy_run(launch: Callable
         os.killpg(record_of(start).pid, signal.SIGKILL)
         with pytest.raises(ServerUnavailable, match="the server died 2 times"):
             await inference.ask(body(model="qwen2.5-vl-7b"))
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from vllm_annotate.storage.lock import locked
+
+with locked(Path(sys.argv[1])):
+    with Path(sys.argv[1]).open("a") as file:
+        file.write(sys.argv[2])
+    print("held", flush=True)
+    time.sleep(3600)
+"""
+
+
+@contextmanager
+def starting_run(start: Launch, gives_up: str = "gives up after 600 s\n") -> Iterator["subprocess.Popen[str]"]:
+    """A process that starts a server, and does not get any further."""
+    lock = record_path(start.port).with_suffix(".starting")
+    command = [sys.executable, "-c", HOLD, str(lock), gives_up]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "held\n"
+        yield run
+        run.kill()
+
+
+async def test_a_run_says_for_whom_it_waits_and_takes_over_at_once_when_that_dies(
+    launch: Callable[..., Launch], tmp_path: Path
+) -> None:
+    start = launch()
+    said: list[str] = []
+    with starting_run(start) as other:
+        keeper = Keeper(replicas(start)[0], tmp_path / "logs", said.append)
+        opening = asyncio.create_task(keeper.open())
+        while not said:
+            await asyncio.sleep(0.05)
+        assert said[0].startswith(f"waiting for another run (process {other.pid} on ")
+        assert "since " in said[0]
+        assert f"gives up after 600 s) that is starting {start.urls()[0]}" in said[0]
+        await asyncio.sleep(2)
+        assert len(said) == 1, "it is not repeated all the time"
+        other.kill()
+        killed = time.monotonic()
+        while len(said) == 1:
+            await asyncio.sleep(0.05)
+        assert time.monotonic() - killed < 5
+        assert said[1].startswith("starting ")
+        await opening
+        await keeper.close()
+
+
+async def test_a_run_that_waits_for_a_start_names_its_server_and_log(
+    launch: Callable[..., Launch], tmp_path: Path
+) -> None:
+    start = launch(environment={"STAND_IN_LOAD_SECONDS": "3"})
+    said: list[str] = []
+    first = Keeper(replicas(start)[0], tmp_path / "logs", print)
+    opening = asyncio.create_task(first.open())
+    while read_record(record_path(start.port)) is None:
+        await asyncio.sleep(0.05)
+    record = record_of(start)
+    async with kept_servers(replicas(start), tmp_path / "logs", said.append) as (second,):
+        assert f"(process {record.pid}; log: {record.log})" in said[0]
+        assert second.starts == 0
+        await opening
+        await first.close()
+
+
+@pytest.mark.long  # it allows the other half a minute more than that allows itself
+async def test_a_run_that_hangs_while_it_starts_a_server_is_not_waited_for_without_end(
+    launch: Callable[..., Launch], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    with (
+        starting_run(launch(), "gives up after 1 s\n") as other,
+        pytest.raises(ServerUnavailable, match=rf"waited 31 s for another run \(process {other.pid} on .*: end that"),
+    ):
+        async with kept_servers(replicas(launch()), tmp_path / "logs", said.append):
+            pass
+    assert [line.rpartition(", for ")[2] for line in said[1:]] == ["10 s so far", "30 s so far"]
+
+
+async def test_a_server_that_is_being_stopped_is_waited_for_and_said_so(
+    launch: Callable[..., Launch], tmp_path: Path
+) -> None:
+    start = launch()
+    said: list[str] = []
+    with record_path(start.port).with_suffix(".users").open("a") as stopping:
+        fcntl.flock(stopping, fcntl.LOCK_EX)
+        keeper = Keeper(replicas(start)[0], tmp_path / "logs", said.append)
+        opening = asyncio.create_task(keeper.open())
+        while not said:
+            await asyncio.sleep(0.05)
+    await opening
+    await keeper.close()
+    assert said[0] == f"waiting for the server at {start.urls()[0]} to stop"
+    assert said[1].startswith("starting ")
+
+
+async def test_a_record_that_is_not_valid_is_said_and_replaced(launch: Callable[..., Launch], tmp_path: Path) -> None:
+    start = launch()
+    said: list[str] = []
+    record_path(start.port).write_text('{"pid": Infinity, "started": NaN')
+    async with kept_servers(replicas(start), tmp_path / "logs", said.append):
+        assert record_of(start).is_alive
+    assert said[0].startswith("ignoring ")
+    assert said[1].startswith("starting ")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,11 +17,11 @@ from vllm_annotate.errors import ServerUnavailable, UsageError
 from vllm_annotate.inference.endpoint import Endpoint
 from vllm_annotate.inference.pool import Pool
 from vllm_annotate.serving import guardian
-from vllm_annotate.serving.log_causes import Cause, cause_of
+from vllm_annotate.serving.log_causes import Cause, cause_of, last_line
 from vllm_annotate.serving.preflight import Replica
 from vllm_annotate.serving.probe import port_is_taken, port_is_taken_by, served_models
 from vllm_annotate.serving.record import ServerRecord, Users, read_record, record_path
-from vllm_annotate.storage.lock import AlreadyLockedError, locked
+from vllm_annotate.serving.waiting import alone_in_starting, until_stopped
 from vllm_annotate.storage.masking import masked
 from vllm_annotate.threads import run_to_end
 
@@ -64,8 +64,8 @@ class Keeper:
 
     async def open(self) -> None:
         """Finds or starts the server and waits until it answers. Raises ServerDied or UsageError with the remedy."""
-        while not self._users.try_share():  # noqa: ASYNC110 - the last run has left it and it is stopping
-            await asyncio.sleep(POLL_SECONDS)
+        read_record(self._record_path, self._say)
+        await until_stopped(self._users.try_share, self._record_path, self.replica.url, self._say)
         async with self._alone_in_starting():
             await self._find_or_start()
 
@@ -136,7 +136,10 @@ class Keeper:
             self._say(f"using the server at {replica.url}, which {whose}")
         elif record is not None and record.is_alive and same and models is None:
             self._log = record.log
-            self._say(f"waiting for the server at {replica.url}, which an earlier run started")
+            self._say(
+                f"waiting for the server at {replica.url}, which an earlier run started (process {record.pid}; "
+                f"log: {record.log})"
+            )
             await self._wait_until_healthy(record.log, lambda: record.is_alive)
         else:
             if record is not None:
@@ -225,21 +228,9 @@ class Keeper:
         cause = cause_of(log)
         return replace(cause, line=masked(cause.line, self._secrets))
 
-    @asynccontextmanager
-    async def _alone_in_starting(self) -> AsyncIterator[None]:
-        """Prevents other runs from starting a server on this port at the same time."""
-        with ExitStack() as held:
-            said = False
-            while True:
-                try:
-                    held.enter_context(locked(self._record_path.with_suffix(".starting")))
-                    break
-                except AlreadyLockedError as holder:
-                    if not said:
-                        self._say(f"waiting for another run ({holder}) that is starting {self.replica.url}")
-                    said = True
-                    await asyncio.sleep(POLL_SECONDS)
-            yield
+    def _alone_in_starting(self) -> AbstractAsyncContextManager[None]:
+        patience = self.replica.launch.start_timeout_seconds
+        return alone_in_starting(self._record_path, self.replica.url, patience, self._say)
 
 
 @asynccontextmanager
@@ -284,12 +275,3 @@ def _reap_at_exit() -> None:
 def _reap() -> None:
     """Forgets the guardians that have exited."""
     _STARTED[:] = [process for process in _STARTED if process.poll() is None]
-
-
-def last_line(log: Path) -> str:
-    """The last line of the server's log."""
-    try:
-        lines = [line for line in log.read_text(errors="replace")[-4000:].splitlines() if line.strip()]
-    except OSError as error:
-        return f"its log cannot be read ({error.strerror})"
-    return lines[-1].strip()[-200:] if lines else "its log is empty"
