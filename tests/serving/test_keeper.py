@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from stand_in.process import StandIn
 from tests.conftest import ROOT
 from tests.inference.test_client import body
+from tests.serving.test_listeners import server_of_another_user
 from vllm_annotate.errors import ServerUnavailable, UsageError
 from vllm_annotate.inference.client import Inference
 from vllm_annotate.serving.keeper import Keeper, ServerDied, kept_servers, watching
@@ -166,6 +168,53 @@ async def test_a_port_that_serves_the_model_is_used_and_left_alone(
             pass
         assert other.answers()
     assert "was started by somebody else" in said[0]
+
+
+async def test_a_server_of_another_user_gets_neither_key_nor_images(
+    launch: Callable[..., Launch], tmp_path: Path
+) -> None:
+    with server_of_another_user("qwen2.5-vl-7b") as (url, seen):
+        found = preflight(launch(port=urlsplit(url).port), None, "sk-Zq81xPvRw7")
+        with pytest.raises(UsageError, match=f"{url} is a server of user nobody.*set another port.*name the URL"):
+            found.check()
+        with pytest.raises(UsageError, match="is a server of user nobody"):
+            async with kept_servers(found.replicas, tmp_path / "logs", print):
+                pass
+        assert seen.read_text() == ""
+
+
+async def test_a_port_that_another_user_takes_while_the_server_loads_gets_no_key(
+    launch: Callable[..., Launch], tmp_path: Path
+) -> None:
+    start = launch(environment={"STAND_IN_LOAD_SECONDS": "60"})
+    found = preflight(start, None, "sk-Zq81xPvRw7")
+    opening = Keeper(found.replicas[0], tmp_path / "logs", print)
+    task = asyncio.create_task(opening.open())
+    while read_record(record_path(start.port)) is None:
+        await asyncio.sleep(0.05)
+    record = record_of(start)
+    with server_of_another_user("qwen2.5-vl-7b", start.port) as (url, seen):
+        with pytest.raises(UsageError, match=f"{url} is a server of user nobody"):
+            await task
+        await opening.close()
+        assert not record.group
+        assert seen.read_text() == ""
+
+
+def test_a_server_whose_user_cannot_be_seen_is_used_and_the_log_says_so(
+    launch: Callable[..., Launch], tmp_path: Path
+) -> None:
+    with StandIn.started("--model", "qwen2.5-vl-7b") as other:
+        start = json.dumps(launch(port=other.port).without_secrets())
+        hidden = 'mount -t tmpfs none /proc/$$/net && exec "$@"'  # as in a sandbox, or behind a forwarded port
+        command = ["unshare", "--mount", "sh", "-c", hidden, "sh", sys.executable, "-c", RUN_AND_WAIT]
+        ran = subprocess.run(
+            [*command, start, str(tmp_path / "logs"), "0"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        if "Operation not permitted" in ran.stderr or "permission denied" in ran.stderr:
+            pytest.skip("only root can hide /proc/net")
+        assert ran.returncode == 0, ran.stderr
+    assert "was started by somebody else (which user cannot be seen from here)" in ran.stdout
 
 
 async def test_a_port_with_something_else_on_it_is_refused_with_a_free_one(

@@ -17,6 +17,7 @@ from vllm_annotate.errors import ServerUnavailable, UsageError
 from vllm_annotate.inference.endpoint import Endpoint
 from vllm_annotate.inference.pool import Pool
 from vllm_annotate.serving import guardian
+from vllm_annotate.serving.listeners import is_a_strangers, stranger_behind, users_behind
 from vllm_annotate.serving.log_causes import Cause, cause_of, last_line
 from vllm_annotate.serving.preflight import Replica
 from vllm_annotate.serving.probe import port_is_taken, port_is_taken_by, served_models
@@ -102,6 +103,8 @@ class Keeper:
                     return
                 await self._restart(cause, deaths)
                 started, was_well = time.monotonic(), False
+        except UsageError as error:
+            pool.lose(endpoint, str(error))
         except Exception as error:
             pool.lose(endpoint, f"the server is no longer restarted because of {error!r}")
             raise
@@ -132,6 +135,8 @@ class Keeper:
         same = record is None or record.command == replica.command
         if models and replica.model in models and same:
             whose = "an earlier run left running" if record is not None else "was started by somebody else"
+            if record is None and not users_behind(replica.url):
+                whose += " (which user cannot be seen from here)"
             self._log = record.log if record is not None else None
             self._say(f"using the server at {replica.url}, which {whose}")
         elif record is not None and record.is_alive and same and models is None:
@@ -213,6 +218,9 @@ class Keeper:
         return record
 
     async def _served_models(self) -> list[str] | None:
+        """What the server serves. Raises UsageError if it is another user's, before it gets the key."""
+        if stranger := await asyncio.to_thread(stranger_behind, self.replica.url):
+            raise UsageError(is_a_strangers(self.replica.url, stranger))
         return await asyncio.to_thread(served_models, self.replica.url, self.replica.api_key)
 
     def _port_is_taken(self) -> bool:

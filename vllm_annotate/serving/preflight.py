@@ -12,6 +12,7 @@ from vllm_annotate.serving.command import find_version, serve_command, server_en
 from vllm_annotate.serving.fit import DEFAULT_UTILIZATION, Split, need, split_problems, suggestion
 from vllm_annotate.serving.gpus import Gpu, find_gpus
 from vllm_annotate.serving.launch import MAX_MODEL_LEN, Launch
+from vllm_annotate.serving.listeners import is_a_strangers, stranger_behind
 from vllm_annotate.serving.model_config import GIB, ModelConfig, find_config, read_config
 from vllm_annotate.serving.probe import port_is_taken, port_is_taken_by, served_models
 from vllm_annotate.serving.record import read_record, record_path
@@ -166,6 +167,9 @@ def _check_ports(found: Preflight) -> int:
     """Counts the replicas that run already; records a problem for anything else on their ports."""
     running = 0
     for replica in found.replicas:
+        if stranger := stranger_behind(replica.url):
+            found.problems.append(is_a_strangers(replica.url, stranger))
+            continue
         models, record = served_models(replica.url, found.api_key), read_record(record_path(replica.port))
         if models is not None and found.model_name in models and (record is None or record.command == replica.command):
             found.notes.append(f"{replica.url} already serves {found.model_name}: it will be used")
