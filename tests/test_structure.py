@@ -27,6 +27,7 @@ recipe
 storage
 own_packages threads version
 errors
+printable
 """
 LAZY = {("cli", "flows"), ("cli", "blocks")}  # the command line knows Prefect once it needs it, and within functions
 LONGEST_MODULE, LONGEST_FUNCTION = 300, 60

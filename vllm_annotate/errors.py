@@ -13,6 +13,8 @@ AnnotateError
 
 from typing import Literal
 
+from vllm_annotate.printable import printable
+
 FailureKind = Literal[
     "missing", "unreadable", "outside_root", "too_large", "rejected", "truncated", "timeout", "server", "unasked"
 ]
@@ -46,7 +48,10 @@ FAILURE_KINDS = {  # what a kind means, and what to do about it
 
 
 class AnnotateError(Exception):
-    """Base of all exceptions of this package."""
+    """Base of all exceptions of this package. Messages are made printable, as they often repeat texts of others."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class UsageError(AnnotateError):
@@ -62,7 +67,7 @@ class ImageFailure(AnnotateError):
     def __init__(self, kind: str, message: str, attempts: int = 0) -> None:
         super().__init__(message)
         self.kind = kind
-        self.message = message
+        self.message = str(self)
         self.attempts = attempts
 
 

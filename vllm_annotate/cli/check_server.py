@@ -36,13 +36,13 @@ def app() -> App:
     return command("check-server", text, [*own, *fields(Launch)])
 
 
-def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) -> int:
+def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> int:
     """Prints the findings; returns the exit code."""
     options = {name: value for name, value in given.items() if value is not None}
     model, launch = _launch(options)
     assumed = _gpus(options["assume_gpus"]) if "assume_gpus" in options else None
     found = preflight(launch, options.get("model_name", model), "", assumed)
-    print(found.text())
+    console.show(found.text())
     return 2 if found.problems else 0
 
 

@@ -5,6 +5,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from vllm_annotate.printable import Printable, printable
+
 REFUSED = 2
 
 
@@ -28,10 +30,15 @@ class Console:
 
     def say(self, message: str, level: int = logging.INFO) -> None:
         """Prints a message."""
+        message = printable(message)
         if self.as_json:
             record = logging.LogRecord("vllm_annotate", level, "", 0, message, None, None)
             message = JsonLines().format(record)
         print(message, file=sys.stderr, flush=True)
+
+    def show(self, text: str) -> None:
+        """Prints the result of a command to standard output."""
+        print(printable(text))
 
     def refuse(self, message: str) -> int:
         """Prints an error on one line; returns the exit code."""
@@ -45,4 +52,5 @@ class Console:
             handler.setFormatter(JsonLines())
         else:
             handler.setFormatter(logging.Formatter("%(asctime)s | %(levelname)-7s | %(message)s", "%H:%M:%S"))
+        handler.addFilter(Printable())
         return handler

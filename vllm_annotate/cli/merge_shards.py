@@ -4,9 +4,7 @@ Exit codes: 0 every image is answered; 1 some failed, or their shards have not f
 changed.
 """
 
-import sys
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from cyclopts import App
@@ -27,7 +25,7 @@ def app() -> App:
     return command("merge-shards", text, [given[name] for name in OPTIONS])
 
 
-def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) -> int:
+def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> int:
     """Merges the shards; returns the exit code."""
     from vllm_annotate.pipeline.files import check_distinct, found_image_root, found_source
     from vllm_annotate.pipeline.publish_shards import merge_and_publish
@@ -37,8 +35,8 @@ def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) ->
     check_distinct(job.input, job.output)
     root = found_image_root(job.image_root)
     source, _columns = found_source(job.input, job.image_column, caption_column="")
-    report = merge_and_publish(source, job.output, root, [], partial(print, file=sys.stderr))
-    print(sentence(report))
+    report = merge_and_publish(source, job.output, root, [], console.say)
+    console.show(sentence(report))
     return 1 if report.images.failed else 0
 
 

@@ -30,7 +30,7 @@ def app() -> App:
     )
 
 
-def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) -> int:
+def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> int:
     """Parses the answers; returns the exit code."""
     from vllm_annotate.results.reparse import family_of, reparse
 
@@ -42,7 +42,7 @@ def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) ->
     family = FAMILIES[name] if name else family_of(source)
     quality = reparse(source, target, family)
     failed = quality.summary()["parse_stages"].get("failed", 0)
-    print(f"{quality.answers} answers parsed as {family.name}, {failed} without an annotation: {target}")
+    console.show(f"{quality.answers} answers parsed as {family.name}, {failed} without an annotation: {target}")
     return 1 if failed else 0
 
 

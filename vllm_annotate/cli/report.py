@@ -21,13 +21,13 @@ def app() -> App:
     return command("report", text, [given[name] for name in OPTIONS])
 
 
-def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) -> int:
+def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> int:
     """Writes the page; returns the exit code."""
     from vllm_annotate.pipeline.report_page import remake_page
     from vllm_annotate.storage.locations import image_root_at
 
     job = job_of(fields_after_run(given, OPTIONS, input=given.get("output")))
-    print(remake_page(job.output, image_root_at(job.image_root), given.get("shard") or ""))
+    console.show(str(remake_page(job.output, image_root_at(job.image_root), given.get("shard") or "")))
     return 0
 
 

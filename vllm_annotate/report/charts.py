@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from vllm_annotate.printable import printable
+
 WIDTH, HEIGHT = 720, 170
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 34, 22  # margins around the plot
 GRID_LINES = 4
@@ -36,7 +38,7 @@ def chart(title: str, lines: Sequence[Line], *, unit: str = "", top: float | Non
         *(_polyline(line, COLOURS[number % len(COLOURS)], highest, seconds) for number, line in enumerate(shown)),
         "</svg>",
     ]
-    return "".join(parts)
+    return printable("".join(parts))
 
 
 def data_uri(svg: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from vllm_annotate.printable import printable
 from vllm_annotate.report.boxes import boxes_of
 from vllm_annotate.report.charts import COLOURS, data_uri
 from vllm_annotate.report.figures import gpu_rows, server_rows
@@ -136,7 +137,7 @@ def plain(text: str) -> str:
     Uses backslashes, as the older of Prefect's two UIs shows character references literally, and a zero-width space
     where a UI would turn an address into a link.
     """
-    short = " ".join(text.split())
+    short = " ".join(printable(text).split())
     short = short if len(short) <= LONGEST else short[:LONGEST] + "…"
     short = LINKED.sub("\u200b", short)
     return "".join(f"\\{letter}" if letter in string.punctuation else letter for letter in short)

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
+from vllm_annotate.printable import printable
 from vllm_annotate.report.boxes import boxes_of
 from vllm_annotate.report.charts import COLOURS, duration
 from vllm_annotate.report.figures import gpu_rows, server_rows
@@ -70,7 +71,7 @@ def page(report: Report, charts: Sequence[str], examples: Iterable[Example], tit
         left_out=left_out,
         filters=filters,
     )
-    return text.encode(errors="replace")
+    return printable(text).encode()  # all of it: names of models, servers and GPUs too
 
 
 def _figures(report: Report) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import BeforeValidator, WithJsonSchema
 
 from vllm_annotate.errors import ImageFailure, MachineFault, UsageError
+from vllm_annotate.printable import printable
 
 # Error codes of a refusal that may concern one object only; all others concern the key or the clock.
 OF_THE_OBJECT = ("AccessDenied", "Forbidden", "403", "InvalidObjectState", None)
@@ -68,7 +69,7 @@ def name_of(where: Path | str) -> str:
 def run_name(parameters: Mapping[str, Any]) -> str:
     """Returns the name of a run with these parameters, such as `labeled.jsonl, shard 3/16, on gpu-1`."""
     shard = f", shard {parameters['shard']}" if parameters.get("shard") else ""
-    return f"{name_of(parameters['output'])}{shard}, on {platform.node()}"
+    return printable(f"{name_of(parameters['output'])}{shard}, on {platform.node()}")
 
 
 def file_system(url: str) -> tuple[AbstractFileSystem, str]:
