@@ -21,6 +21,7 @@ from pydantic import Field
 from blocks import AnnotationRecipe, VLLMServer
 from flows.support.artifacts import live_artifacts
 from flows.support.chunk_task import run_chunk, shorten_tracebacks
+from flows.support.shown_secrets import hide_secrets
 from flows.support.termination import ended_by_sigterm
 from vllm_annotate.errors import ServerFault, UsageError
 from vllm_annotate.job import Job
@@ -83,6 +84,7 @@ async def annotate_images(
     logger, started = get_run_logger(), time.monotonic()
     opening = open_run(job, logger.info, logger.warning)
     shorten_tracebacks()
+    await hide_secrets(server)
     try:
         async with ended_by_sigterm(), opening as run:
             logger.info("Model %s at %s, recipe %s", run.model, ", ".join(run.versions), run.recipe_fingerprint)

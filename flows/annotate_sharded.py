@@ -14,6 +14,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
+from flows.support.shown_secrets import hide_secrets
 from flows.support.sub_runs import ended_run, run_parameter
 from flows.support.termination import ended_by_sigterm
 from vllm_annotate.errors import UsageError
@@ -86,6 +87,7 @@ async def annotate_sharded(
 
     """
     job, logger = Job.from_parameters(locals()), get_run_logger()
+    await hide_secrets(server)
     try:
         check_distinct(input, output)
         root = found_image_root(image_root)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
+from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import FailureKind, UsageError
 from vllm_annotate.results.retry import chosen_failures, counted, nothing_to_retry
 from vllm_annotate.storage.disk_errors import explained
@@ -54,6 +55,7 @@ async def retry_failures(
     """
     settings = dict(locals())
     del settings["kinds"]
+    await hide_secrets(server)
     try:
         workspace, chosen, others = await run_to_end(chosen_failures, output, kinds)
     except (UsageError, OSError) as error:

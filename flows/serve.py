@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from blocks import VLLMServer
+from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import ServerFault, UsageError
 from vllm_annotate.serving.keeper import kept_servers
 from vllm_annotate.serving.launch import Launch
@@ -45,6 +46,7 @@ async def serve(server: VLLMServer) -> State[Any]:
 
     """
     logger = get_run_logger()
+    await hide_secrets(server)
     try:
         launch = _start_of(server).model_copy(update={"keep": True})
         found = await asyncio.to_thread(preflight, launch, server.model, server.own_key())
@@ -69,6 +71,7 @@ async def stop_server(server: VLLMServer, even_if_used: bool = False) -> State[A
         even_if_used: Stop it even while runs use it; these wait for a server, or restart it.
 
     """
+    await hide_secrets(server)
     try:
         ports = _start_of(server).ports()
         messages = [await asyncio.to_thread(_stop, port, even_if_used=even_if_used) for port in ports]
