@@ -1,6 +1,6 @@
 """Checks of boxes: each flags what it finds, and some correct or remove the box (FLAGS says which)."""
 
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TypedDict
 
 EDGE_TOLERANCE = 0.05
@@ -8,6 +8,7 @@ SMALLEST_SIDE = 5  # ‰
 NEAR_DUPLICATE_IOU = 0.9
 WHOLE_IMAGE_SHARE = 0.95
 PROGRESSION_LENGTH = 4
+MAX_COMPARED = 300  # boxes of a name that each is compared with: to compare 20,000 with each other takes minutes
 
 FLAGS = {  # what was found, and what was done about it
     "swapped": ("corners in the wrong order", "put right"),
@@ -52,7 +53,7 @@ def check_box(box: list[float], size: tuple[float, float], *, unit: bool) -> tup
         x1, x2 = sorted((x1, x2))
         y1, y2 = sorted((y1, y2))
     shares = [x1 / size[0], y1 / size[1], x2 / size[0], y2 / size[1]]
-    if any(share > 1 + EDGE_TOLERANCE or share < -EDGE_TOLERANCE for share in shares):
+    if max(shares) > 1 + EDGE_TOLERANCE or min(shares) < -EDGE_TOLERANCE:
         flags.append("beyond_edge")
     bbox = [min(1000, max(0, round(share * 1000))) for share in shares]
     if bbox[2] - bbox[0] < SMALLEST_SIDE or bbox[3] - bbox[1] < SMALLEST_SIDE:
@@ -64,18 +65,18 @@ def check_objects(objects: list[Object]) -> tuple[list[Object], set[str]]:
     """Returns the objects without exact duplicates, and the flags about several objects or a box's size."""
     flags: set[str] = set()
     kept: list[Object] = []
-    boxes_by_name: dict[str, list[list[int]]] = {}
+    boxes_by_name: dict[str, dict[tuple[int, ...], list[int]]] = {}
     for item in objects:
         bbox = item["bbox"]
-        namesakes = boxes_by_name.setdefault(item["name"], [])
-        if bbox in namesakes:
+        namesakes = boxes_by_name.setdefault(item["name"], {})
+        if tuple(bbox) in namesakes:
             flags.add("duplicate")
             continue
-        if any(iou(bbox, other) > NEAR_DUPLICATE_IOU for other in namesakes):
+        if any(iou(bbox, other) > NEAR_DUPLICATE_IOU for other in islice(namesakes.values(), MAX_COMPARED)):
             flags.add("near_duplicate")
         if (bbox[2] - bbox[0]) * (bbox[3] - bbox[1]) >= WHOLE_IMAGE_SHARE * 1_000_000:
             flags.add("whole_image")
-        namesakes.append(bbox)
+        namesakes[tuple(bbox)] = bbox
         kept.append(item)
     if _is_progression(kept):
         flags.add("progression")
@@ -97,10 +98,15 @@ def _is_progression(objects: list[Object]) -> bool:
     previous_step: tuple[int, int] | None = None
     for before, after in pairwise(item["bbox"] for item in objects):
         step = (after[0] - before[0], after[1] - before[1])
-        same_size = all(abs((after[i + 2] - after[i]) - (before[i + 2] - before[i])) <= 1 for i in (0, 1))
-        steady = previous_step is None or all(abs(a - b) <= 1 for a, b in zip(step, previous_step, strict=True))
-        run = run + 1 if same_size and steady else 2 if same_size else 1
-        previous_step = step if same_size else None
+        if not _nearly((after[2] - before[2], after[3] - before[3]), step):  # another size
+            run, previous_step = 1, None
+            continue
+        run = run + 1 if previous_step is None or _nearly(step, previous_step) else 2
+        previous_step = step
         if run >= PROGRESSION_LENGTH:
             return True
     return False
+
+
+def _nearly(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    return abs(a[0] - b[0]) <= 1 and abs(a[1] - b[1]) <= 1
