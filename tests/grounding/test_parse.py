@@ -1,8 +1,6 @@
 """Model text → rationale and boxes 0–1000, for every family and every kind of bad text."""
 
-import contextlib
 import json
-import time
 from typing import Any
 
 import pytest
@@ -41,7 +39,7 @@ def outcome(case: Ugly) -> tuple[str, Annotation | None]:
     return ("flagged" if annotation.flags else "wrong"), annotation
 
 
-def test_19_in_20_bad_texts_are_parsed_right_and_none_is_wrong_without_a_flag() -> None:
+def test_98_in_100_bad_texts_are_parsed_right_and_none_is_wrong_without_a_flag() -> None:
     cases = corpus()
     outcomes = {case.defect: outcome(case) for case in cases}
     for disease, (verdict, annotation) in outcomes.items():
@@ -50,7 +48,7 @@ def test_19_in_20_bad_texts_are_parsed_right_and_none_is_wrong_without_a_flag() 
     verdicts = [verdict for verdict, _ in outcomes.values()]
     assert len(cases) == len(outcomes) >= 60
     assert verdicts.count("wrong") == 0
-    assert verdicts.count("right") >= 0.95 * len(cases)
+    assert verdicts.count("right") >= 0.98 * len(cases)
     print(f"{len(cases)} ugly answers: {verdicts.count('right')} right, {verdicts.count('flagged')} flagged")
 
 
@@ -151,13 +149,6 @@ def test_a_lone_surrogate_does_not_reach_the_output() -> None:
     answer = '{"rationale": "\\ud83d", "objects": [{"bbox_2d": [1, 1, 99, 99], "label": "\\udc00"}]}'
     annotation = parse(answer)
     assert annotation.rationale == annotation.objects[0]["name"] == "?"
-
-
-def test_a_hostile_text_takes_a_bounded_time() -> None:
-    started = time.monotonic()
-    with contextlib.suppress(UnparsableAnswer):
-        parse('{"a"' * 100_000)
-    assert time.monotonic() - started < 60
 
 
 json_like = st.recursive(

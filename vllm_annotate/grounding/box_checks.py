@@ -29,6 +29,14 @@ FLAGS = {  # what was found, and what was done about it
         "converted as written, so usually left out as `degenerate`",
     ),
     "truncated": ("the answer breaks off", "its last object was left out"),
+    "width_and_height": ("a box as x, y, width and height", "converted, with x and y as its top left corner"),
+    "repeated_key": ("a JSON object that repeats a key", "every value of the key was read"),
+    "several_answers": (
+        "several answers or lists of objects that differ, as models write drafts",
+        "the last whole answer was used, with objects outside it that have other names",
+    ),
+    "thinking_only": ("an answer inside the model's thinking, and none after it", "read from there"),
+    "ignored_text": ("JSON or boxes that are no part of the answer, or could not be read", "left out"),
 }
 
 
