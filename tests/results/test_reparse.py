@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.conftest import lines_of
+from stand_in.ugly_answers import HEIGHT, WIDTH, corpus
+from tests.conftest import ROOT, lines_of
 from vllm_annotate.cli.main import main
+from vllm_annotate.grounding.answers import answer_fields, read_answer
 from vllm_annotate.recipe.families import FAMILIES
-from vllm_annotate.results.reparse import reparse
+from vllm_annotate.results.reparse import reparse, reparsed
 
 ROW = {
     "image_path": "a.jpg", "caption": "c", "source": "web",
@@ -38,6 +41,18 @@ def test_every_answer_is_parsed_again_and_other_lines_are_copied(tmp_path: Path)
         name: ROW[name] for name in ("source", "vlm_output", "width", "sent_size")
     }
     assert others == ["not ours", '{"image_path": "b.jpg"}']
+
+
+def test_a_row_is_parsed_again_as_the_run_parsed_it_cut_answers_too() -> None:
+    forms = yaml.safe_load((ROOT / "tests" / "grounding" / "answer_forms.yaml").read_text())
+    texts = [(form["text"], form.get("family", "qwen2.5-vl"), form.get("truncated", False)) for form in forms]
+    for text, name, truncated in [*texts, *((case.text, case.family, case.truncated) for case in corpus())]:
+        for whole in {True, not truncated}:
+            answer = read_answer(text, FAMILIES[name], (WIDTH, HEIGHT), whole=whole)
+            if answer.annotation is None and not whole:
+                continue  # the run records a failure, and no row
+            row = {"vlm_output": text, "sent_size": [WIDTH, HEIGHT], **answer_fields(answer, 2)}
+            assert reparsed(row, FAMILIES[name], "") == answer_fields(answer, 2), text
 
 
 def test_another_family_gives_other_boxes(tmp_path: Path) -> None:
