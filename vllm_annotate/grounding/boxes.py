@@ -23,8 +23,19 @@ CORNERS = (  # the names of left, top, right and bottom
     ("x_min", "y_min", "x_max", "y_max"),
     ("left", "top", "right", "bottom"),
 )
-SIZES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
-POINTS = (("top_left", "bottom_right"), ("topleft", "bottomright"), ("左上角", "右下角"), ("左上", "右下"))
+SIZES = (
+    ("x", "y", "width", "height"),
+    ("x", "y", "w", "h"),
+    ("left", "top", "width", "height"),
+    ("xmin", "ymin", "width", "height"),
+)
+POINTS = (
+    ("min", "max"),
+    ("top_left", "bottom_right"),
+    ("topleft", "bottomright"),
+    ("左上角", "右下角"),
+    ("左上", "右下"),
+)
 
 
 class RawBox(NamedTuple):

@@ -134,9 +134,10 @@ def _items(value: Any, name: str = "", depth: int = 0) -> Iterator[Item]:
 
 def _items_of_dict(value: dict[str, Any], name: str, depth: int) -> Iterator[Item]:
     box_key = _key(value, BOX_KEYS) or _key(value, OTHER_BOX_KEYS)
-    name_key = next((key for key in NAME_KEYS if isinstance(value.get(key), str | list)), None) or _key(
-        value, NAME_KEYS
-    )
+    names = [key for key in NAME_KEYS if isinstance(value.get(key), str | list)]
+    name_key = names[0] if names else _key(value, NAME_KEYS)
+    if name_key is not None and isinstance(value[name_key], dict):  # {"object": {…}}
+        name_key = None
     boxes = raw_boxes(value if box_key is None else value[box_key])
     if not boxes and box_key is None and name_key is None and depth <= MAX_DEPTH:
         named = [item for key, inner in value.items() for item in _items(inner, key, depth + 1)]

@@ -20,9 +20,12 @@ MAX_ANSWER_CHARS = 1_000_000  # far more than any context holds
 # What may stand between the objects of one list: separators, fences, bullets and numbers.
 GAP = re.compile(r"(?:[\s,;，；、\-*•]|```\w{0,20}|\d{1,4}[.)、:])*+")
 HEADLESS = re.compile(r"""\s*["'“「]\w{1,40}["'”」]\s*[:：]""")  # JSON whose first brace was the start of the prompt
-PROSE_RATIONALE = re.compile(
-    r"<rationale>(?P<tagged>[^<]*)</rationale>|\b(?:rationale|reasoning)[*_ ]{0,4}:[*_\s]{0,4}(?P<english>\S[^\n]*)"
-    r"|(?:理由|说明)[*_】 ]{0,4}[:：】]\s{0,4}(?P<chinese>[^\s【][^\n【]*)",
+RATIONALE_WORD = "(?:rationale|reasoning|理由|说明)"
+PROSE_RATIONALE = re.compile(  # at the start of a line: `Rationale: …`, `【理由】…` or `## Rationale`, a line break, …
+    rf"<rationale>(?P<tagged>[^<]*)</rationale>|(?:^|\n)[ \t>*【-]{{0,8}}"
+    rf"(?:{RATIONALE_WORD}[*】 ]{{0,4}}[:：]|【{RATIONALE_WORD}】"
+    rf"|(?:#{{1,6}} {{0,4}}|\*\*){RATIONALE_WORD}[* ]{{0,4}}\n)"
+    r"[*\s]{0,4}(?P<line>[^\s*#【`{\[][^\n【]*)",
     re.IGNORECASE,
 )
 
@@ -93,7 +96,9 @@ def _somewhere(text: str, *, truncated: bool) -> Reading | None:
         parts.append(Part(items=tagged))
     reading = _joined(parts, stage, truncated=truncated)
     if not reading.rationale:
-        reading.rationale = TAGS.sub("", text).strip() if stage == "tags" else _rationale_in_prose(rest)
+        reading.rationale = _rationale_in_prose(rest)
+    if not reading.rationale and stage == "tags":
+        reading.rationale = TAGS.sub("", text).strip()
     reading.flags |= flags
     _flag_unread_boxes(reading, text, tagged)
     return reading

@@ -10,8 +10,12 @@ BOX_TAG = (
     r"(?:<box>|<\|det\|>|<\|box_start\|>|<\|begin_of_box\|>)(?P<box>[^<>]{0,2000})"
     r"(?:</box>|<\|/det\|>|<\|box_end\|>|<\|end_of_box\|>)"
 )
-# Qwen2-VL's boxes after vLLM has removed the special tokens.
-BARE_BOX = r"(?P<bare>\(\s*\d+\s*,\s*\d+\s*\)\s*,\s*\(\s*\d+\s*,\s*\d+\s*\))"
+# Boxes after vLLM has removed the special tokens around them: Qwen2-VL's (a,b),(c,d), and [[a, b, c, d]] of others.
+FOUR = r"\[\s{0,9}\d+(?:\s{0,9},\s{0,9}\d+){3}\s{0,9}\]"
+BARE_BOX = (
+    r"(?P<bare>\(\s*\d+\s*,\s*\d+\s*\)\s*,\s*\(\s*\d+\s*,\s*\d+\s*\)"
+    rf"|\[\s{{0,9}}{FOUR}(?:\s{{0,9}},\s{{0,9}}{FOUR})*\s{{0,9}}\])"
+)
 # A whole line: a bullet, a name, a box. `1. cat: [10, 20, 30, 40]`, `| cat | [10, 20, 30, 40] |`
 NO_NAME = r"\n\[\](){}（）<>:：|*`\""
 LINE_BOX = (
