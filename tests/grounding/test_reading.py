@@ -164,6 +164,29 @@ def test_a_repeated_key_is_flagged_and_every_value_is_read(keys: list[str], data
     assert ("repeated_key" in annotation.flags) == (len(objects) > 1)
 
 
+THREE = [("cat", [50, 100, 500, 500]), ("big lamp", [550, 50, 950, 950]), ("bowl", [1, 8, 30, 90])]
+TWO = [("猫", [50, 100, 500, 500]), ("灯", [550, 50, 950, 950])]
+SPOILED = [
+    answer("The cat sits left.", THREE),
+    json.dumps(json.loads(answer("猫在左边，很大。", TWO)), indent=1, ensure_ascii=False),
+    f"```json\n{dumped(items(TWO))}\n```",
+]
+
+
+@pytest.mark.parametrize("text", SPOILED, ids=["one line", "lines", "fence"])
+@pytest.mark.parametrize("instead", ["", *'"[]{}:,'], ids=lambda instead: instead or "nothing")
+def test_no_wrong_mark_in_json_costs_a_box_or_the_rationale_without_a_flag(text: str, instead: str) -> None:
+    right = parse(text)
+    for at, mark in enumerate(text):
+        if mark not in '"[]{}:,' or mark == instead:
+            continue
+        with contextlib.suppress(UnparsableAnswer):
+            annotation = parse(text[:at] + instead + text[at + 1 :])
+            found = [item["bbox"] for item in annotation.objects], bool(annotation.rationale)
+            expected = [item["bbox"] for item in right.objects], bool(right.rationale)
+            assert annotation.flags or found == expected, text[:at] + instead + text[at + 1 :]
+
+
 LONG = [(f"猫{n}", [n, n, n + 100 + n % 7, n + 300]) for n in range(700)]
 
 

@@ -27,6 +27,7 @@ OTHER_STRING = r"“(?P<curly>[^“”]*)”|「(?P<corner>[^「」]*)」|『(?P
 MARK = r"(?P<mark>[：，、［］｛｝０-９])"
 TAGGED = f"(?P<tagged>{NAMED_BOX_TAG})|{BOX_TAG}|{NAME_TAG}|(?P<pairs>{QUAD.pattern})"
 TOKENS = re.compile(f"{STRING}|{OTHER_STRING}|{TAGGED}|{MARK}", re.DOTALL)
+KEY_WORD = re.compile(r"\b(?:rationale|objects|bbox_2d|bbox|box_2d)\b")
 QUOTED_KEY = re.compile(r"""["'“「](\w{1,40})["'”」]\s{0,9}[:：]""")
 JSON_WHITESPACE = " \t\r\n"
 FENCE = re.compile(r"```\w*")
@@ -172,7 +173,7 @@ def _repair(span: Found, text: str, left: int) -> int:
     if not text or quotes > MAX_REPAIRED_QUOTES or _depth(text) > MAX_REPAIRED_DEPTH:
         span.is_lost = True
         return 0
-    candidates = dict.fromkeys((_with_plain_marks(text), text, text.translate(FULL_WIDTH)))
+    candidates = dict.fromkeys((text, _with_plain_marks(text), text.translate(FULL_WIDTH)))
     boxes = len(set(QUAD.findall(text)))
     best = (-1, 0)
     for candidate in candidates:
@@ -182,15 +183,28 @@ def _repair(span: Found, text: str, left: int) -> int:
             best, span.value = worth, value
         if worth >= (boxes, 1):
             break
-    span.is_lost = span.is_lost or Counter(QUOTED_KEY.findall(text)) - Counter(_keys_of(span.value)) != Counter()
+    span.is_lost = span.is_lost or _lacks_keys(span.value, text)
     return len(text)
 
 
-def _keys_of(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        yield from value
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _keys_of(inner)
+def _lacks_keys(value: Any, text: str) -> bool:
+    """Whether a text has keys that its repaired value lacks: repair drops what it cannot place."""
+    if not isinstance(value, dict | list):
+        return True
+    keys: Counter[str] = Counter()
+    words: Counter[str] = Counter()
+    for key, inner in _members(value):
+        keys[key] += 1
+        words.update(KEY_WORD.findall(inner) if isinstance(inner, str) else ())
+    return bool(Counter(QUOTED_KEY.findall(text)) - keys or Counter(KEY_WORD.findall(text)) - keys - words)
+
+
+def _members(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the keys and values of all objects in a value, and the items of its lists under an empty key."""
+    for key, inner in value.items() if isinstance(value, dict) else [("", inner) for inner in value]:
+        yield key, inner
+        if isinstance(inner, dict | list):
+            yield from _members(inner)
 
 
 def _worth(value: Any) -> tuple[int, int]:

@@ -29,6 +29,10 @@ PROSE_RATIONALE = re.compile(  # at the start of a line: `Rationale: …`, `【�
     re.IGNORECASE,
 )
 
+LOST_RATIONALE = re.compile(r"""rationale\b(?!["'”」]\s{0,9}[:：]\s{0,9}(?:["'“「]["'”」]|null\b|\[\]|\{\}))""")
+
+LOST_BOX = re.compile(r"""(?:bbox|bbox_2d|box_2d)["'”」]?\s{0,9}[:：]""")
+
 
 @dataclass
 class Reading:
@@ -80,7 +84,7 @@ def _whole(text: str, *, truncated: bool) -> Reading | None:
     reading = _joined(parts, "json", truncated=truncated)
     if found.repeats_keys:
         reading.flags.add("repeated_key")
-    _flag_unread_boxes(reading, text)
+    _flag_unread(reading, text)
     return reading
 
 
@@ -100,7 +104,9 @@ def _somewhere(text: str, *, truncated: bool) -> Reading | None:
     if not reading.rationale and stage == "tags":
         reading.rationale = TAGS.sub("", text).strip()
     reading.flags |= flags
-    _flag_unread_boxes(reading, text, tagged)
+    if stage == "repaired" and LOST_BOX.search(rest):
+        reading.flags.add("ignored_text")
+    _flag_unread(reading, text, tagged)
     return reading
 
 
@@ -173,9 +179,11 @@ def _rationale_in_prose(text: str) -> str:
     return found[found.lastgroup or 0].strip() if found else ""
 
 
-def _flag_unread_boxes(reading: Reading, text: str, tagged: Iterable[Item] = ()) -> None:
-    """Flags boxes of a text that the reading lacks, unless a flag already says that it lacks some."""
-    if reading.flags & {"several_answers", "truncated"}:
+def _flag_unread(reading: Reading, text: str, tagged: Iterable[Item] = ()) -> None:
+    """Flags a rationale and boxes of a text that the reading lacks, unless a flag already says that it lacks some."""
+    if not reading.rationale and LOST_RATIONALE.search(text):
+        reading.flags.add("ignored_text")
+    if reading.flags & {"several_answers", "truncated", "ignored_text"}:
         return
     read = {tuple(item.box.numbers) for item in reading.items if item.box}
     quads = (tuple(float(number) for number in NUMBER.findall(quad[0])) for quad in QUAD.finditer(text))
