@@ -108,6 +108,14 @@ async def test_no_request_is_lost_while_each_endpoint_in_turn_is_killed_and_revi
     assert len(got) > 300
 
 
+async def test_auto_stays_within_the_connections_that_a_process_can_have() -> None:
+    with StandIn.started(*SLOW) as one, StandIn.started(*SLOW) as other:
+        async with inference(one.url, other.url, max_concurrency="auto", most_connections=6) as client:
+            await answers(client, 200)
+            assert client.pool.limit == 6
+        assert one.most_at_once() + other.most_at_once() <= 8  # the halves may peak at different times
+
+
 async def test_a_request_that_is_cancelled_in_the_queue_gives_up_its_turn(stand_in: StandIn) -> None:
     async with inference(stand_in.url, max_concurrency=1) as client:
         tasks = [asyncio.create_task(client.ask(body(f"{n}"))) for n in range(20)]

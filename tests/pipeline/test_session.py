@@ -33,7 +33,6 @@ def test_requests_in_flight_are_as_many_as_the_limit_of_open_files_allows(
 def test_a_limit_of_requests_that_the_limit_of_open_files_allows_stays() -> None:
     warnings: list[str] = []
     assert allowed_concurrency(512, 1024, warnings.append) == 512
-    assert allowed_concurrency("auto", 64, warnings.append) == "auto"
     assert warnings == []
     assert allowed_concurrency(513, 1024, warnings.append) == 512
     assert len(warnings) == 1

@@ -19,8 +19,8 @@ from vllm_annotate.inference.tries import Tries
 class Inference:
     """The client of a run: one pool of endpoints and their request limits, shared by all chunks.
 
-    `max_concurrency` bounds the requests in flight across all endpoints; "auto" finds a limit for each. An async
-    context manager, bound to one event loop.
+    `max_concurrency` bounds the requests in flight across all endpoints; "auto" finds a limit for each, within
+    `most_connections` for all. An async context manager, bound to one event loop.
     """
 
     def __init__(
@@ -29,23 +29,25 @@ class Inference:
         api_key: str,
         *,
         max_concurrency: int | Literal["auto"] = "auto",
+        most_connections: int = 65_536,
         request_timeout_seconds: float = 600,
         server_wait_seconds: float = 300,
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         auto = max_concurrency == "auto"
-        ceiling = CEILING if max_concurrency == "auto" else max_concurrency
+        ceiling = min(CEILING, most_connections) if max_concurrency == "auto" else max_concurrency
         self._server_wait_seconds = server_wait_seconds
         self._suspects = asyncio.Lock()
         self._started = time.monotonic()
         self._model: str | None = None
         self.rejections = Rejections()
+        controllers = [ConcurrencyController(ceiling) if auto else None for _ in endpoints]
         self.pool = Pool(
             [
-                Endpoint(url, api_key, request_timeout_seconds, ceiling, ConcurrencyController() if auto else None)
-                for url in endpoints
+                Endpoint(url, api_key, request_timeout_seconds, ceiling, controller)
+                for url, controller in zip(endpoints, controllers, strict=True)
             ],
-            ceiling * len(endpoints) if auto else ceiling,
+            min(ceiling * len(endpoints), most_connections) if auto else ceiling,
             server_wait_seconds,
             warn,
         )

@@ -112,14 +112,14 @@ class Endpoint:
         except REQUEST_ERRORS as error:
             kind: Literal["server", "timeout"] = "timeout" if isinstance(error, TimeoutError) else "server"
             return Trouble(kind, self._connections.describe(error))
-        masked = self._connections.masked
+        shown = self._connections.shown
         if response.status >= 300:
-            words, location = masked.line(own_words(masked.text(response.body))), masked.line(response.location)
+            words, location = shown(own_words(response.body)), shown(response.location)
             ours = is_from_model_server(response.body)
             return classify(response.status, words, location, from_model_server=ours, attempt=attempt)
         result = read_completion(response.body, attempt)
         if isinstance(result, Trouble):
-            return replace(result, message=masked.line(result.message))
+            return replace(result, message=shown(result.message))
         self.strikes = 0
         self.answered += 1
         self.answered_at = time.monotonic()
@@ -194,10 +194,10 @@ class Endpoint:
         return list(self.model_roots)
 
     def _why_no_models(self, error: Exception) -> ServerFault:
-        cause, masked, words = root_cause(error), self._connections.masked, ""
+        cause, shown, words = root_cause(error), self._connections.shown, ""
         if isinstance(error, openai.APIStatusError):
-            words = f"HTTP {error.status_code}: {own_words(masked.text(error.response.content))}"
-            location = masked.line(error.response.headers.get("Location", ""))
+            words = f"HTTP {error.status_code}: {own_words(error.response.content)}"
+            location = shown(error.response.headers.get("Location", ""))
             match error.status_code:
                 case 401 | 403:
                     return ServerRefused(
@@ -213,14 +213,14 @@ class Endpoint:
                     )
         elif isinstance(cause, ssl.SSLCertVerificationError):
             return ServerRefused(
-                f"{self.url} has a certificate that is not trusted ({masked.line(cause.verify_message)}): set "
+                f"{self.url} has a certificate that is not trusted ({shown(cause.verify_message)}): set "
                 "SSL_CERT_FILE to the certificate of its authority, or correct the host name"
             )
         elif isinstance(cause, ssl.SSLError):
-            reason = masked.line(cause.reason or str(cause))
+            reason = shown(cause.reason or str(cause))
             return ServerRefused(f"{self.url} does not speak TLS as this client does ({reason}): is it http://?")
         return ServerUnavailable(
-            f"no vLLM server at {self.url} ({masked.line(words) or self._connections.describe(error)}): start one "
+            f"no vLLM server at {self.url} ({shown(words) or self._connections.describe(error)}): start one "
             f"(vllm serve MODEL --port {urlsplit(self.url).port or 80}), or set --api-base to your server"
         )
 

@@ -36,12 +36,12 @@ class Trouble:
     cause: Literal["server", "busy", "gateway", "refused"] = "server"
 
 
-def own_words(body: str) -> str:
+def own_words(body: bytes) -> str:
     """The message in an error's body; the body itself if its format is not vLLM's or OpenAI's."""
-    found = json_object(body.encode(errors="replace")) or {}
+    found = json_object(body) or {}
     error = found.get("error", found)
     message = error.get("message") if isinstance(error, dict) else error
-    return message if isinstance(message, str) and message else body[:1000]
+    return message if isinstance(message, str) and message else body[:2000].decode(errors="replace")
 
 
 def classify(status: int, words: str, location: str, *, from_model_server: bool, attempt: int) -> Trouble:

@@ -10,11 +10,13 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import httpx2
 
-from vllm_annotate.inference.keys import NO_KEY, Mask
+from vllm_annotate.inference.keys import NO_KEY
+from vllm_annotate.storage.masking import MASK, PIECE, masked
 
 MAX_BODY_BYTES = 8 * 1024 * 1024  # of a response; an answer of 32,000 tokens has 0.2 MB, vLLM's metrics 0.3 MB
 KEEP_ALIVE_SECONDS = 4  # vLLM closes connections after 5 idle seconds
 CONNECT_SECONDS = 30  # a host that drops packets
+MOST_SHOWN = 500  # characters of what a server says
 
 # What sending a request can raise; aiohttp lets some errors of sockets and parsers through.
 REQUEST_ERRORS = (aiohttp.ClientError, OSError, EOFError, ValueError)
@@ -36,7 +38,8 @@ class Connections:
     def __init__(self, url: str, api_key: str, *, proxied: bool = True) -> None:
         self._url = url
         self._proxy = proxy_of(url) if proxied else None
-        self.masked = Mask(api_key, (self._proxy and urlsplit(self._proxy).password) or "")
+        password = urlsplit(self._proxy).password if self._proxy else None
+        self._secrets = [secret for secret in (api_key, password) if secret and secret != NO_KEY]
         self._headers = {"Accept-Encoding": "identity", "Authorization": f"Bearer {api_key or NO_KEY}"}
         self._session: aiohttp.ClientSession | None = None  # created in the event loop
 
@@ -83,7 +86,16 @@ class Connections:
         if isinstance(error, TimeoutError):
             return "no answer in time"
         cause = root_cause(error)
-        return self.masked.line(f"{type(cause).__name__}: {cause}")
+        return self.shown(f"{type(cause).__name__}: {cause}")
+
+    def shown(self, text: bytes | str) -> str:
+        """The start of what a server said, on one line and without secrets: some echo the headers of a request."""
+        text = text[: 4 * MOST_SHOWN]
+        text = masked(text.decode(errors="replace") if isinstance(text, bytes) else text, self._secrets)
+        for secret in self._secrets:
+            if len(secret) < PIECE:
+                text = text.replace(secret, MASK)
+        return " ".join(text.split())[:MOST_SHOWN]
 
     async def close(self) -> None:
         """Closes the connections."""

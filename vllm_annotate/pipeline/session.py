@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
@@ -35,7 +35,6 @@ from vllm_annotate.storage.workspace import Workspace
 SAMPLED_PATHS, FEWEST_PATHS = 100, 10
 CHUNK_RETRY_SECONDS = [10.0, 60.0]
 YOUNG_OBJECTS = 5_000  # new objects between two garbage collections
-Concurrency = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -104,26 +103,27 @@ async def open_run(
 
 def inference_client(server: Server, job: Job, warn: Callable[[str], None]) -> Inference:
     """The client of a server's endpoints, with the job's limits."""
+    files, wanted = raise_limit(), job.max_concurrency
     return Inference(
         server.urls(),
         server.resolved_api_key(),
-        max_concurrency=allowed_concurrency(job.max_concurrency, raise_limit(), warn),
+        max_concurrency=wanted if wanted == "auto" else allowed_concurrency(wanted, files, warn),
+        most_connections=most_connections(files),
         request_timeout_seconds=job.request_timeout_seconds,
         server_wait_seconds=job.server_wait_seconds,
         warn=warn,
     )
 
 
-def allowed_concurrency(wanted: Concurrency, open_files: int, warn: Callable[[str], None]) -> Concurrency:
+def allowed_concurrency(wanted: int, open_files: int, warn: Callable[[str], None]) -> int:
     """The requests in flight that this process's limit of open files allows: each has a connection of its own."""
     most = most_connections(open_files)
-    if wanted == "auto" or wanted <= most:
-        return wanted
-    warn(
-        f"max_concurrency is {most}, not {wanted}: this process may open {open_files} files, and each request needs "
-        "one; raise the hard limit (ulimit -Hn, LimitNOFILE= of systemd)"
-    )
-    return most
+    if wanted > most:
+        warn(
+            f"max_concurrency is {most}, not {wanted}: this process may open {open_files} files, and each request "
+            "needs one; raise the hard limit (ulimit -Hn, LimitNOFILE= of systemd)"
+        )
+    return min(wanted, most)
 
 
 @contextmanager
