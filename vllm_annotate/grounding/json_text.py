@@ -92,7 +92,19 @@ def json_values(text: str) -> list[Found]:
     for span in reversed(found):  # the last answer counts
         if not span.is_strict:
             left -= _repair(span, text[span.start : span.end], left)
-    return found
+    if all(span.is_strict for span in found):
+        return found
+    return _as_one(found, text, left) or found
+
+
+def _as_one(found: list[Found], text: str, left: int) -> list[Found] | None:
+    """Returns all values as one if that says more: a wrong bracket can close a value before its end."""
+    one = Found(None, found[0].start, max(text.rfind(bracket) for bracket in "]}") + 1, is_strict=False)
+    if one.end <= found[0].end or one.end - one.start > left:
+        return None
+    _repair(one, text[one.start : one.end], left)
+    apart = [_worth(span.value) for span in found]
+    return [one] if _worth(one.value) > (sum(worth[0] for worth in apart), max(worth[1] for worth in apart)) else None
 
 
 def _spans(text: str) -> Iterator[Found]:
