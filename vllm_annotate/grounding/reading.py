@@ -28,9 +28,8 @@ PROSE_RATIONALE = re.compile(  # at the start of a line: `Rationale: …`, `【�
     r"[*\s]{0,4}(?P<line>[^\s*#【`{\[][^\n【]*)",
     re.IGNORECASE,
 )
-
+# What a text without its rationale, or the rest of one beside its objects, should not contain.
 LOST_RATIONALE = re.compile(r"""rationale\b(?!["'”」]\s{0,9}[:：]\s{0,9}(?:["'“「]["'”」]|null\b|\[\]|\{\}))""")
-
 LOST_BOX = re.compile(r"""(?:bbox|bbox_2d|box_2d)["'”」]?\s{0,9}[:：]""")
 
 
