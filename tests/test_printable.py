@@ -10,6 +10,7 @@ import pytest
 
 from stand_in.process import StandIn
 from tests.conftest import Job, ask_prefect, lines_of
+from vllm_annotate.cli.main import main
 from vllm_annotate.errors import ImageFailure, UsageError
 from vllm_annotate.printable import UNPRINTABLE, Printable, printable
 from vllm_annotate.report.charts import Line, chart
@@ -47,6 +48,16 @@ def test_errors_log_records_artifacts_and_charts_are_printable() -> None:
     shown.append(chart(HOSTILE, [Line(HOSTILE, [(0, 1)]), Line("b", [(0, 1)])]))
     assert not [text for text in shown if UNPRINTABLE.search(text)]
     assert all("g" in text for text in shown)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--model-path", HOSTILE], ["--server", HOSTILE], [HOSTILE], ["--gpus", HOSTILE]]
+)
+def test_check_server_prints_nothing_unprintable(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["check-server", *arguments])
+    shown = "".join(capsys.readouterr())
+    assert "owned" in shown
+    assert not UNPRINTABLE.search(shown)
 
 
 def hostile_job(make_job: MakeJob) -> Job:

@@ -208,6 +208,33 @@ def test_what_may_be_a_secret_is_not_printed(vllm: Path, make_model: MakeModel) 
     assert "sesame" not in text
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("environment: {SEED: 31415926}", "SEED is of type int, and must be text: write its value in quotes"),
+        ("environment: [HF_TOKEN=hf_secret]", "it is of type list, and must be a mapping"),
+        ("environment: {HF_TOKEN: hf_secret}\n  environment_from: [HF_TOKEN]", "remove it from one of them"),
+        ("environment_from: [HF_TOKEN=hf_secret]", "'HF_TOKEN' is not the name of an environment variable"),
+        ("environment_from: HF_TOKEN", "Input should be a valid list"),
+        ("extra_arguments: [--api-key, hf_secret]", "--api-key has its own field, api_key of the server"),
+        ("extra_arguments: --api-key hf_secret", "Input should be a valid list"),
+        ("extra_arguments: [--seed, {a: hf_secret}]", "Input should be a valid string"),
+        ("data_parallel_size: 60000\n  environment: {HF_TOKEN: hf_secret}", "set a lower port"),
+        ("extra_arguments: [--hf-token, hf_secret]", "name HF_TOKEN in environment_from instead"),
+    ],
+)
+def test_check_server_refuses_variables_without_showing_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str, message: str
+) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text(f"start:\n  model_path: m\n  {given}\n")
+    assert main(["check-server", "--server", str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: server field start")
+    assert message in line
+    assert not [secret for secret in ("31415926", "hf_secret") if secret in line]
+
+
 @pytest.mark.parametrize("value", [None, ""])
 def test_a_variable_that_is_not_set_is_refused_before_the_start(
     vllm: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, value: str | None

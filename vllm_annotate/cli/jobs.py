@@ -108,7 +108,8 @@ def complaint(part: str, problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing" and not part:
         return f"{where} is required (or {first} in the file of --job)"
     given = f"{problem['input']!r}"
-    value = "" if SECRET.search(".".join(path)) or PASSWORD_IN_URL.search(given) else f" {given:.60}"
+    hidden = isinstance(problem["input"], list | dict) or SECRET.search(".".join(path)) or PASSWORD_IN_URL.search(given)
+    value = "" if hidden else f" {given:.60}"
     return f"{where}{value}: {problem['msg'].removeprefix('Value error, ')}"
 
 

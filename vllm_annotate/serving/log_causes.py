@@ -75,7 +75,7 @@ KNOWN: list[tuple[str, str]] = [
      "the quantization's groups cannot be split this way: choose a smaller tensor_parallel_size or replicas"),
     (r"contains custom code which must be executed|If the (?:model|tokenizer) is a custom",
      "the model comes with its own code: set trust_remote_code if you trust its author"),
-    (r"gated repo", "accept the model's licence on Hugging Face and set HF_TOKEN in environment"),
+    (r"gated repo", "accept the model's licence on Hugging Face and name HF_TOKEN in environment_from"),
     (r"offline mode is enabled|outgoing traffic has been disabled|couldn't connect to 'https://huggingface|"
      r"(?:Repo id must|HFValidationError|Invalid repository ID or local directory|not a valid model identifier)",
      "the folder does not exist and the model cannot be downloaded: check model_path"),
