@@ -1,8 +1,8 @@
 """`python -m deployments.setup`: prepares a Prefect server for the deployments. Idempotent.
 
 Registers the blocks, saves example blocks, creates the work pool, and installs the automation that marks a run as
-Crashed if its worker is gone; with --notify, also one that reports failed runs. Updates the automations and leaves
-everything else that exists unchanged.
+Crashed if its worker is gone; with --notify, also one that reports failed runs. Updates the automations, saves
+server blocks of earlier versions again, and leaves everything else that exists unchanged.
 """
 
 import argparse
@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with get_client(sync_client=True) as client:
         for name, block in EXAMPLES.items():
             print(f"block {block.get_block_type_slug()}/{name}: {save_once(name, block)}")
+        for name, done in renew_servers(client).items():
+            print(f"block {VLLMServer.get_block_type_slug()}/{name}: {done}")
         print(f"work pool {WORK_POOL}: {make_work_pool(client)}")
     automations = [heartbeat_automation()]
     if notify:
@@ -84,6 +86,24 @@ def save_once(name: str, block: Block) -> str:
         block.save(name)
         return "saved"
     return "exists"
+
+
+def renew_servers(client: SyncPrefectClient) -> dict[str, str]:
+    """Saves server blocks of earlier versions again; returns what it did by name.
+
+    Prefect masks what was secret in the version that saved a block.
+    """
+    current, done = VLLMServer._calculate_schema_checksum(), {}
+    for document in client.read_block_documents_by_type(VLLMServer.get_block_type_slug(), include_secrets=False):
+        if document.name is None or document.block_schema is None or document.block_schema.checksum == current:
+            continue
+        try:
+            block: Any = VLLMServer.load(document.name)
+            block.save(document.name, overwrite=True)
+            done[document.name] = "saved again, as Prefect masks its variables now"
+        except RuntimeError:  # its fields are not valid
+            done[document.name] = "not valid any more: correct it in the UI"
+    return done
 
 
 def make_work_pool(client: SyncPrefectClient) -> str:

@@ -15,6 +15,7 @@ from prefect.flows import load_flow_from_entrypoint
 
 from blocks import AnnotationRecipe, VLLMServer
 from demo.scenes import draw_scene
+from deployments.setup import main as setup
 from stand_in.process import StandIn
 from tests.conftest import Job, ask_prefect, lines_of
 from tests.flows.test_annotate import annotate
@@ -122,7 +123,9 @@ async def test_a_run_that_was_killed_before_the_library_moved_resumes(killed: Jo
     assert sorted(row["image_path"] for row in lines_of(killed.output)) == killed.names
 
 
-def test_blocks_that_were_saved_before_the_library_moved_load(prefect_api: str) -> None:
+def test_blocks_that_were_saved_before_the_library_moved_load(
+    prefect_api: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     earlier = json.loads(EARLIER.with_name("prefect.json").read_text())
     for kind in (VLLMServer, AnnotationRecipe):
         kind.register_type_and_schema()
@@ -139,6 +142,17 @@ def test_blocks_that_were_saved_before_the_library_moved_load(prefect_api: str) 
     started: Any = VLLMServer.load("old-start")
     start = started.start
     assert (start.tensor_parallel_size, start.variables, start.extra_arguments) == (2, {"A": "b"}, ["--seed=1"])
+    wanted = {"name": {"any_": ["old-start"]}}
+    (before,) = ask_prefect(prefect_api, "/block_documents/filter", block_documents=wanted)
+    assert before["data"]["start"]["environment"] == {"A": "b"}, "as the version that saved it had it"
+    for expected in ("saved again", ""):
+        capsys.readouterr()
+        assert setup([]) == 0
+        assert ("old-start: saved again" in capsys.readouterr().out) == bool(expected)
+    (after,) = ask_prefect(prefect_api, "/block_documents/filter", block_documents=wanted)
+    assert after["data"]["start"]["environment"] == {"A": "********"}
+    started = VLLMServer.load("old-start")
+    assert (started.start.variables, started.start.extra_arguments) == ({"A": "b"}, ["--seed=1"])
     recipe: Any = AnnotationRecipe.load("old-recipe")
     assert (recipe.language, recipe.user_prompt, recipe.max_objects) == ("zh", "Say {caption}", 7)
 

@@ -17,9 +17,8 @@ from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 
 MaxConcurrency = Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"]
-SECRET = re.compile(
-    r"endpoints|environment|arguments|key|token|secret|password", re.IGNORECASE
-)  # names of what may be one
+# In names of fields whose values may be secret.
+SECRET = re.compile(r"endpoints|environment|arguments|key|token|secret|password", re.IGNORECASE)
 
 
 class Job(BaseModel):
