@@ -9,7 +9,7 @@ import orjson
 
 from vllm_annotate.grounding.boxes import NUMBER, QUAD
 from vllm_annotate.grounding.joining import join
-from vllm_annotate.grounding.json_text import Found, json_values, strict_json
+from vllm_annotate.grounding.json_values import Found, json_values, strict_json
 from vllm_annotate.grounding.objects import Item, Part, part_as_asked, parts_of
 from vllm_annotate.grounding.tags import TAGS, named_boxes
 from vllm_annotate.grounding.thinking import without_thinking
