@@ -5,7 +5,7 @@ This one starts during the run's checks and stops once everything is recorded.
 """
 
 import atexit
-import json
+import fcntl
 import os
 import signal
 import socket
@@ -14,49 +14,66 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+
+from flows.support.prefect_home import PrefectHome, home_for, temporary_home
 
 START_SECONDS = 120  # the first start creates the database: 10 s on two cores
 RECORD_SECONDS = 60
 POLL_SECONDS = 0.05
+CAUSES = {  # what a server's log has → why it did not start
+    "Can't locate revision": "its database was made by a newer Prefect",
+    "database or disk is full": "its disk is full",
+    "No space left": "its disk is full",
+    "file is not a database": "its database is damaged",
+    "malformed": "its database is damaged",
+    "readonly database": "its database is read-only",
+}
 
-# Stops the server with its parent, even if that is killed, then runs `prefect server start` in the same process.
+# Stops the server with its parent, even if that is killed. Waits for its turn: two servers must not create or migrate
+# one database at once. Then runs `prefect server start` in the same process.
 LAUNCHER = """
-import ctypes, runpy, signal, sys
+import ctypes, fcntl, os, runpy, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-sys.argv = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", sys.argv[1]]
+port, turn = sys.argv[1], int(sys.argv[2])
+fcntl.flock(turn, fcntl.LOCK_EX)
+os.pwrite(turn, b"%-10d" % os.getpid(), 0)
+sys.argv = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
 runpy.run_module("prefect", run_name="__main__")
 """
 
 
 class TemporaryPrefectServer:
-    """`prefect server start` on loopback, with your Prefect database unless `settings` change that."""
+    """`prefect server start` on loopback, with your Prefect database if it can be used.
+
+    With a PREFECT_HOME in `settings`, it uses that home or fails.
+    """
 
     def __init__(self, settings: Mapping[str, str] | None = None, port: int | None = None) -> None:
+        """Starts it. Raises OSError if there is not even room for its log."""
+        from flows.support.prefect_environment import database_settings, users_home
+
         self.given_up = threading.Event()  # set it to stop waiting
+        self.is_ready = False
         self._port = port or free_port()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
-        environment = os.environ | {
-            # Without these the UI calls port 4200, whatever --port says.
-            "PREFECT_SERVER_API_HOST": "127.0.0.1",
-            "PREFECT_SERVER_API_PORT": str(self._port),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "1",
-            **(settings or {}),
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER, str(self._port)],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the run; the server records how it ended
-        )
+        self._client = httpx.Client(base_url=self.api_url, timeout=5, trust_env=False)
+        self._held = ExitStack()
+        self._settings = dict(settings or {})
+        if given := self._settings.get("PREFECT_HOME"):
+            Path(given).mkdir(parents=True, exist_ok=True)
+            self.home = PrefectHome(Path(given))
+        else:
+            self.home = home_for(users_home(), self._held)
+            self._settings = ({} if self.home.is_temporary else database_settings()) | self._settings
+        self._log: IO[bytes] = self._held.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        self._may_move = not given and not self.home.is_temporary
+        self._start()
         # Prefect sends its last events when threading shuts down, which is before atexit.
         atexit.register(self.stop)
 
@@ -70,22 +87,82 @@ class TemporaryPrefectServer:
         """The value for PREFECT_API_URL."""
         return f"{self.url}/api"
 
+    def _start(self) -> None:
+        from flows.support.prefect_environment import server_environment
+
+        self._turn = os.open(self.home.path / "vllm-annotate.start", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER, str(self._port), str(self._turn)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env=server_environment(self.home.path, self._port, self._settings),
+            cwd=self.home.path,  # settings of Prefect's may also be in files of a working directory
+            pass_fds=[self._turn],
+            start_new_session=True,  # Ctrl-C is for the run; the server records how it ended
+        )
+
     def wait_until_ready(self) -> None:
-        """Waits until the server answers or `given_up` is set. Raises RuntimeError with its output if it fails."""
+        """Waits until the server answers or `given_up` is set. Raises RuntimeError with the reason if it fails.
+
+        A server that does not start with your database gets one of its own; `home.note` then says so.
+        """
+        if self._answered():
+            self.is_ready = True
+            return
+        reason = self._why_not()
+        if self._may_move:
+            self._may_move = False
+            self.home = temporary_home(self._held, f"Prefect cannot use its home {self.home.path}: {reason}")
+            self._settings = {}
+            self._start()
+            if self._answered():
+                self.is_ready = True
+                return
+            reason = self._why_not()
+        raise RuntimeError(f"the temporary Prefect server did not start: {reason}; or add --without-prefect")
+
+    def _answered(self) -> bool:
+        """Whether the server answers before it ends or its time is up; true also when given up."""
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and self._process.poll() is None:
-            if self._get("/health") is True:
-                return
-            if self.given_up.wait(POLL_SECONDS):
-                return
+        try:
+            while time.monotonic() < deadline and self._process.poll() is None:
+                if self._ask("GET", "/ready") is not None or self.given_up.wait(POLL_SECONDS):
+                    return True
+                if not self._has_its_turn():
+                    deadline = time.monotonic() + START_SECONDS
+            return False
+        finally:
+            self._let_others_start()
+
+    def _has_its_turn(self) -> bool:
+        return os.pread(self._turn, 20, 0).strip() == str(self._process.pid).encode()
+
+    def _let_others_start(self) -> None:
+        if self._has_its_turn():  # else it would take the turn of another
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
+        os.close(self._turn)
+
+    def _why_not(self) -> str:
+        """Ends the process; the reason in its log."""
+        still_runs = self._process.poll() is None
+        self._process.kill()
+        self._process.wait()
         self._log.seek(0)
-        output = self._log.read().decode(errors="replace").strip()[-2000:]
-        raise RuntimeError(f"the temporary Prefect server did not start: {output}")
+        output = self._log.read().decode(errors="replace")
+        self._log.truncate(0)
+        for text, cause in CAUSES.items():
+            if text in output:
+                return cause
+        if still_runs:
+            return f"no answer within {START_SECONDS} s"
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        return f"{lines[-1]:.200}" if lines else f"it ended with code {self._process.returncode}"
 
     def stop(self) -> None:
         """Waits until all task runs are recorded, then stops the server. Idempotent."""
         atexit.unregister(self.stop)
-        with _ignoring_ctrl_c():  # this takes seconds
+        with _ignoring_ctrl_c(), self._held, closing(self._client):  # this takes seconds
             self._stop()
 
     def _stop(self) -> None:
@@ -98,7 +175,6 @@ class TemporaryPrefectServer:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        self._log.close()
 
     def _wait_until_recorded(self) -> None:
         """Waits while the count grows: task states arrive as events, up to 20 s late per thousand tasks."""
@@ -106,19 +182,16 @@ class TemporaryPrefectServer:
         recorded, still = -1, 0
         while time.monotonic() < deadline and still < 4:
             time.sleep(0.25)
-            now = self._get("/task_runs/count", {"task_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED"]}}}})
+            ended = {"task_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED"]}}}}
+            now = self._ask("POST", "/task_runs/count", ended)
             still = still + 1 if now == recorded else 0
             recorded = now
 
-    def _get(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(  # noqa: S310 - always http on loopback
-            self.api_url + path, data=data, headers={"Content-Type": "application/json"}
-        )
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The server's answer; None if there is none."""
         try:
-            with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310
-                return json.load(response)
-        except (OSError, ValueError):
+            return self._client.request(method, path, json=body).raise_for_status().json()
+        except (httpx.HTTPError, ValueError):
             return None
 
 
@@ -144,9 +217,7 @@ def free_port() -> int:
 def answers(api_url: str) -> bool:
     """Whether a Prefect API answers at `api_url`."""
     try:
-        with urllib.request.urlopen(f"{api_url.rstrip('/')}/health", timeout=5) as response:  # noqa: S310
-            return bool(response.status == 200)
-    except urllib.error.HTTPError:
-        return True  # needs authentication, which Prefect's client does
-    except (OSError, ValueError):
+        httpx.get(f"{api_url.rstrip('/')}/health", timeout=5)
+    except (httpx.HTTPError, httpx.InvalidURL):
         return False
+    return True  # also if it needs authentication, which Prefect's client does

@@ -7,7 +7,10 @@ import asyncio
 import logging
 import os
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.interrupts import Interrupts
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from flows.support.prefect_server import TemporaryPrefectServer
 
 RESULT = re.compile(r"\d+ images: ")  # what `report.summary.sentence` begins with
+SETTINGS_REMEDY = "correct the PREFECT_… variable or the file that sets it, or add --without-prefect"
 CHATTY = ("prefect.engine", "prefect.flows", "EventsWorker", "APILogWorker")
 
 
@@ -35,12 +39,11 @@ def run_with_prefect(work: Work, console: Console, interrupts: Interrupts) -> in
     # A run talks to its own servers only: no usage statistics, no version checks. Prefect reads these at import.
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    api_url, own = _given_api(), None
     from prefect.exceptions import TerminationSignal
-    from prefect.settings import get_current_settings
 
     from flows.support.prefect_server import answers
 
-    api_url, own = get_current_settings().api.url, None
     if not api_url:
         own = _own_server()
     elif not answers(api_url):
@@ -54,15 +57,32 @@ def run_with_prefect(work: Work, console: Console, interrupts: Interrupts) -> in
         raise KeyboardInterrupt from None
 
 
+def _given_api() -> str | None:
+    """PREFECT_API_URL, also from a profile. Raises UsageError if Prefect cannot read its settings."""
+    logging.disable()  # Prefect logs pydantic's errors, with the values
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Failed to create the Prefect home")  # said with a remedy later
+            from prefect.settings import get_current_settings
+
+            return get_current_settings().api.url
+    except ValidationError as error:
+        found = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False))
+        raise UsageError(f"Prefect refuses its {error.title}: {'; '.join(found)}; {SETTINGS_REMEDY}") from None
+    except (ValueError, OSError) as error:
+        raise UsageError(f"Prefect cannot read its settings: {error!s:.300}; {SETTINGS_REMEDY}") from None
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def _own_server() -> "TemporaryPrefectServer":
     """Starts a temporary server in the background, and makes Prefect use it."""
-    from prefect.context import refresh_global_settings_context
-
+    from flows.support.prefect_environment import check_proxies, use_server
     from flows.support.prefect_server import TemporaryPrefectServer
 
+    check_proxies()
     server = TemporaryPrefectServer()
-    os.environ["PREFECT_API_URL"] = server.api_url
-    refresh_global_settings_context()
+    use_server(server.api_url, server.home.path)
     return server
 
 
@@ -72,7 +92,7 @@ async def _run(work: Work, console: Console, own: "TemporaryPrefectServer | None
 
     fields = dict(work.fields)
     for name, saved in saved_blocks(fields).items():
-        await _wait_until_ready(own)
+        await _wait_until_ready(own, console)
         fields[name] = await _block(name, saved)
     job = job_of(fields, VLLMServer, AnnotationRecipe)
     try:
@@ -82,9 +102,10 @@ async def _run(work: Work, console: Console, own: "TemporaryPrefectServer | None
         if own is not None:
             own.given_up.set()
         raise
-    await _wait_until_ready(own)
+    await _wait_until_ready(own, console)
     if own is not None:
-        console.say(f"Prefect UI during this run: {own.url}; afterwards: prefect server start")
+        after = "" if own.home.note else "; afterwards: prefect server start"
+        console.say(f"Prefect UI during this run: {own.url}{after}")
     state = await _flow(job, work.kinds, console)
     result = await state.aresult(raise_on_failure=False)
     if isinstance(result, UsageError | ServerFault):
@@ -108,12 +129,19 @@ async def _flow(job: Job, kinds: list[str] | None, console: Console) -> "State[A
     return await retry_failures(**of_retry, kinds=kinds, return_state=True)
 
 
-async def _wait_until_ready(own: "TemporaryPrefectServer | None") -> None:
-    if own is not None:
-        try:
-            await run_to_end(own.wait_until_ready, give_up=own.given_up.set)
-        except RuntimeError as error:
-            raise UsageError(str(error)) from None
+async def _wait_until_ready(own: "TemporaryPrefectServer | None", console: Console) -> None:
+    """Waits for the temporary server. Says if its database is not the user's."""
+    if own is None or own.is_ready:
+        return
+    from flows.support.prefect_environment import use_server
+
+    try:
+        await run_to_end(own.wait_until_ready, give_up=own.given_up.set)
+    except RuntimeError as error:
+        raise UsageError(str(error)) from None
+    use_server(own.api_url, own.home.path)
+    if own.home.note:
+        console.say(own.home.note, logging.WARNING)
 
 
 async def _block(what: str, name: str) -> Any:
