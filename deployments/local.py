@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not answers(api):
             server = TemporaryPrefectServer(port=port)
             server.wait_until_ready()
+            if server.home.note:
+                print(server.home.note, file=sys.stderr)
             api = server.api_url
         return serve_deployments(api)
     except KeyboardInterrupt:

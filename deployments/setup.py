@@ -6,6 +6,7 @@ server blocks of earlier versions again, and leaves everything else that exists 
 """
 
 import argparse
+import asyncio
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -22,7 +23,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from blocks import AnnotationRecipe, VLLMServer
-from flows.support.prefect_server import answers
+from flows.support.prefect_api import check_api
+from vllm_annotate.errors import UsageError
 from vllm_annotate.serving.launch import Launch
 
 WORK_POOL = "annotate"
@@ -51,11 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    if not answers(api):
-        print(
-            f"error: no Prefect server at PREFECT_API_URL {api}: start it (prefect server start)",
-            file=sys.stderr,
-        )
+    try:
+        asyncio.run(check_api())
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     for kind in (VLLMServer, AnnotationRecipe):
         kind.register_type_and_schema()

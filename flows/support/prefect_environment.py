@@ -8,9 +8,9 @@ import httpx
 from prefect.context import refresh_global_settings_context
 from prefect.settings import Settings
 
+from flows.support.loopback import LOOPBACK, spare_loopback
 from vllm_annotate.errors import UsageError
 
-LOOPBACK = "127.0.0.1"
 QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 # Of the files in which Prefect finds settings (profiles.toml, prefect.toml, pyproject.toml, .env), the environment
 # overrides all; what it does not name must not come from a profile that was made for another server.
@@ -40,7 +40,7 @@ def server_environment(home: Path, port: int, settings: Mapping[str, str]) -> di
     }
     of_home = {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "no-profiles.toml")}
     # Without these the UI calls port 4200, whatever --port says.
-    address = {"PREFECT_SERVER_API_HOST": LOOPBACK, "PREFECT_SERVER_API_PORT": str(port)}
+    address = {"PREFECT_SERVER_API_HOST": LOOPBACK[0], "PREFECT_SERVER_API_PORT": str(port)}
     return plain | QUIET | of_home | address | dict(settings)
 
 
@@ -51,10 +51,7 @@ def use_server(api_url: str, home: Path) -> None:
             del os.environ[name]
     of_home = {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "no-profiles.toml")}
     os.environ.update(QUIET | OF_A_CLIENT | of_home | {"PREFECT_API_URL": api_url})
-    for name in ("no_proxy", "NO_PROXY"):  # the lowercase one wins where there are both
-        others = os.environ.get(name) or os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
-        if LOOPBACK not in others.split(",") and others.strip() != "*":
-            os.environ[name] = ",".join(filter(None, (others, LOOPBACK)))
+    spare_loopback()
     refresh_global_settings_context()
 
 
@@ -67,6 +64,6 @@ def check_proxies() -> None:
         # The error has the URL, and with it the password.
         why = "SOCKS needs the package socksio" if isinstance(error, ImportError) else "use http:// or https://"
         raise UsageError(
-            f"Prefect's HTTP client cannot use the proxy of {found}: {why}. Correct the variable, unset it for this "
-            "command, or add --without-prefect"
+            f"Prefect's HTTP client cannot use the proxy of {found}: {why}. Correct the variable, or unset it for "
+            "this command"
         ) from None

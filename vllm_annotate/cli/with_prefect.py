@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flows.support.prefect_server import TemporaryPrefectServer
 
 RESULT = re.compile(r"\d+ images: ")  # what `report.summary.sentence` begins with
-SETTINGS_REMEDY = "correct the PREFECT_… variable or the file that sets it, or add --without-prefect"
+SETTINGS_REMEDY = "correct the PREFECT_… variable or the file that sets it"
 CHATTY = ("prefect.engine", "prefect.flows", "EventsWorker", "APILogWorker")
 
 
@@ -39,22 +39,29 @@ def run_with_prefect(work: Work, console: Console, interrupts: Interrupts) -> in
     # A run talks to its own servers only: no usage statistics, no version checks. Prefect reads these at import.
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    api_url, own = _given_api(), None
+    try:
+        own = _checked_server(interrupts)
+    except UsageError as error:
+        raise UsageError(f"{error}, or add --without-prefect") from None
     from prefect.exceptions import TerminationSignal
 
-    from flows.support.prefect_server import answers
-
-    if not api_url:
-        own = _own_server()
-    elif not answers(api_url):
-        raise UsageError(
-            f"no Prefect server at PREFECT_API_URL {api_url}: start it (prefect server start), unset the variable "
-            "(prefect config unset PREFECT_API_URL), or add --without-prefect"
-        )
     try:
         return interrupts.run(_run(work, console, own))
     except (TerminationSignal, asyncio.CancelledError):  # Prefect raises the first on SIGTERM during a flow
         raise KeyboardInterrupt from None
+
+
+def _checked_server(interrupts: Interrupts) -> "TemporaryPrefectServer | None":
+    """A temporary server that starts, or None if the one of PREFECT_API_URL can be used. Raises UsageError."""
+    if not _given_api():
+        return _own_server()
+    from flows.support.prefect_api import check_api
+
+    try:
+        interrupts.run(check_api())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    return None
 
 
 def _given_api() -> str | None:
@@ -138,7 +145,7 @@ async def _wait_until_ready(own: "TemporaryPrefectServer | None", console: Conso
     try:
         await run_to_end(own.wait_until_ready, give_up=own.given_up.set)
     except RuntimeError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"{error}, or add --without-prefect") from None
     use_server(own.api_url, own.home.path)
     if own.home.note:
         console.say(own.home.note, logging.WARNING)
