@@ -21,6 +21,7 @@ from pydantic import Field
 from blocks import AnnotationRecipe, VLLMServer
 from flows.support.artifacts import live_artifacts
 from flows.support.chunk_task import run_chunk, shorten_tracebacks
+from flows.support.outcome import ended
 from flows.support.shown_secrets import hide_secrets
 from flows.support.termination import ended_by_sigterm
 from vllm_annotate.errors import ServerFault, UsageError
@@ -103,14 +104,14 @@ async def annotate_images(
             logger.info("%s", sentence(report))
     except (UsageError, ServerFault) as error:
         logger.error("%s", error)  # noqa: TRY400 - the traceback adds nothing
-        return Failed(message=str(error), data=error)
+        return ended(Failed(message=str(error), data=error))
     except OSError as error:
         message = explained(error, output)
         logger.error("%s", message)  # noqa: TRY400
-        return Failed(message=message, data=error)
+        return ended(Failed(message=message, data=error))
     if stopped:
-        return Failed(message=sentence(report))
-    return Completed(message=sentence(report), data=report.model_dump(mode="json"))
+        return ended(Failed(message=sentence(report)))
+    return ended(Completed(message=sentence(report), data=report.model_dump(mode="json")))
 
 
 async def step(name: str, work: Callable[[], Awaitable[Result]]) -> Result:

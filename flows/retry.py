@@ -9,6 +9,7 @@ from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
+from flows.support.outcome import ended
 from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import FailureKind, UsageError
 from vllm_annotate.results.retry import chosen_failures, counted, nothing_to_retry
@@ -61,9 +62,9 @@ async def retry_failures(
     except (UsageError, OSError) as error:
         message = explained(error, output) if isinstance(error, OSError) else str(error)
         get_run_logger().error("%s", message)
-        return Failed(message=message)
+        return ended(Failed(message=message))
     if not chosen:
-        return Completed(message=nothing_to_retry(others, workspace))
+        return ended(Completed(message=nothing_to_retry(others, workspace)))
     get_run_logger().info("Retrying %s; not retrying %s", counted(chosen), counted(others) or "none")
     state: State[Any] = await annotate_images(
         input=workspace.retried,

@@ -14,6 +14,7 @@ from prefect.artifacts import Artifact, MarkdownArtifact, ProgressArtifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.pipeline.outcome import live_figures
@@ -27,6 +28,7 @@ from vllm_annotate.report.summary import sentence
 from vllm_annotate.storage.locations import ImageRoot
 
 FIRST_SECONDS, LIVE_SECONDS, FINAL_SECONDS = 3.0, 10.0, 60.0
+FINAL_RETRIES = 2  # 6 s: the end of the run waits for them
 PICTURES_EVERY = 3  # updates; charts and samples are large
 SAMPLES, SAMPLE_SIDE = 6, 256
 FAILURE_EXAMPLES = 10
@@ -57,19 +59,23 @@ class Artifacts:
 
     async def finish(self, report: Report) -> None:
         """Writes the final state; gives up if the API fails."""
-        workspace, final = self._run.workspace, sentence(report)
         try:
             charts = await asyncio.to_thread(telemetry_charts, self.telemetry)
-            async with asyncio.timeout(FINAL_SECONDS), get_client() as self._client:
-                await self._show("annotate-summary", markdown.summary(report, str(workspace.output)), final)
-                rows = await asyncio.to_thread(newest_rows, [workspace.failures], FAILURE_EXAMPLES)
-                await self._show("annotate-failures", markdown.failures(report.failures, rows), final)
-                await self._show_verdict()
-                await self._show_gpus(charts)
-                await self._show_samples([workspace.output])
-                await self._show_progress(self._percent() if report.failed_chunks else 100.0, final)
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: FINAL_RETRIES}):
+                async with asyncio.timeout(FINAL_SECONDS), get_client() as self._client:
+                    await self._show_final(report, charts)
         except Exception as error:  # report.html has the same content
             self._warn_once(error)
+
+    async def _show_final(self, report: Report, charts: Sequence[str]) -> None:
+        workspace, final = self._run.workspace, sentence(report)
+        await self._show("annotate-summary", markdown.summary(report, str(workspace.output)), final)
+        rows = await asyncio.to_thread(newest_rows, [workspace.failures], FAILURE_EXAMPLES)
+        await self._show("annotate-failures", markdown.failures(report.failures, rows), final)
+        await self._show_verdict()
+        await self._show_gpus(charts)
+        await self._show_samples([workspace.output])
+        await self._show_progress(self._percent() if report.failed_chunks else 100.0, final)
 
     async def _show_live(self, *, pictures: bool) -> None:
         run, name = self._run, self._run.workspace.output.name

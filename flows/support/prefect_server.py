@@ -79,6 +79,11 @@ class TemporaryPrefectServer:
         atexit.register(self.stop)
 
     @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._process.pid
+
+    @property
     def url(self) -> str:
         """Base URL of the UI."""
         return f"http://127.0.0.1:{self._port}"

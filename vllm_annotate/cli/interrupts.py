@@ -4,6 +4,7 @@ import asyncio
 import atexit
 import os
 import signal
+import sys
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,11 +26,13 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._count = 0
+        self._installed = False
         self._exit_code: int | None = None  # of a command that is done while Prefect still records
         self._stop = _raise
 
     def install(self) -> None:
         """Installs the handlers; ignored signals stay ignored (nohup ignores SIGHUP)."""
+        self._installed = True
         if threading.current_thread() is threading.main_thread():
             handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
             for number in handled:
@@ -68,6 +71,16 @@ class Interrupts:
         """Makes the next signal exit with this code; returns the code."""
         self._exit_code = exit_code
         return exit_code
+
+    def leave(self, exit_code: int) -> None:
+        """Ends the process at once, if it is the command's own: Prefect's threads would wait for a server that is gone.
+
+        All that a run writes must be on disk.
+        """
+        if self._installed:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(exit_code)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self._count += 1

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -28,7 +29,18 @@ if TYPE_CHECKING:
 
 RESULT = re.compile(r"\d+ images: ")  # what `report.summary.sentence` begins with
 SETTINGS_REMEDY = "correct the PREFECT_… variable or the file that sets it"
-CHATTY = ("prefect.engine", "prefect.flows", "EventsWorker", "APILogWorker")
+NOT_RECORDED = (
+    "Prefect's server stopped answering: its record of this run is incomplete; the files of the run are whole"
+)
+NOT_RUN = "Prefect failed before the run came to its end"
+NOT_RUN_REMEDY = (
+    "see whether its server still runs, then run the same command again, or add --without-prefect; answers so far are "
+    "saved"
+)
+CHATTY = (
+    "prefect.engine", "prefect.flows", "EventsWorker", "APILogWorker", "prefect.events.clients",
+    "prefect._internal.concurrency",
+)  # fmt: skip
 
 
 def run_with_prefect(work: Work, console: Console, interrupts: Interrupts) -> int:
@@ -46,7 +58,7 @@ def run_with_prefect(work: Work, console: Console, interrupts: Interrupts) -> in
     from prefect.exceptions import TerminationSignal
 
     try:
-        return interrupts.run(_run(work, console, own))
+        return interrupts.run(_run(work, console, interrupts, own))
     except (TerminationSignal, asyncio.CancelledError):  # Prefect raises the first on SIGTERM during a flow
         raise KeyboardInterrupt from None
 
@@ -93,15 +105,10 @@ def _own_server() -> "TemporaryPrefectServer":
     return server
 
 
-async def _run(work: Work, console: Console, own: "TemporaryPrefectServer | None") -> int:
-    from blocks import AnnotationRecipe, VLLMServer
+async def _run(work: Work, console: Console, interrupts: Interrupts, own: "TemporaryPrefectServer | None") -> int:
     from vllm_annotate.pipeline.session import check_run
 
-    fields = dict(work.fields)
-    for name, saved in saved_blocks(fields).items():
-        await _wait_until_ready(own, console)
-        fields[name] = await _block(name, saved)
-    job = job_of(fields, VLLMServer, AnnotationRecipe)
+    job = await _job(work, console, own)
     try:
         if work.kinds is None:
             await check_run(job, console.say)
@@ -113,10 +120,46 @@ async def _run(work: Work, console: Console, own: "TemporaryPrefectServer | None
     if own is not None:
         after = "" if own.home.note else "; afterwards: prefect server start"
         console.say(f"Prefect UI during this run: {own.url}{after}")
-    state = await _flow(job, work.kinds, console)
+    code, is_recorded = await _recorded(_flow(job, work.kinds, console), job, console)
+    from flows.support.outcome import all_sent
+
+    interrupts.done(code)
+    if not (is_recorded and await all_sent()):
+        console.say(NOT_RECORDED, logging.WARNING)
+        if own is not None:
+            own.given_up.set()
+            own.stop()
+        interrupts.leave(code)
+    return code
+
+
+async def _recorded(flow: "Coroutine[Any, Any, State[Any]]", job: Job, console: Console) -> tuple[int, bool]:
+    """Runs a flow; returns the exit code, and whether Prefect recorded the run."""
+    from flows.support.outcome import recorded
+
+    try:
+        state, is_recorded = await recorded(flow)
+        return await _end(console, job, state), is_recorded
+    except Exception as error:  # a flow returns its own failures: this is any error of Prefect or of its client
+        return console.refuse(f"{NOT_RUN} ({error!r:.200}): {NOT_RUN_REMEDY}"), False
+
+
+async def _job(work: Work, console: Console, own: "TemporaryPrefectServer | None") -> Job:
+    """The job of the work, with its saved blocks. Raises UsageError."""
+    from blocks import AnnotationRecipe, VLLMServer
+
+    fields = dict(work.fields)
+    for name, saved in saved_blocks(fields).items():
+        await _wait_until_ready(own, console)
+        fields[name] = await _block(name, saved)
+    return job_of(fields, VLLMServer, AnnotationRecipe)
+
+
+async def _end(console: Console, job: Job, state: "State[Any]") -> int:
+    """Prints how a flow ended; returns the exit code."""
     result = await state.aresult(raise_on_failure=False)
     if isinstance(result, UsageError | ServerFault):
-        raise result
+        return console.refuse(str(result))
     console.say(state.message or str(state.name))
     answered = isinstance(result, dict) and not result["images"]["failed"]
     return end(console, job, finished=state.is_completed() and (answered or result is None))
@@ -167,6 +210,7 @@ async def _block(what: str, name: str) -> Any:
 
 def _quiet(console: Console) -> None:
     """Hides log records that this command repeats, or that belong in the UI."""
+    logging.raiseExceptions = False  # of Prefect's handlers: an API that is gone would fill the terminal
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     loggers = [logging.getLogger(), *map(logging.getLogger, ("prefect", "prefect.flow_runs", "prefect.task_runs"))]
