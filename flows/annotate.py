@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
-from prefect import flow, get_run_logger, runtime, task
+from prefect import get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
@@ -21,6 +21,7 @@ from pydantic import Field
 from blocks import AnnotationRecipe, VLLMServer
 from flows.support.artifacts import live_artifacts
 from flows.support.chunk_task import run_chunk, shorten_tracebacks
+from flows.support.flow import flow
 from flows.support.outcome import ended
 from flows.support.shown_secrets import hide_secrets
 from flows.support.termination import ended_by_sigterm
@@ -43,7 +44,7 @@ def flow_run_name() -> str:
     return f"annotate {run_name(runtime.flow_run.parameters)}"
 
 
-@flow(name="annotate-images", flow_run_name=flow_run_name, version=VERSION, persist_result=False)
+@flow(name="annotate-images", flow_run_name=flow_run_name, version=VERSION)
 async def annotate_images(
     input: Location,  # noqa: A002 - the command line's --input
     image_root: Location,

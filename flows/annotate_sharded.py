@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from prefect import flow, get_run_logger, runtime, task
+from prefect import get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
@@ -14,6 +14,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
+from flows.support.flow import flow
 from flows.support.shown_secrets import hide_secrets
 from flows.support.sub_runs import ended_run, run_parameter
 from flows.support.termination import ended_by_sigterm
@@ -39,7 +40,7 @@ def flow_run_name() -> str:
     return f"annotate {run_name(runtime.flow_run.parameters)}, in shards"
 
 
-@flow(name="annotate-sharded", flow_run_name=flow_run_name, version=VERSION, persist_result=False)
+@flow(name="annotate-sharded", flow_run_name=flow_run_name, version=VERSION)
 async def annotate_sharded(
     input: Location,  # noqa: A002 - as in annotate_images
     image_root: Location,

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from prefect import flow, get_run_logger, runtime
+from prefect import get_run_logger, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.support.flow import flow
 from vllm_annotate.errors import UsageError
 from vllm_annotate.pipeline.report_page import remake_page
 from vllm_annotate.storage.disk_errors import explained
@@ -19,7 +20,7 @@ def flow_run_name() -> str:
     return f"report of {name_of(runtime.flow_run.parameters['output'])}"
 
 
-@flow(name="export-report", flow_run_name=flow_run_name, version=VERSION, persist_result=False)
+@flow(name="export-report", flow_run_name=flow_run_name, version=VERSION)
 async def export_report(output: Location, image_root: Location) -> State[Any]:
     """Rebuilds report.html of an output, after you edited or lost it or upgraded vllm-annotate.
 

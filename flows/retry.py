@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from prefect import flow, get_run_logger, runtime
+from prefect import get_run_logger, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
+from flows.support.flow import flow
 from flows.support.outcome import ended
 from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import FailureKind, UsageError
@@ -24,7 +25,7 @@ def flow_run_name() -> str:
     return f"retry failures of {run_name(runtime.flow_run.parameters)}"
 
 
-@flow(name="retry-failures", flow_run_name=flow_run_name, version=VERSION, persist_result=False)
+@flow(name="retry-failures", flow_run_name=flow_run_name, version=VERSION)
 async def retry_failures(
     output: Location,
     image_root: Location,

@@ -5,11 +5,12 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, runtime
+from prefect import get_run_logger, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from blocks import VLLMServer
+from flows.support.flow import flow
 from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import ServerFault, UsageError
 from vllm_annotate.serving.keeper import kept_servers
@@ -35,7 +36,7 @@ def _model_of(parameters: dict[str, Any]) -> str:
     return server.expected_model() or "vLLM" if isinstance(server, VLLMServer) else "vLLM"
 
 
-@flow(name="serve", flow_run_name=serve_run_name, version=VERSION, persist_result=False)
+@flow(name="serve", flow_run_name=serve_run_name, version=VERSION)
 async def serve(server: VLLMServer) -> State[Any]:
     """Starts vLLM on the machine that runs this flow and leaves it running.
 
@@ -62,7 +63,7 @@ async def serve(server: VLLMServer) -> State[Any]:
     return Completed(message=f"vLLM runs at {', '.join(launch.urls())}")
 
 
-@flow(name="stop-server", flow_run_name=stop_run_name, version=VERSION, persist_result=False)
+@flow(name="stop-server", flow_run_name=stop_run_name, version=VERSION)
 async def stop_server(server: VLLMServer, even_if_used: bool = False) -> State[Any]:
     """Stops the vLLM that `serve` or a run has started on the machine that runs this flow.
 

@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -20,7 +21,6 @@ from vllm_annotate.cli.work import Work, end
 from vllm_annotate.errors import ServerFault, UsageError
 from vllm_annotate.job import Job
 from vllm_annotate.own_packages import check_own_packages
-from vllm_annotate.threads import run_to_end
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
@@ -66,7 +66,9 @@ def run_with_prefect(work: Work, console: Console, interrupts: Interrupts) -> in
 def _checked_server(interrupts: Interrupts) -> "TemporaryPrefectServer | None":
     """A temporary server that starts, or None if the one of PREFECT_API_URL can be used. Raises UsageError."""
     if not _given_api():
-        return _own_server()
+        from flows.support.own_server import start_own_server
+
+        return start_own_server()
     from flows.support.prefect_api import check_api
 
     try:
@@ -92,17 +94,6 @@ def _given_api() -> str | None:
         raise UsageError(f"Prefect cannot read its settings: {error!s:.300}; {SETTINGS_REMEDY}") from None
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _own_server() -> "TemporaryPrefectServer":
-    """Starts a temporary server in the background, and makes Prefect use it."""
-    from flows.support.prefect_environment import check_proxies, use_server
-    from flows.support.prefect_server import TemporaryPrefectServer
-
-    check_proxies()
-    server = TemporaryPrefectServer()
-    use_server(server.api_url, server.home.path)
-    return server
 
 
 async def _run(work: Work, console: Console, interrupts: Interrupts, own: "TemporaryPrefectServer | None") -> int:
@@ -180,18 +171,11 @@ async def _flow(job: Job, kinds: list[str] | None, console: Console) -> "State[A
 
 
 async def _wait_until_ready(own: "TemporaryPrefectServer | None", console: Console) -> None:
-    """Waits for the temporary server. Says if its database is not the user's."""
-    if own is None or own.is_ready:
-        return
-    from flows.support.prefect_environment import use_server
+    """Waits for the temporary server, if there is one. Raises UsageError."""
+    from flows.support.own_server import until_ready
 
-    try:
-        await run_to_end(own.wait_until_ready, give_up=own.given_up.set)
-    except RuntimeError as error:
-        raise UsageError(f"{error}, or add --without-prefect") from None
-    use_server(own.api_url, own.home.path)
-    if own.home.note:
-        console.say(own.home.note, logging.WARNING)
+    if own is not None:
+        await until_ready(own, partial(console.say, level=logging.WARNING))
 
 
 async def _block(what: str, name: str) -> Any:
