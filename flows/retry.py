@@ -1,11 +1,12 @@
 """The flow that retries failures, all of them or some kinds."""
 
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from prefect import get_run_logger, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
@@ -13,11 +14,14 @@ from flows.support.flow import flow
 from flows.support.outcome import ended
 from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import FailureKind, UsageError
+from vllm_annotate.job import remembered_job
 from vllm_annotate.results.retry import chosen_failures, counted, nothing_to_retry
 from vllm_annotate.storage.disk_errors import explained
 from vllm_annotate.storage.locations import Location, run_name
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
+
+REMEMBERED = ("server", "recipe", "caption_column")  # empty: as in the last run of the output
 
 
 def flow_run_name() -> str:
@@ -34,7 +38,7 @@ async def retry_failures(
     recipe: AnnotationRecipe | None = None,
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = "auto",
     chunk_size: Annotated[int, Field(ge=1, le=100_000)] = 500,
-    caption_column: str = "caption",
+    caption_column: str | None = None,
     server_wait_seconds: Annotated[float, Field(ge=0)] = 300,
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 600,
     chunk_retries: Annotated[int, Field(ge=0, le=10)] = 1,
@@ -45,11 +49,12 @@ async def retry_failures(
         output: The result, a .jsonl file or URL; images that are already in it are skipped.
         image_root: Folder or URL that image paths are relative to; nothing outside it is read.
         kinds: Only failures of these kinds, such as timeout; the others stay as they are. Empty retries all.
-        server: Endpoints of vLLM, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
-        recipe: Prompts, sampling, schema and image budget; empty uses the built-in recipe.
+        server: Endpoints of vLLM, or how to start it; empty uses that of the run that failed.
+        recipe: Prompts, sampling, schema and image budget; empty uses that of the run that failed.
         max_concurrency: Maximum requests in flight; auto finds and follows what each server can use.
         chunk_size: Images per chunk; each chunk is one task run.
-        caption_column: Input column with the caption; empty if there are no captions.
+        caption_column: Input column with the caption, empty if there are no captions; by default that of the run that
+            failed.
         server_wait_seconds: How long requests wait for a server that is down.
         request_timeout_seconds: How long one request may take.
         chunk_retries: How often to retry a chunk whose server went down.
@@ -59,6 +64,7 @@ async def retry_failures(
     del settings["kinds"]
     await hide_secrets(server)
     try:
+        settings |= await run_to_end(of_failed_run, output, settings)
         workspace, chosen, others = await run_to_end(chosen_failures, output, kinds)
     except (UsageError, OSError) as error:
         message = explained(error, output) if isinstance(error, OSError) else str(error)
@@ -76,3 +82,22 @@ async def retry_failures(
     # A new state: Prefect drops message and data of a subflow's state.
     result = await state.aresult(raise_on_failure=False)
     return Completed(message=state.message, data=result) if state.is_completed() else Failed(message=state.message)
+
+
+def of_failed_run(output: Location, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a retry does not give and the last run of the output had: server, recipe and caption column.
+
+    Raises UsageError if what that run saved is no longer valid.
+    """
+    had = {"caption_column": "caption"} | remembered_job(output)
+    kinds: dict[str, Callable[..., Any]] = {"server": VLLMServer, "recipe": AnnotationRecipe}
+    found: dict[str, Any] = {}
+    for name in REMEMBERED:
+        if given[name] is None and had.get(name) is not None:
+            try:
+                found[name] = kinds[name](**had[name]) if name in kinds else had[name]
+            except ValidationError as error:
+                raise UsageError(
+                    f"{name} of the last run of {output} is not valid any more ({error.error_count()} fields): set it"
+                ) from None
+    return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from blocks import VLLMServer
+from blocks import AnnotationRecipe, VLLMServer
 from flows.retry import retry_failures
 from stand_in.process import StandIn
 from tests.conftest import Job, lines_of
@@ -45,6 +45,24 @@ async def failed(make_job: MakeJob, stand_in: StandIn) -> Job:
         (job.images / name).write_bytes(good)
     stand_in.forget()
     return job
+
+
+async def test_a_retry_takes_columns_server_and_recipe_from_the_run_that_failed(
+    make_job: MakeJob, stand_in: StandIn
+) -> None:
+    job = make_job(3)
+    job.write_input([{"file": row["image_path"], "text": row["caption"], "caption": "other"} for row in job.rows()])
+    stand_in.set_faults({"kind": "400", "count": None, "match": "0001"})
+    recipe = AnnotationRecipe(max_objects=7)
+    await annotate(job, stand_in, image_column="file", caption_column="text", recipe=recipe)
+    assert kinds(job) == {"rejected": 1}
+    stand_in.set_faults()
+    stand_in.forget()
+    state: Any = await retry_failures(job.output, job.images, return_state=True)
+    assert state.message == "1 images: 1 answered, 0 failed"
+    assert list(stand_in.asked()) == ["caption of 0001.jpg"]
+    row = lines_of(job.output)[-1]
+    assert (row["image_path"], row["file"], row["text"]) == ("0001.jpg", "0001.jpg", "caption of 0001.jpg")
 
 
 async def test_only_failures_of_the_chosen_kinds_are_retried_and_the_others_stay(
