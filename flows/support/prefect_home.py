@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_annotate.storage.state_folder import this_machine
+
 ROOM_BYTES = 1 << 20  # a new database is half as large
 SHARED_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "beegfs", "gpfs", "ceph", "glusterfs", "fuse.gluster", "9p")
 
@@ -86,19 +88,10 @@ def used_by_this_machine(home: Path) -> Iterator[bool]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, this_machine(), 0)
+            os.pwrite(descriptor, this_machine().encode(), 0)
         except BlockingIOError:
             pass
         fcntl.flock(descriptor, fcntl.LOCK_SH)  # a writer holds it for a moment only
-        yield os.pread(descriptor, 500, 0) == this_machine()
+        yield os.pread(descriptor, 500, 0) == this_machine().encode()
     finally:
         os.close(descriptor)
-
-
-def this_machine() -> bytes:
-    """Names this machine since its last start: containers share a name or a kernel, but hardly both."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
-    except OSError:
-        boot = b""
-    return os.uname().nodename.encode() + b" " + boot

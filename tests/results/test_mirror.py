@@ -299,3 +299,24 @@ def fake_s3(status: int, code: str) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+def test_machines_with_one_home_have_a_token_each_and_one_of_them_that_of_before(tmp_path: Path) -> None:
+    program = "from vllm_annotate.results.mirror import Mirror; print(Mirror('memory://bucket/labeled.jsonl')._token)"
+    as_other = ["unshare", "--user", "--map-root-user", "--uts", "sh", "-c", 'hostname other && exec "$@"', "sh"]
+    if subprocess.run([*as_other, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let a test have another host name")
+
+    def token(*prefix: str) -> str:
+        command = [*prefix, sys.executable, "-c", program]
+        environment = os.environ | {"XDG_STATE_HOME": str(tmp_path)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, check=True)
+        return done.stdout.strip()
+
+    first = token()
+    (of_machine,) = tmp_path.rglob("token-*")
+    of_machine.rename(of_machine.with_name("token"))  # as an earlier version wrote it
+    assert token() == first
+    other = token(*as_other)
+    assert other != first
+    assert (token(), token(*as_other)) == (first, other)

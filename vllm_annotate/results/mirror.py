@@ -24,7 +24,7 @@ from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.lease import Lease
 from vllm_annotate.storage.locations import file_system, identity_of, reaching, unreachable
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
-from vllm_annotate.storage.state_folder import state_folder
+from vllm_annotate.storage.state_folder import state_folder, this_machine
 from vllm_annotate.storage.uploads import ObjectChangedError, remove, upload, version_there
 from vllm_annotate.storage.workspace import Workspace
 
@@ -272,8 +272,10 @@ class Mirror(Files):
         return f"{self._url.rpartition('/')[0]}/{self._name(path)}"
 
     def _own_token(self) -> str:
-        """Returns the token that distinguishes this copy from those of other machines."""
-        path = self._own / "token"
+        """Returns the token that distinguishes this copy from those of other machines, also in one home."""
+        path = self._own / f"token-{this_machine()}"
+        with suppress(FileNotFoundError):  # of an earlier version; one machine takes it over
+            (self._own / "token").rename(path)
         if not path.exists() or not path.read_text():
             with replacing(path) as file:
                 file.write(secrets.token_hex(8).encode())
