@@ -300,6 +300,6 @@ def test_ctrl_c_at_the_start_of_a_command_prints_no_traceback(module: str, after
     time.sleep(after)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    # Before its first line, the interpreter itself reports Ctrl-C.
+    # Until the command's own first function runs, the interpreter itself reports Ctrl-C.
     assert "Traceback" not in err or "runpy" in err, err
-    assert "flows" not in err.partition("Traceback")[2], err
+    assert ", in start" not in err, err

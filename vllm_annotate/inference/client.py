@@ -126,9 +126,10 @@ class Inference:
                 self.rejections.check()
                 sent = time.monotonic()
                 try:
-                    result = await endpoint.complete(body, tries.attempts + 1)
+                    with self.rejections.under_way(tries):
+                        result = await endpoint.complete(body, tries.attempts + 1)
                 except ImageFailure as failure:
-                    self.rejections.add(failure)
+                    self.rejections.add(failure, tries)
                     raise
                 if isinstance(result, Completion):
                     self.rejections.answered(result)
@@ -148,7 +149,7 @@ class Inference:
 
     async def _refusal(self, endpoint: Endpoint, tries: Tries) -> str | None:
         """Why the endpoint refuses not only this request: it refuses its list of models too, or other images."""
-        shared = self.rejections.refused(id(tries)) and self.pool.answered_at < tries.began
+        shared = self.rejections.refused(tries) and self.pool.answered_at < tries.began
         if shared and tries.is_last:
             return "it refuses other images too; check the API key and what the gateway allows"
         try:
@@ -180,7 +181,7 @@ class Inference:
             return
         failure = ImageFailure(result.kind, result.message, tries.attempts + tries.losses)
         if failure.kind == "rejected":
-            self.rejections.add(failure)
+            self.rejections.add(failure, tries)
         raise failure
 
 

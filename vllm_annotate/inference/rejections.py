@@ -1,7 +1,11 @@
 """Finds out early that a server rejects every request, whatever the image."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from vllm_annotate.errors import ImageFailure, ServerRefused
 from vllm_annotate.inference.responses import Completion
+from vllm_annotate.inference.tries import Tries
 
 FIRST_FEW = 10  # within the error budget of any chunk
 
@@ -40,8 +44,19 @@ class Rejections:
     def __init__(self) -> None:
         self._rejected = self._without_text = 0
         self._refused: set[int] = set()
+        self._under_way: dict[int, None] = {}  # requests, oldest first
         self._is_answering = False
         self._refusal: ServerRefused | None = None
+
+    @contextmanager
+    def under_way(self, tries: Tries) -> Iterator[None]:
+        """While a request is sent and not answered."""
+        self._under_way[id(tries)] = None
+        try:
+            yield
+        finally:
+            tries.was_oldest = next(iter(self._under_way)) == id(tries)
+            del self._under_way[id(tries)]
 
     def answered(self, completion: Completion) -> None:
         """Counts a completion."""
@@ -53,21 +68,22 @@ class Rejections:
             if self._without_text >= FIRST_FEW:
                 self._refusal = ServerRefused(ONLY_REASONING)
 
-    def add(self, failure: ImageFailure) -> None:
+    def add(self, failure: ImageFailure, tries: Tries) -> None:
         """Counts an image that the server rejected. Raises ServerRefused if it is one of the first, and all were."""
         if self._is_answering or failure.kind != "rejected":
             return
         self._rejected += 1
-        if self._rejected >= FIRST_FEW:
+        # Requests that were sent before and are still under way may have been accepted: rejecting is fast.
+        if self._rejected >= FIRST_FEW and tries.was_oldest:
             self._refusal = ServerRefused(
-                f"the server rejected the first {FIRST_FEW} images, last with {failure.message}: "
+                f"the server rejected the first {self._rejected} images, last with {failure.message}: "
                 f"{remedy_for(failure.message)}"
             )
         self.check()
 
-    def refused(self, request: int) -> bool:
+    def refused(self, tries: Tries) -> bool:
         """Counts a request that may not be asked; returns whether others were refused too since the last answer."""
-        self._refused.add(request)
+        self._refused.add(id(tries))
         return len(self._refused) > 1
 
     def check(self) -> None:

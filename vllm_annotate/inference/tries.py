@@ -19,6 +19,7 @@ class Tries:
 
     attempts: int = 0  # that the request itself may be to blame for
     losses: int = 0  # the server died
+    was_oldest: bool = True  # of all requests under way, when its last try ended
     declined: int = 0  # for the server's load, or by a gateway without a server
     began: float = field(default_factory=time.monotonic)
     _declined_since: float = math.inf

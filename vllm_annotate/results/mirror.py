@@ -32,8 +32,8 @@ from vllm_annotate.storage.workspace import Workspace
 class Mirror(Files):
     """A local copy of an output in an object store. Downloads what changed in the store, uploads what changed locally.
 
-    Answers are uploaded chunk by chunk, as parts; a run on another machine picks them up. Answers of the last chunks
-    that could not be uploaded stay local, for the next run on this machine.
+    Answers are uploaded chunk by chunk, as parts, which a run on another machine picks up. Those that could not be
+    uploaded stay local for the next run on this machine.
     """
 
     def __init__(
@@ -53,8 +53,7 @@ class Mirror(Files):
         self._url = url
         self._fs, self._remote = file_system(remote_folder)
         # A shard has its own folder: a run of the whole output must not share its copy of the whole.
-        identity = identity_of(self._fs, remote_folder, shard)
-        self._folder = Path(os.path.realpath(state_folder() / "mirrors" / identity))
+        self._folder = Path(os.path.realpath(state_folder() / "mirrors" / identity_of(self._fs, remote_folder, shard)))
         self._folder.mkdir(parents=True, exist_ok=True)
         super().__init__(Workspace.at(self._folder / name, shard))
         self._own = self.workspace.work / "mirror"
