@@ -77,8 +77,8 @@ async def test_failed_chunks_run_again_in_a_new_run_and_completed_ones_come_back
     make_job: MakeJob, stand_in: StandIn, prefect_api: str
 ) -> None:
     job = make_job(40)
-    stand_in.set_faults({"kind": "401", "count": None, "match": "001[5-9]"})
-    state = await annotate(job, stand_in, max_concurrency=1)
+    stand_in.set_faults({"kind": "400", "count": None, "match": "001[5-9]"})
+    state = await annotate(job, stand_in, max_concurrency=1, error_budget=0)
     assert state.is_failed()
     answered = {row["image_path"] for row in lines_of(job.output)}
     stand_in.set_faults()
@@ -128,8 +128,8 @@ async def test_an_output_deleted_during_an_unfinished_job_is_rewritten_in_full(
     job.write_input(rows[:20])
     await annotate(job, stand_in)
     job.write_input(rows)
-    stand_in.set_faults({"kind": "401", "count": None, "match": "003"})
-    assert (await annotate(job, stand_in)).is_failed()
+    stand_in.set_faults({"kind": "400", "count": None, "match": "003"})
+    assert (await annotate(job, stand_in, error_budget=0)).is_failed()
     job.output.unlink()
     stand_in.set_faults()
     state = await annotate(job, stand_in)

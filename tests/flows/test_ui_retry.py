@@ -54,10 +54,10 @@ def test_the_uis_retry_runs_the_failed_chunk_and_takes_the_others_from_the_cache
     make_job: Callable[..., Job], stand_in: StandIn, deployment: str, prefect_api: str
 ) -> None:
     job = make_job(40)
-    stand_in.set_faults({"kind": "401", "count": None, "match": "001[5-9]"})
+    stand_in.set_faults({"kind": "400", "count": None, "match": "001[5-9]"})
     parameters = {
         "input": str(job.input), "image_root": str(job.images), "output": str(job.output), "chunk_size": 10,
-        "max_concurrency": 1, "server": {"endpoints": [f"{stand_in.url}/v1"]},
+        "max_concurrency": 1, "error_budget": 0, "server": {"endpoints": [f"{stand_in.url}/v1"]},
     }  # fmt: skip
     run_id = ask_prefect(prefect_api, f"/deployments/{deployment}/create_flow_run", parameters=parameters)["id"]
     run = wait_for(prefect_api, run_id, "Failed", "Completed", "Crashed")
