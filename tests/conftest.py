@@ -88,18 +88,26 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.stop()
 
 
-def ask_prefect(api: str, path: str, **body: Any) -> Any:
-    """POSTs to the Prefect API, as its UI does."""
-    request = urllib.request.Request(
-        api + path, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-    )
+def ask_prefect(api: str, path: str, *items: Any, **body: Any) -> Any:
+    """POSTs an object, or a list of items, to the Prefect API, as its UI does."""
+    data = json.dumps(items or body).encode()
+    return answer_of(urllib.request.Request(api + path, data=data, headers={"Content-Type": "application/json"}))
+
+
+def read_prefect(api: str, path: str) -> Any:
+    """GETs from the Prefect API."""
+    return answer_of(urllib.request.Request(api + path))
+
+
+def answer_of(request: urllib.request.Request) -> Any:
+    """The answer of a Prefect server, which may be busy."""
     for _ in range(50):
         try:
             with urllib.request.urlopen(request, timeout=30) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             if error.code != 503:  # SQLite is busy, says the server; its clients try again
-                raise AssertionError(f"{path}: HTTP {error.code}: {error.read().decode()}") from error
+                raise AssertionError(f"{request.full_url}: HTTP {error.code}: {error.read().decode()}") from error
             error.close()
         time.sleep(0.2)
     raise RuntimeError("the Prefect server stays busy")

@@ -1,11 +1,9 @@
 """A Prefect server of its own, set up and deployed to as docs/deploy.md says, and a real worker."""
 
-import json
 import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ import pytest
 
 from flows.support.prefect_server import TemporaryPrefectServer
 from stand_in.ports import free_port
-from tests.conftest import ROOT, ask_prefect
+from tests.conftest import ROOT, ask_prefect, read_prefect
 from tests.deployed.postgresql import postgresql
 
 PREFECT = str(Path(sys.executable).with_name("prefect"))
@@ -70,8 +68,7 @@ class Deployed:
 
     def run(self, deployment: str, /, **parameters: Any) -> str:
         """Starts a run of a deployment; returns its id."""
-        with urllib.request.urlopen(f"{self.api}/deployments/name/{deployment}") as response:
-            found = json.load(response)
+        found = read_prefect(self.api, f"/deployments/name/{deployment}")
         made = ask_prefect(self.api, f"/deployments/{found['id']}/create_flow_run", parameters=parameters)
         return str(made["id"])
 
@@ -89,13 +86,11 @@ class Deployed:
 
     def pid_of(self, run: str) -> int:
         """The process of a run, as the worker has recorded it."""
-        with urllib.request.urlopen(f"{self.api}/flow_runs/{run}") as response:
-            return int(json.load(response)["infrastructure_pid"].rpartition(":")[2])
+        return int(read_prefect(self.api, f"/flow_runs/{run}")["infrastructure_pid"].rpartition(":")[2])
 
     def state_of(self, run: str) -> dict[str, Any]:
         """The flow run's state."""
-        with urllib.request.urlopen(f"{self.api}/flow_runs/{run}") as response:
-            state: dict[str, Any] = json.load(response)["state"]
+        state: dict[str, Any] = read_prefect(self.api, f"/flow_runs/{run}")["state"]
         return state
 
     def wait_for(self, run: str, *names: str, seconds: float = 120) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +15,7 @@ from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
 
 from stand_in.process import StandIn
-from tests.conftest import ROOT, Job, ask_prefect, lines_of
+from tests.conftest import ROOT, Job, ask_prefect, lines_of, read_prefect
 from tests.deployed.conftest import ON_BOTH_DATABASES, Deployed
 
 MakeJob = Callable[..., Job]
@@ -93,17 +92,11 @@ def test_a_retry_of_the_run_requests_only_what_its_failed_chunks_lack_and_a_new_
 @pytest.mark.usefixtures("worker")
 def test_a_schedule_fires(deployed: Deployed, make_job: MakeJob, stand_in: StandIn, parameters: Parameters) -> None:
     job = make_job(3)
-    with urllib.request.urlopen(f"{deployed.api}/deployments/name/annotate-images/annotate") as response:
-        deployment = json.load(response)["id"]
+    deployment = read_prefect(deployed.api, "/deployments/name/annotate-images/annotate")["id"]
     soon = datetime.now(UTC) + timedelta(seconds=15)
     interval = {"interval": 86400, "anchor_date": soon.isoformat(), "timezone": "UTC"}
-    schedule = [{"schedule": interval, "active": True, "parameters": parameters(job, stand_in.url)}]
-    request = urllib.request.Request(
-        f"{deployed.api}/deployments/{deployment}/schedules",
-        data=json.dumps(schedule).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    urllib.request.urlopen(request, timeout=30).close()
+    schedule = {"schedule": interval, "active": True, "parameters": parameters(job, stand_in.url)}
+    ask_prefect(deployed.api, f"/deployments/{deployment}/schedules", schedule)
     deadline = time.monotonic() + 200
     while not (runs := deployed.runs_of(job.output)):
         assert time.monotonic() < deadline
