@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -124,7 +125,6 @@ class Inference:
         while True:
             async with self._suspects if tries.is_suspect else nullcontext(), self.pool.lease() as endpoint:
                 self.rejections.check()
-                sent = time.monotonic()
                 try:
                     with self.rejections.under_way(tries):
                         result = await endpoint.complete(body, tries.attempts + 1)
@@ -134,40 +134,50 @@ class Inference:
                 if isinstance(result, Completion):
                     self.rejections.answered(result)
                     return result
-                await self._strike(endpoint, result, tries)
+                shared = self.rejections.in_trouble(tries, result) and not self._is_alone(tries)
+                await self._strike(endpoint, result, last=tries.is_last and shared)
                 up = await self.pool.is_up(endpoint)
-            tries.count(result, up=up, others_answered=self.pool.answered_at > sent)
-            self._check(tries, endpoint, result)
+            if result.cause == "not_found" and not self._is_alone(tries):
+                result = replace(result, kind="server", cause="gateway")  # it serves the model, yet no image of it
+            tries.count(result, up=up)
+            self._check(tries, endpoint, result, shared=shared)
             await asyncio.sleep(tries.pause_seconds())
 
-    async def _strike(self, endpoint: Endpoint, result: Trouble, tries: Tries) -> None:
-        """Raises ServerRefused if the endpoint would refuse any request, and no other is left."""
-        refusal = await self._refusal(endpoint, tries) if result.cause == "refused" else None
+    def _is_alone(self, tries: Tries) -> bool:
+        """Whether only this request is in trouble: others were answered since it began."""
+        return self.pool.answered_at > tries.began
+
+    async def _strike(self, endpoint: Endpoint, result: Trouble, *, last: bool) -> None:
+        """Raises ServerRefused if the endpoint would refuse any request, and no other is left.
+
+        `last`: it is the last attempt, and others are in the same trouble.
+        """
+        refusal = await self._refusal(endpoint, result, last=last) if result.cause in ("refused", "not_found") else None
         others = self.pool.strike(endpoint, result.message, refused=refusal is not None)
         if refusal is not None and not others:
             raise ServerRefused(f"{endpoint.url} returned {result.message}: {refusal}")
 
-    async def _refusal(self, endpoint: Endpoint, tries: Tries) -> str | None:
+    async def _refusal(self, endpoint: Endpoint, result: Trouble, *, last: bool) -> str | None:
         """Why the endpoint refuses not only this request: it refuses its list of models too, or other images."""
-        shared = self.rejections.refused(tries) and self.pool.answered_at < tries.began
-        if shared and tries.is_last:
+        is_refused = result.cause == "refused"
+        if last and is_refused:
             return "it refuses other images too; check the API key and what the gateway allows"
         try:
             names = await endpoint.models()
         except ServerUnavailable:
             return None
         except ServerRefused as error:
-            return str(error)
-        if self._model is not None and self._model not in names:
+            return str(error) if is_refused else None  # without a list of models, a 404 is a gateway's
+        # A router lists no model while its only server restarts.
+        if names and self._model is not None and self._model not in names:
             return str(_not_served(endpoint, self._model, names))
         return None
 
-    def _check(self, tries: Tries, endpoint: Endpoint, result: Trouble) -> None:
+    def _check(self, tries: Tries, endpoint: Endpoint, result: Trouble, *, shared: bool) -> None:
         """Raises what ends a request: ImageFailure if only this one is in trouble, else a ServerFault."""
-        alone = self.pool.answered_at > tries.began
         if tries.declined_for() > self._server_wait_seconds:
-            if alone:
-                raise ImageFailure(result.kind, result.message, tries.attempts)
+            if self._is_alone(tries):
+                raise ImageFailure(result.kind, result.message, tries.attempts + tries.declined)
             remedy = (
                 "lower --max-concurrency or the server's other load"
                 if result.cause == "busy"
@@ -179,6 +189,11 @@ class Inference:
             )
         if not tries.are_over:
             return
+        if result.kind == "timeout" and shared:
+            raise ServerUnavailable(
+                f"{endpoint.url} is healthy but answers no request in time: restart it, or raise "
+                "--request-timeout-seconds if its answers take that long"
+            )
         failure = ImageFailure(result.kind, result.message, tries.attempts + tries.losses)
         if failure.kind == "rejected":
             self.rejections.add(failure, tries)

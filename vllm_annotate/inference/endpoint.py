@@ -3,8 +3,8 @@
 import asyncio
 import ssl
 import time
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -14,15 +14,14 @@ from openai import AsyncOpenAI
 from vllm_annotate.errors import ServerFault, ServerRefused, ServerUnavailable
 from vllm_annotate.inference.concurrency import ConcurrencyController, Sample
 from vllm_annotate.inference.metrics import MetricsCheck, ServerMetrics, read_metrics
-from vllm_annotate.inference.responses import (
-    Completion,
-    Trouble,
-    classify,
-    is_from_model_server,
-    own_words,
-    read_completion,
+from vllm_annotate.inference.responses import Completion, Trouble, own_words, read_response
+from vllm_annotate.inference.transport import (
+    LOST,
+    REQUEST_ERRORS,
+    Connections,
+    OpenAITransport,
+    root_cause,
 )
-from vllm_annotate.inference.transport import REQUEST_ERRORS, Connections, OpenAITransport, root_cause
 from vllm_annotate.storage.json_text import json_object, loads
 
 HEALTH_TIMEOUT_SECONDS = 5
@@ -110,16 +109,13 @@ class Endpoint:
             url = f"{self.url}/chat/completions"
             response = await self._connections.send("POST", url, body, timeout_seconds=self._timeout_seconds)
         except REQUEST_ERRORS as error:
-            kind: Literal["server", "timeout"] = "timeout" if isinstance(error, TimeoutError) else "server"
-            return Trouble(kind, self._connections.describe(error))
-        shown = self._connections.shown
-        if response.status >= 300:
-            words, location = shown(own_words(response.body)), shown(response.location)
-            ours = is_from_model_server(response.body)
-            return classify(response.status, words, location, from_model_server=ours, attempt=attempt)
-        result = read_completion(response.body, attempt)
+            said = self._connections.describe(error)
+            if isinstance(error, LOST):
+                return Trouble("server", said, "lost")
+            return Trouble("timeout" if isinstance(error, TimeoutError) else "server", said)
+        result = read_response(response, self._connections.shown, attempt)
         if isinstance(result, Trouble):
-            return replace(result, message=shown(result.message))
+            return result
         self.strikes = 0
         self.answered += 1
         self.answered_at = time.monotonic()

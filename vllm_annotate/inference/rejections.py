@@ -1,10 +1,11 @@
 """Finds out early that a server rejects every request, whatever the image."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vllm_annotate.errors import ImageFailure, ServerRefused
-from vllm_annotate.inference.responses import Completion
+from vllm_annotate.inference.responses import Completion, Trouble
 from vllm_annotate.inference.tries import Tries
 
 FIRST_FEW = 10  # within the error budget of any chunk
@@ -29,6 +30,10 @@ REMEDIES = {  # words in a server's message, in lower case → what to do
     "max_visual_tokens of the recipe",
     "redirects to": "set --api-base to the server's own address",
     "http 401": "check the API key",
+    "stream of events": "turn off streaming in the gateway",
+    "content filter": "turn off the content filter of the server or gateway",
+    "called a tool": "start vLLM without --enable-auto-tool-choice",
+    "http 402": "check the account of the API key",
     "http 403": "check the API key and what the gateway allows",
 }
 OTHERWISE = "see the message and the server's log"
@@ -39,11 +44,11 @@ ONLY_REASONING = (
 
 
 class Rejections:
-    """Counts rejected requests until the first answer, and refused ones since the last."""
+    """Counts rejected requests until the first answer, and those in trouble since the last."""
 
     def __init__(self) -> None:
         self._rejected = self._without_text = 0
-        self._refused: set[int] = set()
+        self._troubled: defaultdict[str, set[Tries]] = defaultdict(set)  # by kind
         self._under_way: dict[int, None] = {}  # requests, oldest first
         self._is_answering = False
         self._refusal: ServerRefused | None = None
@@ -60,7 +65,7 @@ class Rejections:
 
     def answered(self, completion: Completion) -> None:
         """Counts a completion."""
-        self._refused.clear()
+        self._troubled.clear()
         if not completion.only_reasoning:
             self._is_answering = True
         elif not self._is_answering:
@@ -81,10 +86,10 @@ class Rejections:
             )
         self.check()
 
-    def refused(self, tries: Tries) -> bool:
-        """Counts a request that may not be asked; returns whether others were refused too since the last answer."""
-        self._refused.add(id(tries))
-        return len(self._refused) > 1
+    def in_trouble(self, tries: Tries, trouble: Trouble) -> bool:
+        """Counts a request in trouble; returns whether others were in the same kind of it since the last answer."""
+        self._troubled[trouble.kind].add(tries)
+        return len(self._troubled[trouble.kind]) > 1
 
     def check(self) -> None:
         """Raises ServerRefused if the first requests were all rejected."""

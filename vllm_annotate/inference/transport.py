@@ -20,6 +20,8 @@ MOST_SHOWN = 500  # characters of what a server says
 
 # What sending a request can raise; aiohttp lets some errors of sockets and parsers through.
 REQUEST_ERRORS = (aiohttp.ClientError, OSError, EOFError, ValueError)
+# Of these: the connection was refused or broke, or a proxy had none.
+LOST = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, aiohttp.ClientHttpProxyError, ConnectionError)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,13 @@ class Connections:
             self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response,
         ):
             location, content_type = response.headers.get("Location", ""), response.headers.get("Content-Type", "")
-            return Response(response.status, await _bounded(response), location, content_type)
+            try:
+                content = await _bounded(response)
+            except (ValueError, aiohttp.ClientPayloadError):
+                if response.status == 200:
+                    raise
+                content = b""  # the status of an error says enough
+            return Response(response.status, content, location, content_type)
 
     def _new_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(

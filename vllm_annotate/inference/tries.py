@@ -13,25 +13,25 @@ SUSPECT_LOSSES = 2  # from here on, images are sent one at a time, so that one t
 BACKOFF_SECONDS = (0.25, 8.0)  # first, longest
 
 
-@dataclass
+@dataclass(eq=False)
 class Tries:
     """Counts the tries of one request."""
 
     attempts: int = 0  # that the request itself may be to blame for
     losses: int = 0  # the server died
     was_oldest: bool = True  # of all requests under way, when its last try ended
-    declined: int = 0  # for the server's load, or by a gateway without a server
+    declined: int = 0  # in a row: for the server's load, by a gateway without a server, or by a broken connection
     began: float = field(default_factory=time.monotonic)
     _declined_since: float = math.inf
 
-    def count(self, trouble: Trouble, *, up: bool, others_answered: bool) -> None:
-        """Counts a failed try; `others_answered` while it was under way."""
-        # If a gateway stops waiting for the server while it answers others, it is this request that takes too long.
-        takes_long = trouble.kind == "timeout" and others_answered
-        if trouble.cause in ("busy", "gateway") and not takes_long:
+    def count(self, trouble: Trouble, *, up: bool) -> None:
+        """Counts a failed try; `up`: the server is healthy."""
+        if trouble.cause in ("busy", "gateway") or (trouble.cause == "lost" and up):
             self.declined += 1
             self._declined_since = min(self._declined_since, time.monotonic())
-        elif up:
+            return
+        self.declined, self._declined_since = 0, math.inf
+        if up:
             self.attempts += 1
         else:
             self.losses += 1
@@ -52,7 +52,7 @@ class Tries:
         return self.attempts == MAX_ATTEMPTS - 1
 
     def declined_for(self) -> float:
-        """Seconds since the request was first declined."""
+        """Seconds since the first of the last tries that were all declined."""
         return max(0.0, time.monotonic() - self._declined_since)
 
     def pause_seconds(self) -> float:
