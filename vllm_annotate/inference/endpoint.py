@@ -66,6 +66,7 @@ class Endpoint:
         self.last_look: EndpointSample | None = None
         self._fixed_limit = connections
         self._completion_tokens = 0
+        self._produced = 0  # the same, but an answer whose tokens the server does not count is one
         self._request_seconds = 0.0  # of all answers
         self._timeout_seconds = timeout_seconds
         self._root = url.removesuffix("/v1")
@@ -120,17 +121,27 @@ class Endpoint:
         self.answered += 1
         self.answered_at = time.monotonic()
         self._completion_tokens += result.completion_tokens
+        self._produced += result.completion_tokens or 1
         self._request_seconds += self.answered_at - sent
         return result
 
     async def look(self) -> EndpointSample | None:
         """Reads the server's metrics; None if there are none, or none that show the whole endpoint."""
+        check = self._metrics_check
+        if not check.is_due(time.monotonic()):
+            self.last_look = None
+            return None
         response = await self._get(f"{self._root}/metrics")
-        metrics = read_metrics(response) if response is not None else None
-        now, check = time.monotonic(), self._metrics_check
-        known = bool(check.fault)
-        check.add(now, metrics, self.answered, self._completion_tokens, self.in_flight)
-        if check.fault and not known and self.controller is not None:
+        metrics, now = read_metrics(response) if response is not None else None, time.monotonic()
+        check.add(
+            now,
+            metrics,
+            answered=self.answered,
+            tokens=self._completion_tokens,
+            in_flight=self.in_flight,
+            troubles=self.troubles,
+        )
+        if check.fault and self.controller is not None:
             self.controller.restart(now, f"its metrics are not used: {check.fault}")
         self.last_look = None
         if metrics is not None and not check.fault:
@@ -148,7 +159,7 @@ class Endpoint:
             if not (self._metrics_check.fault or self._metrics_check.are_missing):
                 return None
             flying, answered = self.in_flight, self.answered
-            tokens, seconds = self._completion_tokens, self._request_seconds
+            tokens, seconds = self._produced, self._request_seconds
             return Sample(time.monotonic(), flying, answered, flying, 0, tokens, seconds, answered, by_requests=True)
         metrics = look.metrics
         return Sample(

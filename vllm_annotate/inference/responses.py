@@ -107,13 +107,13 @@ def read_completion(response: bytes, shown: Shown, attempt: int) -> Completion |
     if response.lstrip().startswith(EVENTS):
         message = f"HTTP 200, but a stream of events, which no request asks for: {shown(response)}"
         raise ImageFailure("rejected", message, attempt)
-    message = choice.get("message")
-    if not isinstance(message, dict):
+    said = choice.get("message")
+    if not isinstance(said, dict):
         words = f"HTTP 200, but not a chat completion: {shown(response)}"
         # Without any choices it is not from a model server: a page that says "maintenance" or "log in".
         return Trouble("server", words, "server" if "choices" in body else "gateway")
     usage = body.get("usage")
-    return _read_choice(message | choice, usage if isinstance(usage, dict) else {}, shown, attempt)
+    return _read_choice(said | choice, usage if isinstance(usage, dict) else {}, shown, attempt)
 
 
 def _read_choice(choice: dict[str, Any], usage: dict[str, Any], shown: Shown, attempt: int) -> Completion | Trouble:

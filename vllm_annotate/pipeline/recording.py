@@ -166,7 +166,7 @@ class ServerRates:
             return f"{self.endpoint.url}: its metrics are not used: {fault}"
         if self._was_seen:
             return ""
-        what = "has no /metrics: its requests and tokens are not measured" if self._was_up else "never answered"
+        what = "has no /metrics of vLLM: its requests and tokens are not measured" if self._was_up else "never answered"
         return f"{self.endpoint.url} {what}"
 
     def take(self, now: float) -> Values:
@@ -182,7 +182,7 @@ class ServerRates:
         self.last, self._was_seen = look, True
         metrics = look.metrics
         values |= {"running": metrics.running, "waiting": metrics.waiting, "kv_cache_usage": metrics.kv_cache_usage}
-        if before is None or look.at <= before.at or metrics.generation_tokens < before.metrics.generation_tokens:
+        if before is None or look.at <= before.at or metrics.went_back(before.metrics):
             return values  # the first look, the same look, or the first after a restart
         seconds, earlier = look.at - before.at, before.metrics
         self.preemptions = (metrics.preemptions - earlier.preemptions) / seconds
