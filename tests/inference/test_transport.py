@@ -16,7 +16,7 @@ from tests.inference.test_client import body, inference
 from tests.support.certificates import certificate, server_context
 from vllm_annotate.errors import ImageFailure, ServerRefused, ServerUnavailable
 from vllm_annotate.inference.client import Inference
-from vllm_annotate.inference.transport import MAX_BODY_BYTES, proxy_of
+from vllm_annotate.inference.transport import MAX_BODY_BYTES
 
 MODELS = b'{"object": "list", "data": [{"id": "m"}]}'
 ANSWER = b'{"choices": [{"message": {"content": "{}"}, "finish_reason": "stop"}]}'
@@ -119,25 +119,3 @@ async def test_https_to_a_server_that_speaks_http_says_so(stand_in: StandIn) -> 
     async with inference(stand_in.url.replace("http:", "https:")) as client:
         with pytest.raises(ServerRefused, match="is it http://"):
             await client.check(None)
-
-
-def test_proxies_from_the_environment_are_used_for_other_machines_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://user:word@proxy:3128")
-    monkeypatch.setenv("no_proxy", "near,.corp")
-    monkeypatch.delenv("https_proxy", raising=False)
-    monkeypatch.delenv("all_proxy", raising=False)
-    assert proxy_of("http://far:8000/v1") == "http://user:word@proxy:3128"
-    for url in ("http://near:8000/v1", "http://gpu.corp/v1", "http://127.0.0.1:8000/v1", "https://far/v1"):
-        assert proxy_of(url) is None
-
-
-async def test_the_password_of_a_proxy_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with web(b"HTTP/1.1 407 who are you, pass-word-42?\r\nContent-Length: 0\r\n\r\n") as (proxy, heads):
-        monkeypatch.setenv("http_proxy", proxy.replace("//", "//me:pass-word-42@"))
-        monkeypatch.setenv("no_proxy", "")
-        async with inference("http://far.invalid:8000") as client:
-            with pytest.raises((ServerRefused, ServerUnavailable)) as caught:
-                await client.check(None)
-        assert heads[0].startswith(b"GET http://far.invalid:8000/v1/models")
-    assert "pass-word" not in str(caught.value)
-    assert "407" in str(caught.value)

@@ -226,8 +226,14 @@ class Endpoint:
         elif isinstance(cause, ssl.SSLError):
             reason = shown(cause.reason or str(cause))
             return ServerRefused(f"{self.url} does not speak TLS as this client does ({reason}): is it http://?")
+        said = shown(words) or self._connections.describe(error)
+        if proxy := self._connections.proxy:
+            return ServerUnavailable(
+                f"no vLLM server at {self.url} through the proxy {proxy} ({said}): check the server and the proxy, or "
+                f"add {urlsplit(self.url).hostname} to no_proxy"
+            )
         return ServerUnavailable(
-            f"no vLLM server at {self.url} ({shown(words) or self._connections.describe(error)}): start one "
+            f"no vLLM server at {self.url} ({said}): start one "
             f"(vllm serve MODEL --port {urlsplit(self.url).port or 80}), or set --api-base to your server"
         )
 

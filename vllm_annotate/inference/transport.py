@@ -4,13 +4,12 @@ import asyncio
 import ssl
 from dataclasses import dataclass
 from typing import Literal, Self
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx2
 
 from vllm_annotate.inference.keys import NO_KEY
+from vllm_annotate.inference.proxies import proxy_of
 from vllm_annotate.storage.masking import MASK, PIECE, masked
 
 MAX_BODY_BYTES = 8 * 1024 * 1024  # of a response; an answer of 32,000 tokens has 0.2 MB, vLLM's metrics 0.3 MB
@@ -39,9 +38,9 @@ class Connections:
 
     def __init__(self, url: str, api_key: str, *, proxied: bool = True) -> None:
         self._url = url
-        self._proxy = proxy_of(url) if proxied else None
-        password = urlsplit(self._proxy).password if self._proxy else None
-        self._secrets = [secret for secret in (api_key, password) if secret and secret != NO_KEY]
+        self.proxy = proxy_of(url) if proxied else None
+        self._secrets = [api_key] if api_key and api_key != NO_KEY else []
+        self._secrets += self.proxy.secrets if self.proxy else []
         self._headers = {"Accept-Encoding": "identity", "Authorization": f"Bearer {api_key or NO_KEY}"}
         self._session: aiohttp.ClientSession | None = None  # created in the event loop
 
@@ -86,7 +85,7 @@ class Connections:
             timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            proxy=self._proxy,
+            proxy=self.proxy.url if self.proxy else None,
         )
 
     def describe(self, error: BaseException) -> str:
@@ -152,18 +151,3 @@ def root_cause(error: BaseException) -> BaseException:
 def tls() -> ssl.SSLContext:
     """Checks certificates against SSL_CERT_FILE or SSL_CERT_DIR if set, else the usual authorities."""
     return httpx2.create_ssl_context()
-
-
-def is_loopback(url: str) -> bool:
-    """Whether the URL points to this machine."""
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
-def proxy_of(url: str) -> str | None:
-    """The proxy that the environment sets for a URL; none for this machine."""
-    parts = urlsplit(url)
-    if is_loopback(url) or proxy_bypass(parts.netloc):
-        return None
-    proxies = getproxies()
-    return proxies.get(parts.scheme) or proxies.get("all")

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import polars as pl
 
 from vllm_annotate.inference.endpoint import Endpoint, EndpointSample
-from vllm_annotate.inference.transport import is_loopback
+from vllm_annotate.inference.proxies import is_loopback
 from vllm_annotate.pipeline.session import Run
 from vllm_annotate.telemetry.bottleneck import Bottleneck, RunSample
 from vllm_annotate.telemetry.history import History
