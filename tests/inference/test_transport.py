@@ -2,9 +2,11 @@
 
 import asyncio
 import gzip
+import json
 import re
 import resource
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from tests.support.certificates import certificate, server_context
 from vllm_annotate.errors import ImageFailure, ServerRefused, ServerUnavailable
 from vllm_annotate.inference.client import Inference
 from vllm_annotate.inference.transport import MAX_BODY_BYTES
+from vllm_annotate.serving.probe import port_is_taken_by
 
 MODELS = b'{"object": "list", "data": [{"id": "m"}]}'
 ANSWER = b'{"choices": [{"message": {"content": "{}"}, "finish_reason": "stop"}]}'
@@ -87,6 +90,62 @@ async def test_a_compressed_body_is_refused_unread() -> None:
         with pytest.raises(ServerUnavailable, match="Content-Encoding 'gzip', although none was accepted"):
             await client.check(None)
     assert b"accept-encoding: identity" in heads[0].lower()
+
+
+async def test_names_and_versions_of_a_server_are_bounded_and_have_no_piece_of_the_key() -> None:
+    """A server that repeats the key as names and values, in bodies of megabytes."""
+    key = "sesame-key-42"
+    names = [
+        key,
+        "m",
+        *(f"{number}{key}" + "x" * 100_000 for number in range(9)),
+        f"a{key[:7]}",
+        "red\x1b[31m",
+        *(f"{number}" for number in range(1000)),
+    ]
+    models = json.dumps({"data": [{"id": name, "root": key * 100} for name in names]}).encode()
+    facts = {"version": key, "headers": {"Authorization": key}, "long": "x" * 1_000_000, key: "a", "stand_in": True}
+    async with web(ok(models)) as (url, _), Inference([f"{url}/v1"], key, max_concurrency=1) as client:
+        said = []
+        for model in ("another", None):
+            with pytest.raises(ServerRefused) as caught:
+                await client.check(model)
+            said.append(str(caught.value))
+        assert "'m'" in said[0]
+        assert await client.check("m") == "m"
+    facts |= {"data": [{"id": "m", "root": key}]}
+    content = ok(json.dumps(facts).encode())
+    async with web(content) as (url, _), Inference([f"{url}/v1"], key, max_concurrency=1) as client:
+        await client.check("m")
+        version = (await client.versions("m"))[f"{url}/v1"]
+    assert version["stand_in"] is True
+    said.append(str(version))
+    said.append(port_is_taken_by("127.0.0.1", 8000, names, key))
+    assert max(map(len, said)) < 3000
+    assert not [piece for piece in (key[start : start + 6] for start in range(8)) if piece in "".join(said)]
+
+
+@pytest.mark.parametrize("location", ["http://é.example/", "http://\udcff.example/"])
+async def test_a_redirect_in_any_encoding_is_named(location: str) -> None:
+    moved = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nConnection: close\r\n\r\n"
+    async with web(moved.encode("utf-8", "surrogateescape")) as (url, _), inference(url) as client:
+        with pytest.raises(ServerRefused, match=r"redirects to http://.*\.example/, and redirects are not followed"):
+            await client.check(None)
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [b"X: %s\r\n" % (b"a" * 1000), b"X: " + b"a" * 60_000, b"HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n"],
+)
+async def test_headers_without_end_are_given_up_within_their_bounds(endless: bytes) -> None:
+    async with web(b"HTTP/1.1 103 Early Hints\r\n", endless=endless) as (url, _):
+        before, started = peak_memory_mib(), time.monotonic()
+        async with inference(url, request_timeout_seconds=0.5, server_wait_seconds=0.1) as client:
+            assert await client.pool.endpoints[0].look() is None
+            with pytest.raises((ImageFailure, ServerUnavailable)):
+                await client.ask(body())
+        assert peak_memory_mib() - before < 30
+        assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -86,7 +86,7 @@ class Inference:
             self.pool.take_down(endpoint, "it does not answer")
         common = set.intersection(*served)
         if model is None and len(common) != 1:
-            choice = ", ".join(map(repr, sorted(common))) or "none"
+            choice = self.pool.endpoints[0].listed(sorted(common))
             raise ServerRefused(f"every endpoint serves these models: {choice}; choose one with --model-name")
         self._model = model or common.pop()
         return self._model
@@ -201,7 +201,6 @@ class Inference:
 
 
 def _not_served(endpoint: Endpoint, model: str, names: list[str]) -> ServerRefused:
-    listed = ", ".join(map(repr, names)) or "none"
     return ServerRefused(
-        f"{endpoint.url} does not serve {model!r}; it serves {listed}: set --model-name to one of these"
+        f"{endpoint.url} does not serve {model!r}; it serves {endpoint.listed(names)}: set --model-name to one of these"
     )

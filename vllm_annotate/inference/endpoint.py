@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ from vllm_annotate.inference.transport import (
 from vllm_annotate.storage.json_text import json_object, loads
 
 HEALTH_TIMEOUT_SECONDS = 5
+MOST_FACTS = 20  # of what a server reports about its version
 
 
 @dataclass(frozen=True)
@@ -238,9 +240,15 @@ class Endpoint:
         )
 
     async def version(self, model: str) -> dict[str, Any]:
-        """The content of /version, if any, and the model's root, if the server reports one."""
-        root = self.model_roots.get(model)
-        return (json_object(await self._get(f"{self._root}/version")) or {}) | ({"model_root": root} if root else {})
+        """The plain values of /version, if any, and the model's root, if the server reports one."""
+        said = json_object(await self._get(f"{self._root}/version")) or {}
+        said |= {"model_root": root} if (root := self.model_roots.get(model)) else {}
+        shown, plain = self._connections.shown, [item for item in said.items() if isinstance(item[1], str | bool)]
+        return {shown(name): value if isinstance(value, bool) else shown(value) for name, value in plain[:MOST_FACTS]}
+
+    def listed(self, names: Iterable[str]) -> str:
+        """Names of models, for a message."""
+        return self._connections.listed(names)
 
     async def _get(self, url: str) -> bytes | None:
         """The body at a URL; None unless the status is 200."""

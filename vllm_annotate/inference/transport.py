@@ -2,7 +2,9 @@
 
 import asyncio
 import ssl
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, Self
 
 import aiohttp
@@ -16,6 +18,7 @@ MAX_BODY_BYTES = 8 * 1024 * 1024  # of a response; an answer of 32,000 tokens ha
 KEEP_ALIVE_SECONDS = 4  # vLLM closes connections after 5 idle seconds
 CONNECT_SECONDS = 30  # a host that drops packets
 MOST_SHOWN = 500  # characters of what a server says
+MOST_NAMES = 20  # of models, in a message
 
 # What sending a request can raise; aiohttp lets some errors of sockets and parsers through.
 REQUEST_ERRORS = (aiohttp.ClientError, OSError, EOFError, ValueError)
@@ -104,6 +107,12 @@ class Connections:
                 text = text.replace(secret, MASK)
         return " ".join(text.split())[:MOST_SHOWN]
 
+    def listed(self, names: Iterable[str]) -> str:
+        """The first of a server's names, for a message."""
+        first = list(islice(names, MOST_NAMES + 1))
+        texts = [repr(self.shown(name)[:100]) for name in first[:MOST_NAMES]]
+        return ", ".join(texts + ["…"] * (len(first) > MOST_NAMES)) or "none"
+
     async def close(self) -> None:
         """Closes the connections."""
         if self._session is not None:
@@ -122,7 +131,9 @@ class OpenAITransport(httpx2.AsyncBaseTransport):
         body = await request.aread() or None
         method: Literal["GET", "POST"] = "GET" if request.method == "GET" else "POST"
         response = await self._connections.send(method, str(request.url), body, timeout_seconds=self._timeout_seconds)
-        headers = {"Content-Type": response.content_type, "Location": response.location}
+        # As bytes, as they may be in any encoding.
+        values = {"Content-Type": response.content_type, "Location": response.location}
+        headers = [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in values.items()]
         return httpx2.Response(response.status, headers=headers, content=response.body, request=request)
 
 

@@ -150,7 +150,7 @@ class Keeper:
             if record is not None:
                 await self._make_room(record)
             if self._port_is_taken():
-                raise UsageError(port_is_taken_by(replica.launch.host, replica.port, models))
+                raise UsageError(port_is_taken_by(replica.launch.host, replica.port, models, replica.api_key))
             await self._start()
 
     async def _make_room(self, record: ServerRecord) -> None:

@@ -178,7 +178,7 @@ def _check_ports(found: Preflight) -> int:
             found.notes.append(f"port {replica.port} has a server of an earlier run (process {record.pid})")
             running += 1
         elif models is not None or port_is_taken(found.launch.host, replica.port):
-            found.problems.append(port_is_taken_by(found.launch.host, replica.port, models))
+            found.problems.append(port_is_taken_by(found.launch.host, replica.port, models, found.api_key))
     return running
 
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from vllm_annotate.inference.transport import REQUEST_ERRORS, Connections
 from vllm_annotate.storage.json_text import loads
+from vllm_annotate.storage.masking import masked
 
 TIMEOUT_SECONDS = 5
 
@@ -49,7 +50,11 @@ def free_port_after(host: str, port: int) -> int | None:
     return next((one for one in range(port + 1, min(port + 100, 65_536)) if not port_is_taken(host, one)), None)
 
 
-def port_is_taken_by(host: str, port: int, models: list[str] | None) -> str:
+def port_is_taken_by(host: str, port: int, models: list[str] | None, api_key: str) -> str:
     """The message for a port in use, with a free one."""
-    what = f"a server of {', '.join(models)}" if models else "another program, or a server that refuses the API key"
+    what = (
+        f"a server of {masked(', '.join(models or ()), [api_key]):.500}"
+        if models
+        else "another program, or a server that refuses the API key"
+    )
     return f"port {port} is in use by {what}: set port to a free one, such as {free_port_after(host, port)}"
