@@ -190,11 +190,11 @@ async def test_endpoints_share_the_requests_and_take_over_for_each_other(stand_i
     assert sum(text.startswith("more") for text in stand_in.asked()) == 40
 
 
-@pytest.mark.parametrize("kind", ["500", "503", "404", "401"])
+@pytest.mark.parametrize("kind", ["500", "503", "404", "401", "stall"])
 async def test_an_endpoint_that_only_fails_does_not_attract_traffic(stand_in: StandIn, kind: str) -> None:
     with StandIn.started() as broken:
         broken.set_faults({"kind": kind, "count": None})
-        async with inference(stand_in.url, broken.url, server_wait_seconds=30) as client:
+        async with inference(stand_in.url, broken.url, server_wait_seconds=30, request_timeout_seconds=1) as client:
             answers = await asyncio.gather(*(client.ask(body(f"{n}")) for n in range(100)))
         assert len(answers) == 100
         assert sum(broken.asked().values()) < 30
