@@ -88,7 +88,7 @@ async def test_a_plan_is_not_taken_for_rows_of_another(
 ) -> None:
     other = make_job(15, half_finished.folder.with_name("other"))
     stand_in.set_faults({"kind": "400", "count": None, "match": "001"})
-    assert (await annotate(other, stand_in, chunk_size=5, error_budget=0.0)).is_failed()
+    assert (await annotate(other, stand_in, chunk_size=5, error_budget=0)).is_failed()
     shutil.copy(other.work / "plan.parquet", half_finished.work / "plan.parquet")
     stand_in.set_faults()
     state = await annotate(half_finished, stand_in, chunk_size=5)
