@@ -157,8 +157,11 @@ async def test_an_outage_and_its_end_are_logged(stand_in: StandIn) -> None:
 async def test_an_endpoint_that_is_down_at_the_start_does_not_stop_the_others(stand_in: StandIn, nobody: str) -> None:
     messages: list[str] = []
     async with inference(nobody, stand_in.url, warn=messages.append) as client:
-        assert await client.check(None) == "stand-in-qwen2.5-vl"
+        model = await client.check(None)
+        versions = await client.versions(model)
         assert (await client.ask(body())).attempts == 1
+    assert versions[f"{nobody}/v1"] == {}
+    assert versions[f"{stand_in.url}/v1"]["version"]
     assert messages == [f"{nobody}/v1 is down: it does not answer; the others take its requests"]
 
 

@@ -66,6 +66,7 @@ class Endpoint:
         self.kept = False  # this run restarts its server: wait for it without limit
         self.lost = ""  # why the run no longer does
         self.last_look: EndpointSample | None = None
+        self.model_roots: dict[str, str | None] = {}  # by served model; empty until it has answered
         self._fixed_limit = connections
         self._completion_tokens = 0
         self._produced = 0  # the same, but an answer whose tokens the server does not count is one
