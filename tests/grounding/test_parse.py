@@ -145,6 +145,22 @@ def test_boxes_make_the_round_trip_through_every_familys_native_text(
             assert abs(ours - exact * 1000) <= 1 + cost * 1000
 
 
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("a <script> | cat", "a <script> | cat"),
+        ("<exit>", "<exit>"),
+        ("<b>SALE</b> sign", "<b>SALE</b> sign"),
+        ("<ref>cat</ref>", "cat"),
+        ("<|object_ref_start|>猫<|object_ref_end|>", "猫"),
+        ("<|ref|>cat<|/ref|>", "cat"),
+    ],
+)
+def test_a_name_loses_the_tokens_of_models_and_keeps_other_words_in_angle_brackets(label: str, name: str) -> None:
+    [found] = parse(json.dumps({"objects": [{"bbox_2d": [10, 10, 200, 200], "label": label}]})).objects
+    assert found["name"] == name
+
+
 def test_a_lone_surrogate_does_not_reach_the_output() -> None:
     answer = '{"rationale": "\\ud83d", "objects": [{"bbox_2d": [1, 1, 99, 99], "label": "\\udc00"}]}'
     annotation = parse(answer)

@@ -9,7 +9,8 @@ NUMBER_TEXT = re.compile(rf"\s*{NUMBER.pattern}\s*")
 N, COMMA, OPEN, CLOSE = NUMBER.pattern, r"\s{0,9}[,，、]\s{0,9}", r"[\[(（]\s{0,9}", r"\s{0,9}[\])）]"
 # [a, b, c, d], (a, b, c, d), (a,b),(c,d) or [[a, b], [c, d]]
 QUAD = re.compile(f"{OPEN}{N}{COMMA}{N}(?:{COMMA}|{CLOSE}{COMMA}{OPEN}){N}{COMMA}{N}{CLOSE}")
-TAG = re.compile(r"<\|/?\w{1,40}\|>|</?(?:ref|box|quad|point|p|phrase|object)>")  # of models, not of HTML
+TAG = re.compile(r"</?[\w|]{1,40}>")
+TOKEN = re.compile(r"</?(?:ref|box|quad)>|<\|/?\w{1,40}\|>")  # of models; other tags in a name may be what a sign says
 AROUND = r"[\s\[\](){}（）,，、;；]"  # what may stand around the numbers of a box that is written as text
 BETWEEN = re.compile(f"{AROUND}*")
 BOX_TEXT = re.compile(f"{AROUND}{{0,20}}{N}(?:{AROUND}{{1,20}}{N}){{3}}{AROUND}{{0,20}}")

@@ -6,7 +6,7 @@ import orjson
 
 from vllm_annotate.errors import UnparsableAnswer
 from vllm_annotate.grounding.box_checks import Object, check_box, check_objects
-from vllm_annotate.grounding.boxes import TAG
+from vllm_annotate.grounding.boxes import TOKEN
 from vllm_annotate.grounding.objects import Item
 from vllm_annotate.grounding.reading import Reading, Stage, read_text
 from vllm_annotate.recipe.families import Family
@@ -67,7 +67,7 @@ def _object(item: Item, family: Family, size: tuple[float, float]) -> tuple[Obje
     if item.box is None:
         return None, [item.problem]
     name = item.name.strip()
-    name = _clean(TAG.sub("", name).strip() if "<" in name else name)
+    name = _clean(TOKEN.sub("", name).strip() if "<" in name else name)
     box = item.box.numbers
     if family.y_first and not item.box.by_name:
         box = [box[1], box[0], box[3], box[2]]
