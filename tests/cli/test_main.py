@@ -1,5 +1,6 @@
 """`vllm-annotate`: fast help, one-line errors, options from one declaration."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from vllm_annotate.job import Job
 from vllm_annotate.serving.launch import Launch
 
 Command = Callable[..., Done]
+PROGRAM = "from vllm_annotate.cli.start import start; start()"
 
 
 def options_in(text: str) -> set[str]:
@@ -38,6 +40,16 @@ def test_every_command_has_help(command: Command, name: str) -> None:
     assert (done.code, done.err) == (0, "")
     assert "--help" not in options_in(done.out) or done.out.startswith("Usage")
     assert not [option for option in options_in(done.out) if option.startswith(("--empty-", "--no-"))]
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "2", "20", "9" * 5000, "²"])
+def test_help_fits_any_width_of_a_terminal(columns: str) -> None:
+    program = f"import resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); {PROGRAM}"
+    command = [sys.executable, "-c", program, "annotate", "--help"]
+    environment = os.environ | {"COLUMNS": columns}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--image-root" in done.stdout
 
 
 def test_annotate_has_an_option_for_every_field_of_a_job(command: Command) -> None:

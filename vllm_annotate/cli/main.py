@@ -1,6 +1,8 @@
 """`vllm-annotate COMMAND`: which commands there are, and how a process runs one."""
 
 import importlib
+import os
+import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from vllm_annotate.cli.options import COMMAND, last_of_each
 from vllm_annotate.errors import ServerFault, UsageError
 
 COMPLETION = "--install-completion"
+NARROWEST, WIDEST = 40, 500  # columns of a terminal; help in 1 or 2 columns would take all memory
 EXIT_CODES = {
     0: "every image has an answer",
     1: "finished, with failures or failed chunks",
@@ -31,6 +34,7 @@ COMMANDS = {  # name → its module, and what it does. Modules are imported when
 
 def main(arguments: Sequence[str], *, own_process: bool = False) -> int:
     """Runs a command and returns its exit code; with `own_process`, handles signals."""
+    _set_columns()
     name = arguments[0] if arguments else ""
     needed = [name] if name in COMMANDS else COMMANDS if name == COMPLETION else []
     app = app_with(needed)
@@ -77,6 +81,13 @@ def app_with(names: Iterable[str]) -> App:
         app.command(module_of(name).app() if name in names else App(name=name, help=text, version_flags=[]))
     app.register_install_completion_command(COMPLETION, help="Install completion for this shell.")
     return app
+
+
+def _set_columns() -> None:
+    given = os.environ.get("COLUMNS", "")
+    columns = int(given[:5]) if given.isdecimal() else shutil.get_terminal_size().columns
+    if given or not NARROWEST <= columns <= WIDEST:
+        os.environ["COLUMNS"] = str(max(NARROWEST, min(columns, WIDEST)))
 
 
 def own_version() -> str:
