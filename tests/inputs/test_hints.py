@@ -1,11 +1,15 @@
 """Inputs that are not JSON lines."""
 
+import bz2
+import gzip
 import json
+import lzma
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from vllm_annotate.errors import UsageError
@@ -53,7 +57,62 @@ def test_objects_over_several_lines_are_refused_with_the_command_that_converts_t
     assert said.endswith("take several lines: convert it with jq -c . input.jsonl > input.new.jsonl")
 
 
-@pytest.mark.parametrize(("separator", "name"), [(",", "CSV"), ("\t", "TSV")])
+def test_a_compressed_array_is_unpacked_by_the_command(tmp_path: Path) -> None:
+    said = refusal(tmp_path / "it's.json.gz", gzip.compress(json.dumps(ROWS).encode()))
+    assert said.endswith("""convert it with zcat 'it'"'"'s.json.gz' | jq -c '.[]' > 'it'"'"'s.json.new.jsonl'""")
+
+
+def test_a_list_of_images_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
+    said = refusal(tmp_path / "list.txt", b"a.jpg\nb.jpg\n")
+    assert said.endswith(
+        """set --caption-column "" and convert it with jq -cR '{image_path: .}' list.txt > list.new.jsonl"""
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        bz2.compress(LINES.encode()),
+        lzma.compress(LINES.encode()),
+        b"SQLite format 3\0\x10\0,\t;" * 9,
+        gzip.compress(LINES.encode("utf-16")),
+        b"\xff\xd8\xff\xe0,,,\t",
+        bytes(range(256)) * 9,
+        b"",
+        gzip.compress(b""),
+        b"\n \n",
+    ],
+)
+def test_what_is_no_text_is_not_taken_for_a_table(tmp_path: Path, content: bytes) -> None:
+    said = refusal(tmp_path / "input.jsonl", content)
+    assert "convert it with" not in said
+    assert said.endswith("write one JSON object per line")
+
+
+@pytest.mark.parametrize("cut", [slice(None, -12), slice(None, 40)])
+def test_a_truncated_file_is_refused_with_the_remedy(tmp_path: Path, cut: slice) -> None:
+    said = refusal(tmp_path / "input.jsonl.gz", gzip.compress(LINES.encode() * 9)[cut])
+    assert "cannot be read as JSON lines (" in said
+    assert said.endswith("if it is truncated or corrupt, restore it")
+
+
+@pytest.mark.parametrize("paths", [[["a.jpg"]], [{"path": "a.jpg"}]])
+def test_a_parquet_column_of_lists_or_structs_has_no_paths(tmp_path: Path, paths: list[object]) -> None:
+    pl.DataFrame({"image_path": paths, "caption": ["x"]}).write_parquet(tmp_path / "input.parquet")
+    with pytest.raises(
+        UsageError, match=r"contains (List|Struct).*, not paths: write a column of texts, and set --image"
+    ):
+        check_source(Source(tmp_path / "input.parquet"))
+
+
+def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
+    columns = {"image_path": pl.String, "caption": pl.String}
+    pl.DataFrame(schema=columns).write_parquet(tmp_path / "input.parquet")
+    with pytest.raises(UsageError, match="has no rows: write one per image"):
+        check_source(Source(tmp_path / "input.parquet"))
+
+
+@pytest.mark.parametrize(("separator", "name"), [(",", "CSV"), ("\t", "TSV"), (";", "CSV")])
 def test_a_table_is_refused_with_the_command_that_converts_it(tmp_path: Path, separator: str, name: str) -> None:
     table = "\n".join(separator.join(words) for words in (["image_path", "caption"], ["a.jpg", "two cats"]))
     said = refusal(tmp_path / "input.csv", table.encode())

@@ -1,5 +1,6 @@
 """Lines of the input and of outputs, with the image path of each."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +43,7 @@ class Source:
     def identity(self) -> dict[str, Any]:
         """Returns values that change when the file, the image column or the shard does."""
         return {
-            "path": str(self.path.resolve()),
+            "path": os.path.realpath(self.path),
             "version": file_version(self.path),
             "image_column": self.image_column,
             "shard": str(self.shard or ""),
@@ -59,7 +60,11 @@ def check_source(source: Source) -> list[str]:
         head = _scan(source).head(PROBED_ROWS).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         kind = "Parquet" if source.is_parquet else "JSON lines"
-        raise UsageError(f"input {str(path)!r} cannot be read as {kind}: {error!s:.300}") from None
+        raise UsageError(
+            f"input {str(path)!r} cannot be read as {kind} ({error!s:.300}): if it is truncated or corrupt, restore it"
+        ) from None
+    if source.is_parquet and not len(head):
+        raise UsageError(f"input {str(path)!r} has no rows: write one per image")
     rows = [row for row in map(json_object, head["row"]) if row]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if not rows or head["row"][0].strip() == "[":  # the last row of an array may be an object, on its own line
@@ -153,6 +158,11 @@ def _scan(source: Source) -> pl.LazyFrame:
         raise UsageError(
             f"column {source.image_column!r} of {str(source.path)!r} {what}: set --image-column to the one with the "
             f"image paths; usable columns are {', '.join(map(repr, writable))}"
+        )
+    if (dtype := schema[source.image_column]).is_nested():
+        raise UsageError(
+            f"column {source.image_column!r} of {str(source.path)!r} contains {dtype}, not paths: write a column of "
+            "texts, and set --image-column to it"
         )
     path = pl.col(source.image_column).cast(pl.String)
     return columns.select(row=pl.struct(writable).struct.json_encode(), image_path=path).with_row_index(

@@ -63,7 +63,7 @@ async def run_files(job: Job, say: Callable[[str], None], warn: Callable[[str], 
             names = ", ".join(map(repr, replaced))
             warn(f"the output replaces these input columns with its own: {names}")
         if missing := left_out(source):
-            warn(f"the output leaves out input columns with bytes, which JSON has not: {', '.join(map(repr, missing))}")
+            warn(f"the output leaves out input columns with bytes, as JSON has none: {', '.join(map(repr, missing))}")
         yield RunFiles(source, root, files, warn)
 
 
@@ -75,7 +75,8 @@ def replaced_columns(source: Source) -> set[str]:
 
 def check_distinct(source: Path | str, output: Path | str) -> None:
     """Raises UsageError if the output would overwrite the input."""
-    same = [where if isinstance(where, str) else where.expanduser().resolve() for where in (source, output)]
+    # Not Path.resolve, which fails for links that lead to each other.
+    same = [where if isinstance(where, str) else os.path.realpath(where.expanduser()) for where in (source, output)]
     if same[0] == same[1]:
         raise UsageError(f"input and output are both {same[0]}: choose another --output")
 
