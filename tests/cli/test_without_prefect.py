@@ -1,5 +1,6 @@
 """The same engine without Prefect, for Slurm arrays and home folders on NFS."""
 
+import gzip
 import json
 import re
 import signal
@@ -49,6 +50,55 @@ def test_a_refusal_is_printed_once(command: Command, make_job: MakeJob, nobody: 
     assert done.code == 2
     assert len(done.err.strip().splitlines()) == 1
     assert f"no vLLM server at {nobody}/v1" in done.err
+
+
+@pytest.mark.parametrize("option", ["--input", "--image-root", "--output", "--job", "--recipe"])
+def test_links_that_lead_to_each_other_are_refused(
+    command: Command, make_job: MakeJob, stand_in: StandIn, option: str
+) -> None:
+    job = make_job(1)
+    loop = job.folder / "loop.jsonl"
+    loop.symlink_to("other.jsonl")
+    loop.with_name("other.jsonl").symlink_to("loop.jsonl")
+    done = command("annotate", *job.arguments(stand_in.url), option, loop, "--without-prefect")
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    message = done.err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert str(loop) in message
+
+
+def test_an_empty_image_root_is_named_and_no_other_file_is_blamed(
+    command: Command, make_job: MakeJob, stand_in: StandIn
+) -> None:
+    job = make_job(1)
+    (job.images / job.names[0]).unlink()
+    done = command("annotate", *job.arguments(stand_in.url), "--without-prefect")
+    assert done.code == 2
+    remedy = "check whether it is mounted, and run again; all answers are saved"
+    assert f"error: image root {job.images} is empty: {remedy}\n" in done.err
+
+
+def test_a_corrupt_input_is_named_and_no_file_that_does_not_exist(
+    command: Command, make_job: MakeJob, stand_in: StandIn
+) -> None:
+    job = make_job(1)
+    rows = "".join(json.dumps({"image_path": "0000.jpg", "n": n, "caption": ""}) + "\n" for n in range(20_000))
+    job.input.write_bytes(gzip.compress(rows.encode())[:-2000])
+    done = command("annotate", *job.arguments(stand_in.url), "--without-prefect")
+    assert done.code == 2
+    assert f"error: {job.input} is truncated or corrupt (unexpected end of file): restore it\n" in done.err
+
+
+def test_a_machine_that_allows_no_more_threads_is_named(make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(1)
+    program = f"import threading; threading.stack_size(1 << 46); {PROGRAM}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "annotate", *job.arguments(stand_in.url), "--without-prefect"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: this machine allows no more memory or threads: raise the limits")
 
 
 def test_a_saved_block_needs_prefect(command: Command, make_job: MakeJob, stand_in: StandIn) -> None:

@@ -74,7 +74,11 @@ def fields_after_run(given: Mapping[str, Any], remembered: Iterable[str], **fixe
     """The fields of a job on the output of an earlier run, which remembers some of them. Raises UsageError."""
     output = checked(OutputOf, {name: value for name, value in given.items() if name == "output"}).output
     known = remembered_job(output)
-    return job_fields({**given, **fixed}, {name: known[name] for name in remembered if name in known})
+    found = job_fields({**given, **fixed}, {name: known[name] for name in remembered if name in known})
+    required = [name for name, field in Job.model_fields.items() if field.is_required()]
+    if not known and (missing := [f"--{name.replace('_', '-')}" for name in required if name not in found]):
+        raise UsageError(f"no run of {output} is recorded beside it: correct --output, or set {' and '.join(missing)}")
+    return found
 
 
 def is_file(name: str) -> bool:

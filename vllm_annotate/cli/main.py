@@ -21,6 +21,10 @@ EXIT_CODES = {
     2: "refused: bad usage, input or server; no row written",
     130: "interrupted",
 }
+NO_MEMORY = (
+    "this machine allows no more memory or threads: raise the limits of this process (ulimit -v, ulimit -u, or those "
+    "of its container), or end other programs, and run again; all answers are saved"
+)
 COMMANDS = {  # name → its module, and what it does. Modules are imported when they are needed: help comes at once
     "annotate": ("annotate", "Annotate the images of a file; run it again to resume."),
     "retry": ("retry", "Retry the images in the failures file of an output."),
@@ -63,6 +67,10 @@ def run(module: Any, given: dict[str, Any], *, own_process: bool) -> int:
         from vllm_annotate.storage.disk_errors import explained
 
         return interrupts.done(console.refuse(explained(error, str(given.get("output") or given.get("job")))))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+            raise
+        return interrupts.done(console.refuse(NO_MEMORY))
     except KeyboardInterrupt:  # also SIGTERM and SIGHUP
         console.say(f"interrupted: {module.interrupted(given)}")
         return interrupts.done(INTERRUPTED)

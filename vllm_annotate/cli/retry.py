@@ -28,10 +28,10 @@ def app() -> App:
 
 def run(given: Mapping[str, Any], console: Console, interrupts: Interrupts) -> int:
     """Retries the images; returns the exit code."""
+    kinds = _kinds(given.get("kinds") or [])
     of_run = [name for name in Job.model_fields if name not in NOT_HERE]
     known = fields_after_run(given, of_run, input=given.get("output"), error_budget=1)
-    work = Work(known, _kinds(given.get("kinds") or []))
-    return run_work(work, console, interrupts, without_prefect=bool(given.get("without_prefect")))
+    return run_work(Work(known, kinds), console, interrupts, without_prefect=bool(given.get("without_prefect")))
 
 
 def interrupted(given: Mapping[str, Any]) -> str:

@@ -35,7 +35,9 @@ def merge_and_publish(
         try:
             counts, merged = merge_shards(source, whole, shards)
         except POLARS_ERRORS as error:
-            raise UsageError(f"{source.path} or {output} is truncated or corrupt; restore it: {error!s:.300}") from None
+            raise UsageError(
+                f"{source.path} or {output} is truncated or corrupt ({error!s:.300}): restore it"
+            ) from None
         for each in files:  # the output first: shards drop their answers once it has them
             each.publish()
         report = summarise_shards(counts, merged, shard_reports(shards), unfinished, makers_in(whole.report))

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from vllm_annotate.errors import UsageError
+from vllm_annotate.errors import MachineFault, UsageError
 from vllm_annotate.images.files import check_root
 from vllm_annotate.inference.client import Inference
 from vllm_annotate.inputs.plan import POLARS_ERRORS, make_plan, open_plan, plan_is_for, remove_plan
@@ -79,7 +80,7 @@ async def open_run(
             # Check what can be refused before the server starts, which takes minutes.
             stack.enter_context(workspace.locked())
             checked_recipe(workspace, recipe, found.model_name)
-            folder = Path(server.start.log_folder or workspace.logs).expanduser().resolve()
+            folder = Path(os.path.realpath(Path(server.start.log_folder or workspace.logs).expanduser()))
             keepers = await stack.enter_async_context(kept_servers(found.replicas, folder, say))
         client = inference_client(server, job, warn)
         inference = await stack.enter_async_context(client)
@@ -159,7 +160,11 @@ def can_read(server: Server, keepers: Sequence[Keeper], image_root: ImageRoot) -
     allowed = Path(server.start.allowed_media_folder)
     ours = len(keepers) == len(server.urls()) and all(keeper.is_ours for keeper in keepers)
     # vLLM compares real paths with the folder as given.
-    return ours and allowed == allowed.resolve() and image_root.resolve().is_relative_to(allowed)
+    return (
+        ours
+        and str(allowed) == os.path.realpath(allowed)
+        and Path(os.path.realpath(image_root)).is_relative_to(allowed)
+    )
 
 
 def checked_recipe(workspace: Workspace, recipe: Recipe, model: str) -> tuple[Family, dict[str, Any], str]:
@@ -195,7 +200,7 @@ def plan_or_resume(run: Run) -> Plan:
     except POLARS_ERRORS as error:
         raise _unreadable(run, error) from None
     except OSError as error:
-        if error.errno is not None:  # from the disk, not the decompressor
+        if error.errno is not None or isinstance(error, MachineFault):  # not from the decompressor
             raise
         raise _unreadable(run, error) from None
     record_recipe(workspace, run.recipe_settings, run.recipe_fingerprint)
@@ -220,5 +225,5 @@ def _check_image_root(run: Run, plan: Plan) -> None:
 
 
 def _unreadable(run: Run, error: BaseException) -> UsageError:
-    files = f"{run.source.path} or {run.workspace.output}"
-    return UsageError(f"{files} is truncated or corrupt; restore it: {error!s:.300}")
+    files = [str(path) for path in (run.source.path, *run.workspace.outputs) if path.exists()]
+    return UsageError(f"{' or '.join(files)} is truncated or corrupt ({error!s:.300}): restore it")

@@ -20,7 +20,8 @@ KEPT = ("vlm_output", "width", "height", "sent_size")
 
 
 def family_of(output: Path) -> Family:
-    """Returns the family in the recipe of an output. Raises UsageError if no recipe is recorded."""
+    """Returns the family in the recipe of an output. Raises UsageError if it is no file or no recipe is recorded."""
+    _check_file(output)
     recipe = read_recipe(Workspace.at(output))
     if recipe is None:
         raise UsageError(f"no recipe is recorded beside {output}: set --family to the model's family")
@@ -33,13 +34,17 @@ def family_of(output: Path) -> Family:
     return resolve_family(family, model)  # type: ignore[arg-type]
 
 
+def _check_file(source: Path) -> None:
+    if not source.is_file():
+        raise UsageError(f"input {str(source)!r} is not a file: name the output of a run")
+
+
 def reparse(source: Path, target: Path, family: Family) -> Quality:
     """Writes every row of `source` to `target`, with its `vlm_output` parsed again.
 
     Lines without a `vlm_output` are copied unchanged. Raises UsageError if a row lacks the sizes that parsing needs.
     """
-    if not source.is_file():
-        raise UsageError(f"input {str(source)!r} is not a file: name the output of a run")
+    _check_file(source)
     if target.exists():
         raise UsageError(f"output {str(target)!r} exists and would be overwritten: choose another")
     quality = Quality()

@@ -38,6 +38,8 @@ def location(value: Any) -> Any:
     """
     if not isinstance(value, str | Path):
         return value
+    if not str(value).strip():
+        raise ValueError("it is empty: write a path or a URL")  # as a path, it would be the current folder
     try:
         str(value).encode()
         Path(value).expanduser()
