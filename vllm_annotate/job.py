@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.settings import Server
@@ -69,6 +69,14 @@ class Job(BaseModel):
     chunk_retries: Annotated[int, Field(ge=0, le=10)] = Field(
         default=1, description="How often to retry a chunk whose server went down."
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def is_no_yes_or_no(cls, value: Any) -> Any:
+        """Refuses a boolean, which pydantic takes for 0 or 1: in YAML, `yes` and `on` are booleans."""
+        if isinstance(value, bool):
+            raise ValueError("no field of a job is true or false")  # noqa: TRY004
+        return value
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:

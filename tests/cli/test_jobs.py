@@ -37,6 +37,33 @@ def test_a_job_file_with_an_unknown_field_is_refused(command: Command, tmp_path:
     assert file.read_text() == "chunksize: 3\n"
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"server": {"endpoint": "http://a"}}, "has unknown fields endpoint; use any of endpoints,"),
+        ({"server": {"api_keyy": "hunter22"}}, "has unknown fields api_keyy; use any of"),
+        ({"recipe": {"temprature": 1}}, "has unknown fields temprature; use any of family,"),
+        ({"max_concurrency": True}, "--max-concurrency True: no field of a job is true or false"),
+        ({"shard": False}, "--shard False: no field of a job is true or false"),
+        ({"chunk_size": True}, "--chunk-size True: no field of a job is true or false"),
+        ({"input": 5}, "--input 5: it must be a text, a path or a URL: quote it in YAML"),
+        ({"input": ["a", "b"]}, "--input: it must be a text, a path or a URL"),
+        ({"output": None}, "--output None: it must be a text, a path or a URL"),
+    ],
+)
+@pytest.mark.parametrize("name", ["annotate", "config"])
+def test_a_mistake_in_a_job_file_is_refused_not_ignored(
+    command: Command, tmp_path: Path, name: str, fields: dict[str, object], message: str
+) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump({"input": "i.jsonl", "image_root": "r", "output": "o.jsonl"} | fields))
+    done = command(name, "--job", file)
+    assert done.code == 2
+    assert message in done.err
+    assert "hunter22" not in done.err
+    assert len(done.err.strip().splitlines()) == 1, done.err
+
+
 def test_a_job_runs_from_its_file_and_the_commands_after_it_need_only_its_output(
     command: Command, make_job: MakeJob, stand_in: StandIn
 ) -> None:

@@ -8,11 +8,10 @@ from cyclopts import App
 
 from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.interrupts import Interrupts
-from vllm_annotate.cli.jobs import job_fields, job_of, job_options, saved_blocks, written
+from vllm_annotate.cli.jobs import job_fields, job_of, job_options, read_job, saved_blocks, written
 from vllm_annotate.cli.options import command
 from vllm_annotate.job import Job
 from vllm_annotate.storage.atomic import replacing
-from vllm_annotate.storage.yaml_fields import read_fields
 
 
 def app() -> App:
@@ -25,7 +24,7 @@ def run(given: Mapping[str, Any], _console: Console, _interrupts: Interrupts) ->
     """Writes the file if options are given, then prints it; returns the exit code."""
     options = {name: value for name, value in given.items() if value is not None and name != "job"}
     path = Path(given["job"]) if given.get("job") else None
-    known = read_fields(path, "job", Job) if path is not None and path.exists() else {}
+    known = read_job(path) if path is not None and path.exists() else {}
     known = job_fields(options, known)
     job = _checked(known)
     numbers = {name: value for name in options if isinstance(value := getattr(job, name, None), int | float)}

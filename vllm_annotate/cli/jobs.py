@@ -13,8 +13,9 @@ from vllm_annotate.job import SECRET, Job, OutputOf, remembered_job
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.masking import PASSWORD_IN_URL
-from vllm_annotate.storage.yaml_fields import read_fields
+from vllm_annotate.storage.yaml_fields import check_names, read_fields
 
+PARTS: dict[str, type[BaseModel]] = {"server": Server, "recipe": Recipe}  # of a job
 SERVER_OPTIONS = {"endpoints": "--api-base", "model": "--model-name"}
 SomeModel = TypeVar("SomeModel", bound=BaseModel)
 
@@ -47,6 +48,15 @@ def run_options() -> list[Option]:
     ]
 
 
+def read_job(path: Path) -> dict[str, Any]:
+    """The fields in a job file. Raises UsageError, also for unknown fields of its server and recipe."""
+    fields = read_fields(path, "job", Job)
+    for name, model in PARTS.items():
+        if isinstance(fields.get(name), dict):
+            check_names(fields[name], f"{name} of job {str(path)!r}", model)
+    return fields
+
+
 def job_fields(given: Mapping[str, Any], remembered: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The fields of a job: options override the job file, which overrides the remembered job.
 
@@ -54,7 +64,7 @@ def job_fields(given: Mapping[str, Any], remembered: Mapping[str, Any] | None = 
     """
     known = dict(remembered or {})
     if given.get("job") is not None:
-        known |= read_fields(Path(given["job"]), "job", Job)
+        known |= read_job(Path(given["job"]))
     if given.get("server") is not None and (given.get("api_base") or given.get("model_name")):
         raise UsageError("--server cannot be combined with --api-base or --model-name: set them in the server's fields")
     known |= {name: given[name] for name in Job.model_fields if given.get(name) is not None}
@@ -64,7 +74,7 @@ def job_fields(given: Mapping[str, Any], remembered: Mapping[str, Any] | None = 
         if "endpoints" in named:
             server.pop("start", None)  # these endpoints, not also a server of our own
         known["server"] = server | named
-    for name, model in (("server", Server), ("recipe", Recipe)):
+    for name, model in PARTS.items():
         if isinstance(known.get(name), str) and is_file(known[name]):
             known[name] = read_fields(Path(known[name]), name, model)
     return known

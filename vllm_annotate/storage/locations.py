@@ -37,7 +37,7 @@ def location(value: Any) -> Any:
     Raises ValueError for an invalid path.
     """
     if not isinstance(value, str | Path):
-        return value
+        raise ValueError("it must be a text, a path or a URL: quote it in YAML")  # noqa: TRY004 - pydantic takes this
     if not str(value).strip():
         raise ValueError("it is empty: write a path or a URL")  # as a path, it would be the current folder
     try:

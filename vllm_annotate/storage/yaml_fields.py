@@ -1,5 +1,6 @@
 """Settings from a YAML file, checked against a model's fields."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,15 @@ def read_fields(path: Path, what: str, model: type[BaseModel]) -> dict[str, Any]
     fields = _parsed(content, named)
     if not isinstance(fields, dict):
         raise UsageError(f"{named} must be a mapping with any of these fields: {known}")
-    if unknown := [str(name) for name in fields if name not in model.model_fields]:
-        raise UsageError(f"{named} has unknown fields {', '.join(unknown)}; use any of {known}")
+    check_names(fields, named, model)
     return fields
+
+
+def check_names(fields: Mapping[Any, Any], named: str, model: type[BaseModel]) -> None:
+    """Raises UsageError for a name that is no field of `model`, which pydantic may ignore."""
+    if unknown := [str(name) for name in fields if name not in model.model_fields]:
+        known = ", ".join(model.model_fields)
+        raise UsageError(f"{named} has unknown fields {', '.join(unknown)}; use any of {known}")
 
 
 def _parsed(content: bytes, named: str) -> Any:
