@@ -74,6 +74,8 @@ def test_a_large_folder_is_listed_once_and_in_part(tmp_path: Path) -> None:
     [
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC or HEIF, which Pillow does not read: convert it to JPEG"),
         (b"\0\0\0\x18ftypisom\0\0\2\0", "a video: convert"), (b"%PDF-1.7\n", "a PDF: convert"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0", "a truncated AVIF image: restore it"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML, perhaps the error of a store"),
         (b"<!DOCTYPE html><html>", "an HTML page, perhaps the error of a server"), (b"\n<html>", "an HTML page"),
         (b'<?xml version="1.0"?>\n<svg xmlns="">', "an SVG drawing"), (b"<svg>", "an SVG drawing"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer: fetch the files with git lfs pull"),

@@ -27,6 +27,7 @@ KINDS = {  # how a file begins → what it is, and what to do
     b"{": "JSON, perhaps the answer of a server in place of the image: download it again",
 }
 MARKUP = (b"<!doctype html", b"<html")
+AVIF = (b"avif", b"avis")
 HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevx", b"mif1", b"msf1")
 
 
@@ -41,8 +42,12 @@ def what_it_is(data: bytes) -> str:
     if head.startswith(b"<svg") or (head.startswith(b"<?xml") and b"<svg" in data[:4096].lower()):
         return f"an SVG drawing: {CONVERT}"
     if data[4:8] == b"ftyp":
+        if data[8:12] in AVIF:
+            return "a truncated AVIF image: restore it"
         kind = "HEIC or HEIF, which Pillow does not read" if data[8:12] in HEIF else "a video"
         return f"{kind}: {CONVERT}"
+    if head.startswith(b"<?xml"):
+        return "XML, perhaps the error of a store in place of the image: download it again"
     if data and not data.strip(b"\0"):
         return "zeros only, perhaps an unfinished download: restore it"
     return ""

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -149,7 +150,9 @@ def _decoded(image_root: ImageRoot, image_path: str, use: Callable[[ImageFile.Im
 
 def _failure(error: Exception, data: bytes) -> ImageFailure:
     if isinstance(error, Image.DecompressionBombError):
-        return ImageFailure("too_large", f"{error}: shrink the image")
+        found = re.search(r"\d+ pixels|\d+×\d+", str(error))  # Pillow's message names another limit, and an attack
+        size = found[0] if found else "the image"
+        return ImageFailure("too_large", f"{size} is over {MAX_PIXELS:,} pixels: shrink the image")
     if isinstance(error, UnidentifiedImageError):
         what = what_it_is(data) or "not an image that Pillow supports"
         return ImageFailure("unreadable", f"the file ({len(data)} bytes) is {what}")
@@ -177,7 +180,7 @@ def _prepare_header(opened: OpenFile, file: BinaryIO, budget: ImageBudget) -> Pr
 
 def _check_pixels(image: ImageFile.ImageFile) -> None:
     if image.width * image.height > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"{image.width}×{image.height} is over {MAX_PIXELS} pixels")
+        raise Image.DecompressionBombError(f"{image.width}×{image.height}")
 
 
 def _prepare(image: ImageFile.ImageFile, data: bytes, budget: ImageBudget) -> PreparedImage:
