@@ -48,6 +48,24 @@ def reply(status: str, content: bytes, more: str = "") -> bytes:
     return "\r\n".join([*head, *([more] if more else []), "", ""]).encode() + content
 
 
+def talking(respond: Callable[[bytes], bytes | None]) -> Callable[..., Awaitable[None]]:
+    """What a server does that sends one response a connection, given the head of the request; None resets it."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            if length := re.search(rb"(?i)content-length: (\d+)", head):
+                await reader.readexactly(int(length[1]))
+            if (response := respond(head)) is None:
+                writer.transport.abort()
+                return
+            writer.write(response)
+            await writer.drain()
+        writer.close()
+
+    return talk
+
+
 MODELS = reply("200 OK", b'{"data": [{"id": "m"}]}')
 ANSWER = reply("200 OK", b'{"choices": [{"message": {"content": "{}"}, "finish_reason": "stop"}]}')
 OF_OPENAI = b'{"error": {"message": "No deployment of m", "type": "None", "code": "404"}}'  # LiteLLM
@@ -71,25 +89,36 @@ OUTAGES = {
 }
 
 
+REFUSALS = {
+    reply("401 Unauthorized", b"who are you?"): "check the API key",
+    reply("403 Forbidden", b""): "what the gateway allows",
+    reply("402 Payment Required", b'{"error": {"message": "no credit"}}'): "check the account of the API key",
+    reply("407 Proxy Authentication Required", b""): "check the proxy",
+    reply("302 Found", b"", "Location: http://sso.example/login"): "redirects to http://sso.example/login.*--api-base",
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+async def test_a_gateway_that_refuses_every_chat_stops_the_run_with_the_remedy(refusal: bytes) -> None:
+    """Although it shows its models."""
+
+    async with (
+        raw_server(talking(lambda head: MODELS if head.startswith(b"GET") else refusal)) as url,
+        inference(url) as client,
+    ):
+        await client.check("m")
+        results = await asyncio.gather(*(client.ask(body(f"{n}")) for n in range(4)), return_exceptions=True)
+    assert {type(result) for result in results} == {ServerRefused}
+    assert re.search(REFUSALS[refusal], str(results[0]))
+
+
 class Outage:
     """A gateway that calls itself healthy, whose server is away for some requests."""
 
     def __init__(self, kind: str) -> None:
         self.kind, self.left = kind, 0
 
-    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            head = await reader.readuntil(b"\r\n\r\n")
-            if length := re.search(rb"(?i)content-length: (\d+)", head):
-                await reader.readexactly(int(length[1]))
-            if (response := self._response(head)) is None:
-                writer.transport.abort()
-                return
-            writer.write(response)
-            await writer.drain()
-        writer.close()
-
-    def _response(self, head: bytes) -> bytes | None:
+    def respond(self, head: bytes) -> bytes | None:
         if b"/models" in head and self.left and self.kind == "404 of the models too":
             return reply("404 Not Found", OF_OPENAI)
         if b"/models" in head and self.left and self.kind == "no model listed":
@@ -104,7 +133,7 @@ class Outage:
 async def test_no_image_fails_during_an_outage_of_any_kind_behind_a_healthy_gateway() -> None:
     async def last(kind: str) -> list[BaseException | str]:
         outage = Outage(kind)
-        async with raw_server(outage.talk) as url, inference(url, server_wait_seconds=60) as client:
+        async with raw_server(talking(outage.respond)) as url, inference(url, server_wait_seconds=60) as client:
             await client.check("m")
             outage.left = 3 * 5  # an attempt more than an image has
             results = await asyncio.gather(*(client.ask(body(f"{n}")) for n in range(3)), return_exceptions=True)
@@ -117,7 +146,7 @@ async def test_no_image_fails_during_an_outage_of_any_kind_behind_a_healthy_gate
 async def test_an_outage_of_any_kind_ends_with_its_words_and_a_remedy_after_the_wait() -> None:
     async def last(kind: str) -> str:
         outage = Outage(kind)
-        async with raw_server(outage.talk) as url, inference(url, server_wait_seconds=1) as client:
+        async with raw_server(talking(outage.respond)) as url, inference(url, server_wait_seconds=1) as client:
             await client.check("m")
             outage.left = 1_000_000
             with pytest.raises(ServerUnavailable, match=r"declined for 1 s.*check the servers behind") as caught:

@@ -125,6 +125,14 @@ async def test_names_and_versions_of_a_server_are_bounded_and_have_no_piece_of_t
     assert not [piece for piece in (key[start : start + 6] for start in range(8)) if piece in "".join(said)]
 
 
+@pytest.mark.parametrize("data", [[], [7], [{"object": "model"}], [{"id": None}]])
+async def test_a_list_without_models_is_no_server_yet(data: list[object]) -> None:
+    async with web(ok(json.dumps({"data": data}).encode())) as (url, _), inference(url) as client:
+        for model in ("m", None):
+            with pytest.raises(ServerUnavailable, match="lists no model: wait until one is loaded"):
+                await client.check(model)
+
+
 @pytest.mark.parametrize("location", ["http://é.example/", "http://\udcff.example/"])
 async def test_a_redirect_in_any_encoding_is_named(location: str) -> None:
     moved = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nConnection: close\r\n\r\n"

@@ -12,7 +12,7 @@ from vllm_annotate.errors import ImageFailure, ServerRefused, ServerUnavailable
 from vllm_annotate.inference.concurrency import CEILING, ConcurrencyController
 from vllm_annotate.inference.endpoint import Endpoint
 from vllm_annotate.inference.pool import Pool
-from vllm_annotate.inference.rejections import Rejections
+from vllm_annotate.inference.rejections import Rejections, remedy_for
 from vllm_annotate.inference.responses import Completion, Trouble
 from vllm_annotate.inference.tries import Tries
 
@@ -161,15 +161,14 @@ class Inference:
         """Why the endpoint refuses not only this request: it refuses its list of models too, or other images."""
         is_refused = result.cause == "refused"
         if last and is_refused:
-            return "it refuses other images too; check the API key and what the gateway allows"
+            return f"it refuses other images too; {remedy_for(result.message)}"
         try:
             names = await endpoint.models()
         except ServerUnavailable:
             return None
         except ServerRefused as error:
             return str(error) if is_refused else None  # without a list of models, a 404 is a gateway's
-        # A router lists no model while its only server restarts.
-        if names and self._model is not None and self._model not in names:
+        if self._model is not None and self._model not in names:
             return str(_not_served(endpoint, self._model, names))
         return None
 

@@ -200,6 +200,10 @@ class Endpoint:
         except (openai.OpenAIError, httpx2.HTTPError, *REQUEST_ERRORS) as error:
             raise self._why_no_models(error) from None
         named = [model for model in models if isinstance(model, dict) and isinstance(model.get("id"), str)]
+        if not named:  # a router whose only server restarts
+            raise ServerUnavailable(
+                f"{self.url} lists no model: wait until one is loaded, or check the servers behind this address"
+            )
         self.model_roots = {model["id"]: model.get("root") for model in named}
         return list(self.model_roots)
 

@@ -34,6 +34,7 @@ REMEDIES = {  # words in a server's message, in lower case → what to do
     "content filter": "turn off the content filter of the server or gateway",
     "called a tool": "start vLLM without --enable-auto-tool-choice",
     "http 402": "check the account of the API key",
+    "http 407": "check the proxy",
     "http 403": "check the API key and what the gateway allows",
 }
 OTHERWISE = "see the message and the server's log"
