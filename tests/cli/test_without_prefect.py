@@ -90,6 +90,18 @@ def test_a_corrupt_input_is_named_and_no_file_that_does_not_exist(
     assert f"error: {job.input} is truncated or corrupt (unexpected end of file): restore it\n" in done.err
 
 
+def test_captions_that_are_not_utf_8_are_warned_of(command: Command, make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(3)
+    rows = [row | {"caption": "两只猫"} for row in job.rows()]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for encoding, warned in (("gb18030", True), ("utf-8", False)):
+        job.input.write_bytes(text.encode(encoding))
+        done = command("annotate", *job.arguments(stand_in.url), "--without-prefect")
+        assert done.code == 0, done.err
+        assert ("3 of the first 1000 lines" in done.err) is warned, done.err
+        assert ("iconv -f GB18030" in done.err) is warned
+
+
 def test_a_machine_that_allows_no_more_threads_is_named(make_job: MakeJob, stand_in: StandIn) -> None:
     job = make_job(1)
     program = f"import threading; threading.stack_size(1 << 46); {PROGRAM}"

@@ -93,6 +93,13 @@ def left_out(source: Source) -> list[str]:
     return [name for name, dtype in schema.items() if _holds_bytes(dtype)]
 
 
+def not_utf_8(source: Source) -> int:
+    """Returns how many of the first rows have U+FFFD, as which bytes that are not UTF-8 are read."""
+    if source.is_parquet:
+        return 0
+    return int(_scan(source).head(PROBED_ROWS).collect()["row"].str.contains("\ufffd", literal=True).sum())
+
+
 def file_version(path: Path) -> list[int] | None:
     """Returns size in bytes and modification time in ns, to store; None if the file does not exist."""
     try:

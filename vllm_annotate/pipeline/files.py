@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.plan_file import Chunk
-from vllm_annotate.inputs.source import Source, check_source, left_out
+from vllm_annotate.inputs.source import PROBED_ROWS, Source, check_source, left_out, not_utf_8
 from vllm_annotate.job import Job
 from vllm_annotate.results.files import Files
 from vllm_annotate.results.lines import OUR_FIELDS
@@ -64,6 +64,12 @@ async def run_files(job: Job, say: Callable[[str], None], warn: Callable[[str], 
             warn(f"the output replaces these input columns with its own: {names}")
         if missing := left_out(source):
             warn(f"the output leaves out input columns with bytes, as JSON has none: {', '.join(map(repr, missing))}")
+        if rows := await run_to_end(not_utf_8, source):
+            warn(
+                f"{rows} of the first {PROBED_ROWS} lines of {source.path} have bytes that are not UTF-8, which the "
+                "model and the output get as U+FFFD: convert the file, as with iconv -f GB18030 -t UTF-8, "
+                "unless they are few"
+            )
         yield RunFiles(source, root, files, warn)
 
 
