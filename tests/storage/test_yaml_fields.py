@@ -40,6 +40,7 @@ def refusal(path: Path) -> str:
         (b"temperature: 2020-13-45", "has a value that YAML cannot read (ValueError): quote it"),
         (b"temperature: " + b"9" * 5000, "has a value that YAML cannot read (ValueError): quote it"),
         (b"temperature: !!python/object/apply:os.getcwd []", "is not YAML: line 1, column 14: could not determine"),
+        (b"temperature: 1\na: {b: 1}\ntemperature: 0", "line 3, column 1: temperature stands twice: keep one"),
         (b"\xff\xfea\0", "byte 0 is not UTF-8; save it as UTF-8"),
         (b"a: \0", "is not YAML: "), (b"- a", "must be a mapping"), (b"", "must be a mapping"),
         (b"a: 1\n---\nb: 2\n", "is not YAML: line 2, column 1: but found another document"),

@@ -14,6 +14,19 @@ MOST_NESTING = 50
 CONSTRUCTION = (ValueError, LookupError, AttributeError, TypeError)  # what PyYAML lets through, as for `!!int x`
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses keys that a mapping repeats, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node. Raises MarkedYAMLError."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice: keep one", problem_mark=key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
 def read_fields(path: Path, what: str, model: type[BaseModel]) -> dict[str, Any]:
     """Returns the fields of `model` in a YAML file. Raises UsageError unless it is a mapping of known fields."""
     named, known = f"{what} {str(path)!r}", ", ".join(model.model_fields)
@@ -42,7 +55,7 @@ def _parsed(content: bytes, named: str) -> Any:
     try:
         text = content.decode("utf-8-sig")
         _check_events(text, named)
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
     except UnicodeDecodeError as error:
         raise UsageError(f"{named} is not YAML: byte {error.start} is not UTF-8; save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:  # its text would show the line, which may hold a key
