@@ -75,11 +75,11 @@ def test_a_list_of_images_is_refused_with_the_command_that_converts_it(tmp_path:
         bz2.compress(LINES.encode()),
         lzma.compress(LINES.encode()),
         b"SQLite format 3\0\x10\0,\t;" * 9,
-        gzip.compress(LINES.encode("utf-16")),
+        gzip.compress(LINES.encode("utf-16"), mtime=0),
         b"\xff\xd8\xff\xe0,,,\t",
         bytes(range(256)) * 9,
         b"",
-        gzip.compress(b""),
+        gzip.compress(b"", mtime=0),
         b"\n \n",
     ],
 )
