@@ -103,7 +103,7 @@ def answer_of(request: urllib.request.Request) -> Any:
     """The answer of a Prefect server, which may be busy."""
     for _ in range(50):
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=120) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             if error.code != 503:  # SQLite is busy, says the server; its clients try again

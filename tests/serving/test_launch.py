@@ -74,6 +74,13 @@ def test_no_text_of_a_server_shows_the_values_of_its_variables() -> None:
     assert server.secrets() == ["api_key", "environment HF_TOKEN", "environment ODD"]
 
 
+def test_the_json_of_a_server_is_read_again_unless_it_hides_values() -> None:
+    plain, secret = Launch(model_path="m"), Launch(model_path="m", environment={"A": "b"})
+    assert Launch(**plain.model_dump(mode="json")) == plain
+    with pytest.raises(ValidationError, match="must be a mapping"):
+        Launch(**secret.model_dump(mode="json"))
+
+
 def test_switches_and_numbers_are_not_secret_unless_their_name_says_so() -> None:
     start = Launch(model_path="m", environment={"NCCL_P2P_DISABLE": "1", "VLLM_LOGGING_LEVEL": "DEBUG", "MY_KEY": "1"})
     assert start.without_secrets() == {

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Secret, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Secret, field_serializer, field_validator, model_validator
 
 from vllm_annotate.storage.masking import SECRET_NAME, secrets_in
 
@@ -115,6 +115,11 @@ class Launch(BaseModel):
                     "correct it"
                 )
         return environment
+
+    @field_serializer("environment", when_used="json")
+    def _masked(self, environment: Secret[dict[str, str]]) -> Any:
+        """What JSON shows: nothing, or what is refused where it is read as if it were the values."""
+        return str(environment) if environment.get_secret_value() else {}
 
     @field_validator("environment_from")
     @classmethod
