@@ -2,15 +2,12 @@
 
 import json
 import random
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.support.prefect_server import free_port
+from stand_in.gateway import nginx
+from stand_in.ports import free_port
 
 MODEL = "qwen2.5-vl-canned"
 CONFIGURATION = """
@@ -71,25 +68,8 @@ def canned_server(folder: Path) -> Iterator[str]:
     quoted = canned_answer().replace("\\", "\\\\").replace("'", "\\'").replace("$", "")
     configuration = folder / "nginx.conf"
     configuration.write_text(CONFIGURATION.format(folder=folder, port=port, models=models, answer=quoted))
-    command = ["nginx", "-p", "/usr/share/nginx", "-c", str(configuration)]
     try:
-        process = subprocess.Popen(command)
+        with nginx(configuration, port) as url:
+            yield url
     except FileNotFoundError:
         raise SystemExit("needs nginx: apt-get install nginx-light libnginx-mod-http-echo") from None
-    try:
-        while not _answers(f"http://127.0.0.1:{port}/health"):
-            if process.poll() is not None:
-                raise SystemExit((folder / "error.log").read_text())
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - loopback
-            return True
-    except (urllib.error.URLError, ConnectionError):
-        return False

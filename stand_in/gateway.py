@@ -1,4 +1,4 @@
-"""A real nginx before stand-ins: what users have in front of their servers."""
+"""A real nginx: before stand-ins, as users have one in front of their servers, or with any other configuration."""
 
 import subprocess
 import tempfile
@@ -48,17 +48,25 @@ def gateway(ports: Sequence[int], *more: str, patience: str = "20s") -> Iterator
         servers = " ".join(f"server 127.0.0.1:{upstream} max_fails=0;" for upstream in ports)
         values = {"folder": folder, "port": port, "servers": servers, "more": " ".join(more), "patience": patience}
         configuration.write_text(CONFIGURATION.format(**values))
-        process = subprocess.Popen(["nginx", "-p", name, "-c", str(configuration)], stderr=subprocess.DEVNULL)
-        try:
-            deadline = time.monotonic() + 10
-            while not _listens(f"http://127.0.0.1:{port}/"):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError((folder / "error.log").read_text())
-                time.sleep(0.02)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait()
+        with nginx(configuration, port) as url:
+            yield url
+
+
+@contextmanager
+def nginx(configuration: Path, port: int) -> Iterator[str]:
+    """Runs nginx with a configuration that listens on this port and logs to error.log beside it; yields its URL."""
+    url, command = f"http://127.0.0.1:{port}", ["nginx", "-p", "/usr/share/nginx", "-c", str(configuration)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 10
+        while not _listens(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(configuration.with_name("error.log").read_text())
+            time.sleep(0.02)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def _listens(url: str) -> bool:

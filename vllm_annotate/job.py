@@ -1,7 +1,6 @@
 """The parameters of a run, declared once. Flow signatures, the command line and docs/parameters.md follow."""
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,8 +16,6 @@ from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 
 MaxConcurrency = Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"]
-# In names of fields whose values may be secret.
-SECRET = re.compile(r"endpoints|environment|arguments|key|token|secret|password", re.IGNORECASE)
 
 
 class Job(BaseModel):

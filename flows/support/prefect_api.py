@@ -3,7 +3,6 @@
 import asyncio
 import ssl
 from typing import Any
-from urllib.request import getproxies, proxy_bypass
 
 import httpx
 from prefect.client.base import ServerType
@@ -13,6 +12,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, t
 from flows.support.loopback import spare_loopback
 from flows.support.prefect_environment import check_proxies
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inference.proxies import proxy_of
 
 ANSWER_SECONDS = 60
 RETRIES = 2  # 6 s in all, if the server is busy
@@ -115,12 +115,11 @@ def unreachable(url: str, error: Exception) -> str:
 
 def via_proxy(url: str) -> str:
     """Says which variable puts a proxy on the way to a URL, if one does."""
-    parsed = httpx.URL(url)
-    proxies = getproxies()
-    names = [f"{scheme}_proxy" for scheme in (parsed.scheme, "all") if scheme in proxies]
-    if not names or proxy_bypass(parsed.netloc.decode()):
+    if (proxy := proxy_of(url)) is None:
         return ""
-    return f". It was asked through the proxy of {names[0]}: correct that, or add {parsed.host} to NO_PROXY"
+    return (
+        f". It was asked through the proxy of {proxy.variable}: correct that, or add {httpx.URL(url).host} to NO_PROXY"
+    )
 
 
 def is_tls(error: BaseException | None) -> bool:

@@ -1,5 +1,6 @@
 """Builds a job from options, a job file, and the job that an earlier run remembers."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,12 +10,14 @@ from pydantic import BaseModel, ValidationError
 
 from vllm_annotate.cli.options import Option, fields, option
 from vllm_annotate.errors import UsageError
-from vllm_annotate.job import SECRET, Job, OutputOf, remembered_job
+from vllm_annotate.job import Job, OutputOf, remembered_job
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.settings import Server
-from vllm_annotate.storage.masking import PASSWORD_IN_URL
+from vllm_annotate.storage.masking import PASSWORD_IN_URL, SECRET_NAME
 from vllm_annotate.storage.yaml_fields import check_names, read_fields
 
+# In names of fields whose values may be secret.
+SECRET = re.compile(f"endpoints|environment|arguments|{SECRET_NAME.pattern}", re.IGNORECASE)
 PARTS: dict[str, type[BaseModel]] = {"server": Server, "recipe": Recipe}  # of a job
 SERVER_OPTIONS = {"endpoints": "--api-base", "model": "--model-name"}
 SomeModel = TypeVar("SomeModel", bound=BaseModel)

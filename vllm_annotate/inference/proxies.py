@@ -17,6 +17,7 @@ class Proxy:
 
     url: str
     secrets: tuple[str, ...]  # its password, as written and as sent
+    variable: str  # that sets it
 
     @classmethod
     def read(cls, value: str, variable: str) -> Self:
@@ -38,7 +39,7 @@ class Proxy:
         secrets = [parts.password, password]
         if not password and len(user) >= PIECE:  # some proxies take a token as the user
             secrets = [parts.username, user]
-        return cls(url, tuple(secret for secret in (*secrets, user and sent) if secret))
+        return cls(url, tuple(secret for secret in (*secrets, user and sent) if secret), variable)
 
     def __str__(self) -> str:
         parts = urlsplit(self.url)

@@ -22,13 +22,13 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from vllm_annotate.errors import ImageFailure, MachineFault, UsageError
 from vllm_annotate.printable import printable
+from vllm_annotate.storage.masking import PASSWORD_IN_URL
 
 # Error codes of a refusal that may concern one object only; all others concern the key or the clock.
 OF_THE_OBJECT = ("AccessDenied", "Forbidden", "403", "InvalidObjectState", None)
 EMPTY_SECONDS = 2
 READERS = 32  # images read at once: each mostly waits for the network
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-URL_WITH_PASSWORD = re.compile(URL.pattern + "[^/]*:[^/]*@")
 
 
 def location(value: Any) -> Any:
@@ -51,7 +51,7 @@ def location(value: Any) -> Any:
         return value
     if value.startswith("file://"):
         return Path(url2pathname(urlsplit(value).path))
-    if URL_WITH_PASSWORD.match(value):
+    if URL.match(value) and PASSWORD_IN_URL.search(value):
         raise ValueError(
             "a URL must not contain a password, as logs and files of the run would show it: write the URL without it, "
             "and set the credentials in the environment or in fsspec's configuration (~/.config/fsspec)"
