@@ -1,33 +1,39 @@
-"""Writes the stand-in's answers, in Qwen2.5-VL's native format."""
+"""Writes the stand-in's answers, as a model of the processor's family does."""
 
 import json
 
 from PIL import Image
 
+from stand_in.processor import Processor
 from stand_in.vision import Shape, find_shapes
-from vllm_annotate.images.prepare import smart_resize
-from vllm_annotate.recipe.image_budget import ImageBudget
 
 CHINESE = {
     "red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "purple": "紫色", "orange": "橙色",
     "circle": "圆形", "square": "正方形", "triangle": "三角形",
 }  # fmt: skip
+CANNED = '{"rationale": "A red circle.", "objects": [{"bbox_2d": [28, 28, 196, 224], "label": "red circle"}]}'
+UNIT_DIGITS = 4
 
 
-def describe(image: Image.Image, budget: ImageBudget, *, chinese: bool) -> str:
-    """The answer for an image: rationale and boxes, in pixels of the image as the model's processor resizes it."""
-    width, height = smart_resize(image.width, image.height, budget)
-    across, down = width / image.width, height / image.height
-    shapes = find_shapes(image)
+def describe(image: Image.Image, processor: Processor, *, chinese: bool, shift: float = 0.0) -> str:
+    """The answer for an image: rationale and boxes in the family's space, keys and order of axes.
+
+    `shift` is how far the boxes are moved right and down, as a share of the image; they end at its edge.
+    """
+    family, shapes = processor.family, find_shapes(image)
+    across, down = family.denominators(*processor.size(image.width, image.height))
+    digits = UNIT_DIGITS if family.space == "unit" else None
+
+    def box(shape: Shape) -> list[float]:
+        shares = [side / of for side, of in zip(shape.box, image.size * 2, strict=True)]
+        x1, y1, x2, y2 = (min(1.0, share + shift) for share in shares)
+        corners = [x1 * across, y1 * down, x2 * across, y2 * down]
+        if family.y_first:
+            corners = [corners[1], corners[0], corners[3], corners[2]]
+        return [round(corner, digits) for corner in corners]
+
     objects = [
-        {
-            "bbox_2d": [
-                round(shape.box[0] * across), round(shape.box[1] * down),
-                round(shape.box[2] * across), round(shape.box[3] * down),
-            ],
-            "label": _label(shape, chinese=chinese),
-        }
-        for shape in shapes
+        {family.box_key: box(shape), family.name_key: _label(shape, chinese=chinese)} for shape in shapes
     ]  # fmt: skip
     return json.dumps({"rationale": _rationale(shapes, chinese=chinese), "objects": objects}, ensure_ascii=False)
 

@@ -34,6 +34,7 @@ class Sequence:
     completion_tokens: int
     arrived: float
     finished: asyncio.Future[None]
+    is_proof: bool
     to_prefill: float = 0.0  # seconds, without slowdown
     generated: float = 0.0  # tokens
 
@@ -47,7 +48,7 @@ class Engine:
 
     def __init__(self, timing: Timing, model: str) -> None:
         self.timing = timing
-        self.most_at_once = 0  # running and waiting, since the start
+        self.most_at_once = 0  # running and waiting, without those of a proof, since the start
         self._running: list[Sequence] = []
         self._waiting: deque[Sequence] = deque()
         self._loop: asyncio.Task[None] | None = None
@@ -88,16 +89,19 @@ class Engine:
         """Requests that run or wait."""
         return len(self._running) + len(self._waiting)
 
-    async def generate(self, prompt_tokens: int, completion_tokens: int) -> int:
-        """Waits until the tokens are generated; returns their number."""
+    async def generate(
+        self, prompt_tokens: int, completion_tokens: int, most: int | None = None, *, is_proof: bool = False
+    ) -> int:
+        """Waits until the tokens are generated, at most `most`; returns their number."""
         if self.timing.front_end_seconds:
             async with self._front_end:
                 await asyncio.sleep(self.timing.front_end_seconds)
-        sequence = Sequence(
-            prompt_tokens, self._length(completion_tokens), _now(), asyncio.get_running_loop().create_future()
-        )
+        length = self._length(completion_tokens)
+        finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        sequence = Sequence(prompt_tokens, min(length, most or length), _now(), finished, is_proof)
         self._waiting.append(sequence)
-        self.most_at_once = max(self.most_at_once, self.load)
+        at_once = sum(not other.is_proof for other in (*self._running, *self._waiting))
+        self.most_at_once = max(self.most_at_once, at_once)
         if self._loop is None or self._loop.done():
             self._loop = asyncio.create_task(self._run())
         await sequence.finished

@@ -95,6 +95,10 @@ class StandIn:
         texts: dict[str, int] = self._call("GET", "/stand_in/asked")["texts"]
         return {text.removeprefix("Caption: "): count for text, count in texts.items()}
 
+    def proofs(self) -> int:
+        """Requests of proofs, which the other counts leave out."""
+        return int(self._call("GET", "/stand_in/asked")["proof"])
+
     def temperatures(self, caption: str) -> list[float]:
         """The temperatures of the requests for a caption, in order."""
         temperatures: dict[str, list[float]] = self._call("GET", "/stand_in/asked")["temperatures"]

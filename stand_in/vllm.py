@@ -22,7 +22,10 @@ import uvicorn
 from pydantic import TypeAdapter
 
 from stand_in.batching import Timing
-from stand_in.server import VERSION, Fault, Settings, create_app
+from stand_in.faults import Fault
+from stand_in.server import VERSION, Settings, create_app
+from vllm_annotate.errors import UsageError
+from vllm_annotate.recipe.families import resolve_family
 
 
 def main() -> int:
@@ -52,6 +55,7 @@ def main() -> int:
     )
     settings = Settings(
         model=given.served_model_name,
+        family=family_of(given.served_model_name),
         api_key=os.environ.get("VLLM_API_KEY"),
         allowed_local_media_path=given.allowed_local_media_path,
         timing=timing,
@@ -60,6 +64,14 @@ def main() -> int:
     uvicorn.run(create_app(settings), host=given.host, port=given.port, log_level="warning")
     engine.kill()
     return 0
+
+
+def family_of(model: str) -> str:
+    """The family whose boxes the model writes, by its name."""
+    try:
+        return resolve_family("auto", model).name
+    except UsageError:
+        return Settings.family
 
 
 def die_with(engine: "subprocess.Popen[bytes]") -> None:
