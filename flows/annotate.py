@@ -30,7 +30,7 @@ from vllm_annotate.job import Job
 from vllm_annotate.pipeline.progress import showing_progress
 from vllm_annotate.pipeline.recording import recording
 from vllm_annotate.pipeline.session import open_run
-from vllm_annotate.pipeline.steps import annotate_chunks, merge_parts, plan_chunks, publish_report
+from vllm_annotate.pipeline.steps import annotate_chunks, merge_parts, plan_chunks, prove_servers, publish_report
 from vllm_annotate.report.summary import sentence
 from vllm_annotate.storage.disk_errors import explained
 from vllm_annotate.storage.locations import Location, run_name
@@ -60,6 +60,7 @@ async def annotate_images(
     server_wait_seconds: Annotated[float, Field(ge=0)] = 300,
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 600,
     chunk_retries: Annotated[int, Field(ge=0, le=10)] = 1,
+    canary_every: Annotated[int, Field(ge=0)] = 500,
 ) -> State[Any]:
     """Writes a rationale and named boxes for every image of a JSONL or Parquet file. Run it again to resume.
 
@@ -80,6 +81,8 @@ async def annotate_images(
         server_wait_seconds: How long requests wait for a server that is down.
         request_timeout_seconds: How long one request may take.
         chunk_retries: How often to retry a chunk whose server went down.
+        canary_every: Answers of an endpoint between two drawn test scenes, which show whether its boxes are still
+            right; 0 for none.
 
     """
     job = Job(**locals())
@@ -91,6 +94,7 @@ async def annotate_images(
         async with ended_by_sigterm(), opening as run:
             logger.info("Model %s at %s, recipe %s", run.model, ", ".join(run.versions), run.recipe_fingerprint)
             plan = await step("plan", partial(plan_chunks, run, logger))
+            await step("prove", partial(prove_servers, run, plan, logger))
             async with (
                 recording(run, plan.rows, logger.warning) as telemetry,
                 live_artifacts(run, plan, telemetry, logger.warning) as artifacts,

@@ -21,7 +21,7 @@ report
 telemetry
 results
 job
-serving
+serving proof
 inference images grounding inputs
 recipe
 storage

@@ -67,6 +67,12 @@ class Job(BaseModel):
         default=1, description="How often to retry a chunk whose server went down."
     )
 
+    canary_every: Annotated[int, Field(ge=0)] = Field(
+        default=500,
+        description="Answers of an endpoint between two drawn test scenes, which show whether its boxes are still "
+        "right; 0 for none.",
+    )
+
     @field_validator("*", mode="before")
     @classmethod
     def is_no_yes_or_no(cls, value: Any) -> Any:

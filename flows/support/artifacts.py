@@ -17,7 +17,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from vllm_annotate.inputs.plan_file import Plan
-from vllm_annotate.pipeline.outcome import live_figures
+from vllm_annotate.pipeline.outcome import live_figures, proofs
 from vllm_annotate.pipeline.recording import Telemetry
 from vllm_annotate.pipeline.session import Run
 from vllm_annotate.report import markdown
@@ -73,6 +73,7 @@ class Artifacts:
         rows = await asyncio.to_thread(newest_rows, [workspace.failures], FAILURE_EXAMPLES)
         await self._show("annotate-failures", markdown.failures(report.failures, rows), final)
         await self._show_verdict()
+        await self._show_proof()
         await self._show_gpus(charts)
         await self._show_samples([workspace.output])
         await self._show_progress(self._percent() if report.failed_chunks else 100.0, final)
@@ -88,6 +89,7 @@ class Artifacts:
         text = markdown.failures(dict(run.annotator.tally.failures.most_common()), rows)
         await self._show("annotate-failures", text, f"{name}, so far")
         await self._show_verdict()
+        await self._show_proof()
         if pictures:
             await self._show_gpus(await asyncio.to_thread(telemetry_charts, self.telemetry))
             await self._show_samples(await asyncio.to_thread(newest_parts, run.workspace, "jsonl"))
@@ -96,6 +98,10 @@ class Artifacts:
         verdict = self.telemetry.bottleneck.verdict()
         description = f"{self._run.workspace.output.name}: {verdict.title}"
         await self._show("annotate-bottleneck", markdown.bottleneck(verdict), description)
+
+    async def _show_proof(self) -> None:
+        description = f"{self._run.workspace.output.name}: what the servers see, and where their boxes point"
+        await self._show("annotate-proof", markdown.proof(proofs(self._run)), description)
 
     async def _show_gpus(self, charts: Sequence[str]) -> None:
         text = markdown.gpus(telemetry_figures(self.telemetry), charts)

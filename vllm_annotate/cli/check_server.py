@@ -1,14 +1,16 @@
 """`vllm-annotate check-server`: shows what would be started, and whether it would work. Starts nothing.
 
-Exit codes: 0 it would work, 2 it would not, for the reasons printed.
+Exit codes: 0 it would work, 2 it would not, for the reasons printed. `--proof` asks a server that runs.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cyclopts import App
 
+from vllm_annotate.cli import check_proof
 from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.jobs import checked
@@ -26,23 +28,31 @@ def app() -> App:
     """The command's options: those of its own and the fields of Launch."""
     text = (
         "Show the command lines with which vLLM would be started, and check that it would work: model, GPUs, memory, "
-        "ports, version. Starts nothing."
+        "ports, version. Starts nothing. With --proof, ask a server that runs what it sees and where its boxes point."
     )
     own = [
-        option("server", "YAML file with the server's fields, including start."),
+        option("proof", "Prove a server that runs, with drawn scenes, before you give it images. Exit codes: 0 "
+               "proven, 1 in doubt, 2 its boxes would be wrong.", bool),
+        option("api_base", "Base URL of a server to prove; several for several servers. (default: "
+               "http://localhost:8000/v1)", list),
+        option("recipe", "YAML file with the recipe's fields, for the proof. (default: the built-in recipe)"),
+        option("json", "Print JSON, fit for a bug report.", bool),
+        option("server", "YAML file with the server's fields."),
         option("model_name", "Name of the served model. (default: the name of its folder)"),
         option("assume_gpus", "Pretend that this machine has other GPUs: NUMBERxGIB, such as 3x24."),
-    ]
+    ]  # fmt: skip
     return command("check-server", text, [*own, *fields(Launch)])
 
 
 def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> int:
     """Prints the findings; returns the exit code."""
     options = {name: value for name, value in given.items() if value is not None}
+    if options.get("proof"):
+        return check_proof.run(options, console)
     model, launch = _launch(options)
     assumed = _gpus(options["assume_gpus"]) if "assume_gpus" in options else None
     found = preflight(launch, options.get("model_name", model), "", assumed)
-    console.show(found.text())
+    console.show(json.dumps(found.shown(), ensure_ascii=False, indent=2) if options.get("json") else found.text())
     return 2 if found.problems else 0
 
 

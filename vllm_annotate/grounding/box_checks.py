@@ -1,5 +1,6 @@
 """Checks of boxes: each flags what it finds, and some correct or remove the box (FLAGS says which)."""
 
+from collections.abc import Sequence
 from itertools import islice, pairwise
 from typing import TypedDict
 
@@ -93,7 +94,7 @@ def check_objects(objects: list[Object]) -> tuple[list[Object], set[str]]:
     return kept, flags
 
 
-def iou(a: list[int], b: list[int]) -> float:
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
     """Returns the intersection over union of two boxes [x1, y1, x2, y2] that are not empty."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:

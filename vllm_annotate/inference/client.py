@@ -42,6 +42,7 @@ class Inference:
         self._started = time.monotonic()
         self._model: str | None = None
         self.rejections = Rejections()
+        self.on_answer: Callable[[Endpoint], None] = lambda _: None
         controllers = [ConcurrencyController(ceiling) if auto else None for _ in endpoints]
         self.pool = Pool(
             [
@@ -133,6 +134,7 @@ class Inference:
                     raise
                 if isinstance(result, Completion):
                     self.rejections.answered(result)
+                    self.on_answer(endpoint)
                     return result
                 shared = self.rejections.in_trouble(tries, result) and not self._is_alone(tries)
                 await self._strike(endpoint, result, last=tries.is_last and shared)

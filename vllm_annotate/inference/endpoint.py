@@ -102,10 +102,10 @@ class Endpoint:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
 
-    async def complete(self, body: bytes, attempt: int) -> Completion | Trouble:
+    async def complete(self, body: bytes, attempt: int, *, counts: bool = True) -> Completion | Trouble:
         """Sends one request; returns its completion, or trouble that a retry may cure.
 
-        Raises ImageFailure if no retry can.
+        `counts`: in the endpoint's figures. Raises ImageFailure if no retry can.
         """
         sent = time.monotonic()
         try:
@@ -118,7 +118,7 @@ class Endpoint:
                 return Trouble("server", said, "lost")
             return Trouble("timeout" if isinstance(error, TimeoutError) else "server", said)
         result = read_response(response, self._connections.shown, attempt)
-        if isinstance(result, Trouble):
+        if isinstance(result, Trouble) or not counts:
             return result
         self.strikes = 0
         self.answered += 1

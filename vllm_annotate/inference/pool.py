@@ -7,12 +7,12 @@ queues, first in, first out.
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from vllm_annotate.errors import ServerUnavailable
+from vllm_annotate.errors import ServerRefused, ServerUnavailable
 from vllm_annotate.inference.endpoint import Endpoint
 
 MAX_STRIKES = 3  # failed attempts in a row before an endpoint rests, if others are up
@@ -28,6 +28,7 @@ class Pool:
     ) -> None:
         self.endpoints = endpoints
         self.on_room: Callable[[], None] = lambda: None  # called when the limit rises
+        self.admit: Callable[[Endpoint], Awaitable[bool]] = _admit  # an endpoint that is back; raises ServerRefused
         self._ceiling = ceiling
         self._wait_seconds = wait_seconds
         self._warn = warn
@@ -164,7 +165,9 @@ class Pool:
 
     async def _watch(self, endpoint: Endpoint, rest_seconds: float) -> None:
         rested_at = time.monotonic() + rest_seconds
-        while time.monotonic() < rested_at or not await endpoint.is_healthy():
+        while time.monotonic() < rested_at or not await endpoint.is_healthy() or not await self._is_admitted(endpoint):
+            if endpoint.lost:
+                rested_at = max(rested_at, time.monotonic() + REST_SECONDS)
             if (error := self._given_up()) is not None:
                 while self._queue:
                     if not (turn := self._queue.popleft()).done():
@@ -174,6 +177,16 @@ class Pool:
         endpoint.up.set()
         self._warn(f"{endpoint.url} is back after {time.monotonic() - endpoint.down_since:.0f} s")
         self._hand_out()
+
+    async def _is_admitted(self, endpoint: Endpoint) -> bool:
+        """Whether a healthy endpoint may have requests again."""
+        try:
+            return await self.admit(endpoint)
+        except ServerRefused as error:
+            if not endpoint.lost:
+                self._warn(f"{error}; it gets no more requests")
+            endpoint.kept, endpoint.lost = False, str(error)
+            return False
 
     def _given_up(self) -> ServerUnavailable | None:
         """The error to raise if all endpoints have been down for too long, else None."""
@@ -207,3 +220,7 @@ class Pool:
                 if controller.limit > before:
                     self._hand_out()
                     self.on_room()
+
+
+async def _admit(_: Endpoint) -> bool:
+    return True

@@ -8,7 +8,7 @@ from vllm_annotate.pipeline.recording import Telemetry
 from vllm_annotate.pipeline.session import Run
 from vllm_annotate.report.charts import duration
 from vllm_annotate.report.figures import telemetry_figures
-from vllm_annotate.report.report import Images, Report, SkippedLines, Tokens
+from vllm_annotate.report.report import Images, Proof, Report, SkippedLines, Tokens
 from vllm_annotate.results.merge import Merged
 from vllm_annotate.results.provenance import made_by, maker, makers_in
 
@@ -51,9 +51,16 @@ def outcome(
             url: version | run.annotator.endpoint_counts()[url] | starts.get(url, {})
             for url, version in run.versions.items()
         },
+        proof=proofs(run),
         bottleneck=telemetry.bottleneck.verdict(),
         telemetry=telemetry_figures(telemetry),
     )
+
+
+def proofs(run: Run) -> dict[str, Proof]:
+    """What the endpoints showed so far, by URL."""
+    findings = run.proving.findings
+    return {url: Proof(**finding.model_dump(), text=finding.sentences()) for url, finding in findings.items()}
 
 
 def started_before(seconds: float) -> str:

@@ -69,6 +69,7 @@ class Preparation:
         self.preparing = 0  # of these: being prepared, or waiting for a thread
         self.prepared = 0  # images so far
         self.seconds = 0.0  # total thread time for these
+        self.as_they_are = False  # whether images within the budget are sent unchanged
         self._pool = pool
         self._image_root = image_root
         self._budget = budget

@@ -20,14 +20,16 @@ from vllm_annotate.inputs.source import Source
 from vllm_annotate.job import Job
 from vllm_annotate.pipeline.annotator import Annotator
 from vllm_annotate.pipeline.files import RunFiles, is_image_file, run_files
-from vllm_annotate.recipe.families import Family, resolve_family
+from vllm_annotate.pipeline.proving import Proving, with_family
+from vllm_annotate.proof.prove import Prover
+from vllm_annotate.recipe.families import Family, names_family, resolve_family
 from vllm_annotate.recipe.fingerprint import fingerprint, recipe_settings
 from vllm_annotate.recipe.guard import guard_recipe, record_recipe
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.results.merge import settle
 from vllm_annotate.results.provenance import makers_in
 from vllm_annotate.serving.keeper import Keeper, kept_servers, watching
-from vllm_annotate.serving.preflight import preflight
+from vllm_annotate.serving.preflight import Preflight, preflight
 from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.shortage import most_connections, raise_limit
@@ -49,6 +51,7 @@ class Run:
     recipe_fingerprint: str
     versions: dict[str, dict[str, Any]]  # by endpoint
     annotator: Annotator
+    proving: Proving
     keepers: Sequence[Keeper] = ()  # of the servers that the run starts
 
     @property
@@ -73,13 +76,14 @@ async def open_run(
         workspace = files.workspace
         keepers: list[Keeper] = []
         if server.start is not None:
-            found = await asyncio.to_thread(preflight, server.start, server.model, server.own_key())
+            found = await asyncio.to_thread(find_launch, server, recipe)
             found.check()
             for note in found.notes:
                 say(note)
             # Check what can be refused before the server starts, which takes minutes.
             stack.enter_context(workspace.locked())
-            checked_recipe(workspace, recipe, found.model_name)
+            if names_family(recipe.family, found.model_name):
+                checked_recipe(workspace, recipe, found.model_name)
             folder = Path(os.path.realpath(Path(server.start.log_folder or workspace.logs).expanduser()))
             keepers = await stack.enter_async_context(kept_servers(found.replicas, folder, say))
         client = inference_client(server, job, warn)
@@ -89,6 +93,7 @@ async def open_run(
         versions = await inference.versions(model)
         if server.start is None:
             stack.enter_context(workspace.locked())
+        recipe = await with_family(recipe, model, workspace, inference.pool, say)
         family, settings, identity = checked_recipe(workspace, recipe, model)
         if others := other_recipes(workspace, identity):
             warn(
@@ -99,7 +104,19 @@ async def open_run(
         annotator = Annotator(inference, recipe, family, model, files.image_root, job.error_budget, servers_read=reads)
         await stack.enter_async_context(annotator)
         stack.enter_context(rare_collections())
-        yield Run(job, files, model, settings, identity, versions, annotator, keepers)
+        proving = Proving(Prover(recipe, family, model), inference, annotator, job.canary_every)
+        stack.push_async_callback(proving.close)
+        yield Run(job, files, model, settings, identity, versions, annotator, proving, keepers)
+
+
+def find_launch(server: Server, recipe: Recipe) -> Preflight:
+    """Checks what decides whether the servers will start; they see images of the recipe's budget."""
+    start = server.start
+    assert start is not None  # noqa: S101 - for the type checker
+    name = start.served_name(server.model)
+    family = resolve_family(recipe.family, name) if names_family(recipe.family, name) else None
+    budget = recipe.image_budget(family) if family is not None and family.grid else None
+    return preflight(start, server.model, server.own_key(), budget=budget)
 
 
 def inference_client(server: Server, job: Job, warn: Callable[[str], None]) -> Inference:
@@ -150,7 +167,7 @@ async def check_run(job: Job, say: Callable[[str], None]) -> None:
         async with open_run(job, say):
             return
     async with run_files(job, say, lambda _: None):
-        (await asyncio.to_thread(preflight, server.start, server.model, server.own_key())).check()
+        (await asyncio.to_thread(find_launch, server, job.recipe or Recipe())).check()
 
 
 def can_read(server: Server, keepers: Sequence[Keeper], image_root: ImageRoot) -> bool:

@@ -52,6 +52,12 @@ async def plan_chunks(run: Run, logger: Logger) -> Plan:
     return plan
 
 
+async def prove_servers(run: Run, plan: Plan, logger: Logger) -> None:
+    """Proves every endpoint before the first image, if there is one. Raises ServerRefused if boxes would be wrong."""
+    if plan.rows:
+        await run.proving.prove_all(logger)
+
+
 async def annotate_chunks(run: Run, plan: Plan, run_chunk: ChunkRunner) -> dict[int, ImageFailure]:
     """Runs the chunks, each shortly before its rows are needed. `run_chunk` returns what stopped a chunk, or None.
 

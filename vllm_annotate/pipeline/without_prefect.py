@@ -19,6 +19,7 @@ from vllm_annotate.pipeline.steps import (
     count_settled,
     merge_parts,
     plan_chunks,
+    prove_servers,
     publish_report,
 )
 from vllm_annotate.report.report import Report
@@ -32,6 +33,7 @@ async def annotate(job: Job, logger: Logger) -> Report:
     async with open_run(job, logger.info, logger.warning) as run:
         logger.info("Model %s at %s, recipe %s", run.model, ", ".join(run.versions), run.recipe_fingerprint)
         plan = await plan_chunks(run, logger)
+        await prove_servers(run, plan, logger)
         async with (
             recording(run, plan.rows, logger.warning) as telemetry,
             showing_progress(run.annotator, plan.rows, logger),

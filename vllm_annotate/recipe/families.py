@@ -44,6 +44,7 @@ class Family:
     name_key: str = "label"
     y_first: bool = False  # [y1, x1, y2, x2]
     factor: int = 28  # patch × merge of Qwen's image processors; other families accept any size
+    grid: bool = False  # the server resizes images to multiples of `factor`, as Qwen's image processors do
 
     def denominators(self, sent_width: int, sent_height: int) -> tuple[float, float]:
         """Returns the divisors that turn x and y into shares of the image: the sent image's size, or a constant."""
@@ -55,9 +56,9 @@ class Family:
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family("qwen2-vl", r"qwen-?2-?vl", "thousandths"),
-        Family("qwen2.5-vl", r"qwen-?2\.5-?vl|tiny-grounder", "pixels"),
-        Family("qwen3-vl", r"qwen-?3-?vl|qwen-?3\.5", "thousandths", factor=32),
+        Family("qwen2-vl", r"qwen-?2-?vl", "thousandths", grid=True),
+        Family("qwen2.5-vl", r"qwen-?2\.5-?vl|tiny-grounder", "pixels", grid=True),
+        Family("qwen3-vl", r"qwen-?3-?vl|qwen-?3\.5", "thousandths", factor=32, grid=True),
         Family("internvl", r"intern-?vl|intern-?s1", "thousandths", "bbox"),
         Family("glm-v", r"glm-?4\.\d+v", "thousandths"),
         Family("minicpm-v", r"minicpm-?[vo]", "thousandths", "bbox"),
@@ -69,6 +70,15 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def names_family(name: FamilyName, model: str) -> bool:
+    """Whether the name, or that of the served model, identifies a family."""
+    return name != "auto" or len(_served_as(model)) == 1
+
+
+def _served_as(model: str) -> list[Family]:
+    return [family for family in FAMILIES.values() if re.search(family.served_as, model.lower().replace("_", "-"))]
+
+
 def resolve_family(name: FamilyName, model: str) -> Family:
     """Returns the family of that name; for `auto`, the one that matches the served model's name.
 
@@ -76,10 +86,15 @@ def resolve_family(name: FamilyName, model: str) -> Family:
     """
     if name != "auto":
         return FAMILIES[name]
-    found = [family for family in FAMILIES.values() if re.search(family.served_as, model.lower().replace("_", "-"))]
+    found = _served_as(model)
     if len(found) == 1:
         return found[0]
-    raise UsageError(
+    raise UsageError(not_named(model))
+
+
+def not_named(model: str) -> str:
+    """The message for a served model whose name does not identify its family."""
+    return (
         f"the name of the served model, {model!r}, does not identify its family, which decides the space of its boxes: "
         f"set the recipe's family (in the block, or `family: …` in the --recipe file) to one of {', '.join(FAMILIES)}"
     )

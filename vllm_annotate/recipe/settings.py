@@ -19,8 +19,8 @@ class Recipe(BaseModel):
     family: FamilyName = Field(
         default="auto",
         title="Model family",
-        description="Space and form in which the model writes boxes; auto goes by the served model's name and refuses "
-        "to guess.",
+        description="Space and form in which the model writes boxes; auto goes by the served model's name, "
+        "else by its boxes for drawn scenes.",
     )
     language: Literal["en", "zh"] = Field(
         default="en", title="Language", description="Language of the built-in prompts, and therefore of the answers."

@@ -3,7 +3,7 @@
 import base64
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -12,7 +12,7 @@ from vllm_annotate.report.boxes import boxes_of
 from vllm_annotate.report.charts import COLOURS, data_uri
 from vllm_annotate.report.figures import gpu_rows, server_rows
 from vllm_annotate.report.gallery import Example, failure_of
-from vllm_annotate.report.report import Report, Seen, Tokens
+from vllm_annotate.report.report import Proof, Report, Seen, Tokens
 from vllm_annotate.report.summary import counts_by_name, stand_ins
 from vllm_annotate.report.text import text_of
 from vllm_annotate.telemetry.bottleneck import TITLES, Verdict
@@ -77,6 +77,14 @@ def bottleneck(verdict: Verdict) -> str:
         f"**{verdict.title[:1].upper()}{verdict.title[1:]}**\n\n{plain(verdict.evidence)}\n\n"
         f"What to do: {plain(verdict.advice)}\n\n{table(shares)}"
     )
+
+
+def proof(proofs: Mapping[str, Proof]) -> str:
+    """What each endpoint showed before the first image, and since."""
+    parts = [
+        f"**{plain(url)}**\n\n" + "".join(f"- {plain(said)}\n" for said in each.text) for url, each in proofs.items()
+    ]
+    return "\n".join(parts) or "Nothing was proven yet.\n"
 
 
 def samples(examples: Sequence[Example]) -> str:

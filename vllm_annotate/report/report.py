@@ -62,6 +62,12 @@ class Seen(Figures):
     client: dict[str, float | None] = {}
 
 
+class Proof(Figures):
+    """What an endpoint showed: a `proof.finding.Finding`, and the same in words."""
+
+    text: list[str] = []
+
+
 class Report(Figures):
     """The content of report.json.
 
@@ -86,6 +92,7 @@ class Report(Figures):
     model: str
     endpoints: list[str]
     servers: dict[str, dict[str, Any]]  # by URL: version, answers, concurrency
+    proof: dict[str, Proof] = {}  # by URL; empty if the run asked for no image
     bottleneck: Verdict
     telemetry: Seen
     shards: dict[str, dict[str, Any]] | None = None  # by name, if the output was merged from shards

@@ -61,6 +61,7 @@ def summarise_shards(
         servers={
             f"{url} ({name})": server for name, report in reports.items() for url, server in report.servers.items()
         },
+        proof={f"{url} ({name})": proof for name, report in reports.items() for url, proof in report.proof.items()},
         bottleneck=_bottleneck(latest),
         telemetry=_telemetry(reports),
         shards={name: report.model_dump(mode="json", include=OF_A_SHARD) for name, report in reports.items()},

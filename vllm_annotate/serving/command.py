@@ -14,8 +14,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.recipe.image_budget import ImageBudget
 from vllm_annotate.serving.launch import Launch
 
+BUDGET_FLAG = "--mm-processor-kwargs"
 VERSION_SECONDS = 180  # `vllm --version` imports PyTorch
 Version = tuple[int, int, int]
 NEWEST = (999, 0, 0)
@@ -83,11 +85,14 @@ GONE = {
 
 
 def serve_command(
-    launch: Launch, version: Version, name: str, port: int, max_model_len: int
+    launch: Launch, version: Version, name: str, port: int, max_model_len: int, budget: ImageBudget | None = None
 ) -> tuple[list[str], list[str]]:
-    """The server's command line, and notes on extra arguments that were changed for this version."""
+    """The server's command line, and notes on extra arguments that were changed for this version.
+
+    With a budget, the server resizes images as the client computes it.
+    """
     extra, notes = translated(launch.extra_arguments, version)
-    given = {argument.partition("=")[0] for argument in extra}
+    given = {re.split("[=.]", argument)[0] for argument in extra}
     ours: list[list[str]] = [
         ["--served-model-name", name],
         ["--host", launch.host],
@@ -95,10 +100,21 @@ def serve_command(
         ["--max-model-len", str(max_model_len)],
         *_sizes(launch),
         *_for_batches_of_single_images(version),
+        *([[BUDGET_FLAG, _pixels(budget)]] if budget is not None and version >= (0, 6, 2) else []),
     ]
     kept = [argument for group in ours if group[0] not in given for argument in group]
     model = str(Path(launch.model_path).expanduser()) if launch.model_path.startswith("~") else launch.model_path
     return [_found(launch.executable), "serve", model, *kept, *extra], notes
+
+
+def _pixels(budget: ImageBudget) -> str:
+    return json.dumps({"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels})
+
+
+def without_budget(command: Sequence[str]) -> list[str]:
+    """The command without its image budget: the proof shows what a server sees."""
+    flags = [number for number, argument in enumerate(command) if argument == BUDGET_FLAG]
+    return [argument for number, argument in enumerate(command) if not {number, number - 1} & set(flags)]
 
 
 def _sizes(launch: Launch) -> list[list[str]]:

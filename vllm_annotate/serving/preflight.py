@@ -6,9 +6,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.serving.command import find_version, serve_command, server_environment
+from vllm_annotate.recipe.image_budget import ImageBudget
+from vllm_annotate.serving.command import find_version, serve_command, server_environment, without_budget
 from vllm_annotate.serving.fit import DEFAULT_UTILIZATION, Split, need, split_problems, suggestion
 from vllm_annotate.serving.gpus import Gpu, find_gpus
 from vllm_annotate.serving.launch import MAX_MODEL_LEN, Launch
@@ -41,6 +43,7 @@ class Preflight:
     launch: Launch
     model_name: str
     api_key: str
+    budget: ImageBudget | None = None
     allowed_gpus: Sequence[Gpu] = ()
     gpus: Sequence[Gpu] = ()  # the ones to use
     model: ModelConfig | None = None
@@ -63,19 +66,36 @@ class Preflight:
     def text(self) -> str:
         """A report for the terminal: findings and command lines."""
         lines = [*self.notes, *(f"PROBLEM: {problem}" for problem in self.problems)]
+        for url, command in self._commands().items():
+            lines += ["", f"# {self.model_name} at {url}", command]
+        return "\n".join(lines)
+
+    def shown(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {"notes": self.notes, "problems": self.problems, "commands": self._commands()}
+
+    def _commands(self) -> dict[str, str]:
+        """The command lines by URL, without secrets; none if there are problems."""
+        own, commands = [*self.launch.variables, *self.launch.environment_from], {}  # may be secrets
         for replica in [] if self.problems else self.replicas:
-            own = [*self.launch.variables, *self.launch.environment_from]  # may be secrets
             shown = {name: value for name, value in replica.environment.items() if name not in HIDDEN_VARIABLES}
             settings = [f"{name}={'…' if name in own else shlex.quote(value)}" for name, value in shown.items()]
-            lines += ["", f"# {replica.model} at {replica.url}", " ".join([*settings, shlex.join(replica.command)])]
-        return "\n".join(lines)
+            commands[replica.url] = " ".join([*settings, shlex.join(replica.command)])
+        return commands
 
 
 def preflight(
-    launch: Launch, model_name: str | None, api_key: str, assumed_gpus: Sequence[Gpu] | None = None
+    launch: Launch,
+    model_name: str | None,
+    api_key: str,
+    assumed_gpus: Sequence[Gpu] | None = None,
+    budget: ImageBudget | None = None,
 ) -> Preflight:
-    """Checks everything that decides whether the servers will start; `assumed_gpus` are another machine's."""
-    found = Preflight(launch, launch.served_name(model_name), api_key)
+    """Checks everything that decides whether the servers will start.
+
+    `assumed_gpus` are another machine's; `budget` is the size of images that the servers shall see.
+    """
+    found = Preflight(launch, launch.served_name(model_name), api_key, budget)
     if sys.platform != "linux":
         found.problems.append("vLLM can only be started on Linux: start it elsewhere and add its URL to endpoints")
     _find_model(found)
@@ -171,7 +191,8 @@ def _check_ports(found: Preflight) -> int:
             found.problems.append(is_a_strangers(replica.url, stranger))
             continue
         models, record = served_models(replica.url, found.api_key), read_record(record_path(replica.port))
-        if models is not None and found.model_name in models and (record is None or record.command == replica.command):
+        same = record is None or without_budget(record.command) == without_budget(replica.command)
+        if models is not None and found.model_name in models and same:
             found.notes.append(f"{replica.url} already serves {found.model_name}: it will be used")
             running += 1
         elif record is not None:
@@ -230,7 +251,7 @@ def _plan_replicas(found: Preflight) -> None:
     each = launch.tensor_parallel_size * launch.pipeline_parallel_size
     for number, url in enumerate(launch.urls()):
         port, gpus = launch.port + number, [gpu.index for gpu in found.gpus[number * each : (number + 1) * each]]
-        command, notes = serve_command(launch, version, found.model_name, port, found.max_model_len)
+        command, notes = serve_command(launch, version, found.model_name, port, found.max_model_len, found.budget)
         found.notes += [note for note in notes if note not in found.notes]
         environment = server_environment(launch, gpus, found.api_key)
         found.replicas.append(Replica(launch, url, port, found.model_name, found.api_key, command, environment))
