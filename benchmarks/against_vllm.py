@@ -74,7 +74,7 @@ def draw(folder: Path, count: int, model: str) -> list[bytes]:
         row = json.loads(line)
         image = prepare(folder / "images", row["image_path"], budget)
         row["image_path"] = f"{row['image_path']}.jpg"
-        (folder / "images" / row["image_path"]).write_bytes(image.jpeg)
+        (folder / "images" / row["image_path"]).write_bytes(image.content)
         rows.append(row)
         picture = {"type": "image_url", "image_url": {"url": image.url().decode()}}
         requests.append({"content": [picture, {"type": "text", "text": PROMPT + row["caption"]}]})

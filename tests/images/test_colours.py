@@ -214,7 +214,7 @@ def test_alpha_that_was_never_set_hides_nothing() -> None:
 def test_a_16_bit_scan_with_a_transparent_margin_keeps_its_shades(tmp_path: Path) -> None:
     row = b"\0" + big_endian(*[0] * 28, *[0x4000] * 28, *[0xC000] * 28, *[0xFFFF] * 28)
     (tmp_path / "scan.png").write_bytes(png((112, 56), 16, GREY, row * 56, clear(0)))
-    sent = prepare(tmp_path, "scan.png", ImageBudget(56 * 56, 112 * 56)).jpeg
+    sent = prepare(tmp_path, "scan.png", ImageBudget(56 * 56, 112 * 56)).content
     for jpeg in (sent, thumbnail(tmp_path, "scan.png", 112)[0]):
         with Image.open(io.BytesIO(jpeg)) as image:
             found = [image.convert("L").getpixel((x, 28)) for x in (14, 42, 70, 98)]

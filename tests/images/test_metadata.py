@@ -104,7 +104,7 @@ def test_broken_metadata_change_nothing_of_an_image(tmp_path: Path, file: bytes,
 
 
 def pixels(prepared: PreparedImage) -> bytes:
-    return Image.open(io.BytesIO(prepared.jpeg)).tobytes()
+    return Image.open(io.BytesIO(prepared.content)).tobytes()
 
 
 @pytest.mark.parametrize(

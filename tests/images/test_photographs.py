@@ -43,7 +43,7 @@ def test_each_is_sent_upright_and_looks_as_it_did(photographs: Path) -> None:
         prepare(photographs, "multipage_rgb.tif", BUDGET)
     for name in (name for name in names if name != "multipage_rgb.tif"):
         prepared = prepare(photographs, name, BUDGET)
-        with Image.open(photographs / name) as image, Image.open(io.BytesIO(prepared.jpeg)) as sent:
+        with Image.open(photographs / name) as image, Image.open(io.BytesIO(prepared.content)) as sent:
             shown = ImageOps.exif_transpose(image)
             assert (prepared.width, prepared.height) == shown.size, name
             assert (prepared.sent_width, prepared.sent_height) == sent.size, name

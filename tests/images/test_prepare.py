@@ -5,17 +5,19 @@ import io
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from demo.scenes import draw_scene, save_turned, save_with_alpha
 from tests.grounding.test_parse import native, native_json
 from vllm_annotate.errors import ImageFailure
 from vllm_annotate.grounding.parse import parse_answer
-from vllm_annotate.images.prepare import PreparedImage, prepare, smart_resize
+from vllm_annotate.images.prepare import PreparedImage, prepare, smart_resize, thumbnail
 from vllm_annotate.recipe.families import FAMILIES, Family
 from vllm_annotate.recipe.image_budget import ImageBudget
 from vllm_annotate.recipe.settings import Recipe
@@ -24,7 +26,7 @@ BUDGET = ImageBudget(min_pixels=128 * 784, max_pixels=1280 * 784)
 
 
 def pixels(prepared: PreparedImage) -> Image.Image:
-    return Image.open(io.BytesIO(prepared.jpeg))
+    return Image.open(io.BytesIO(prepared.content))
 
 
 def failure(root: Path, image_path: str) -> ImageFailure:
@@ -99,7 +101,7 @@ def test_every_exif_orientation_is_turned_upright(tmp_path: Path, orientation: i
 
 def test_an_upright_jpeg_of_the_right_size_is_sent_unchanged(tmp_path: Path) -> None:
     Image.new("RGB", (644, 476), "red").save(tmp_path / "a.jpg")
-    assert prepare(tmp_path, "a.jpg", BUDGET).jpeg == (tmp_path / "a.jpg").read_bytes()
+    assert prepare(tmp_path, "a.jpg", BUDGET).content == (tmp_path / "a.jpg").read_bytes()
 
 
 def test_a_server_that_reads_images_gets_a_file_name_only_if_the_file_needs_no_change(tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_a_server_that_reads_images_gets_a_file_name_only_if_the_file_needs_no_c
     (tmp_path / "link.jpg").symlink_to("as it is.jpg")
     for name in ("as it is.jpg", "link.jpg"):
         prepared = prepare(tmp_path, name, BUDGET, server_reads=True)
-        assert (prepared.jpeg, prepared.sent_width, prepared.sent_height) == (b"", 644, 476)
+        assert (prepared.content, prepared.sent_width, prepared.sent_height) == (b"", 644, 476)
         assert prepared.url() == (tmp_path / "as it is.jpg").resolve().as_uri().encode()
     whole.save(tmp_path / "taken somewhere.jpg", exif=b"Exif\0\0")
     whole.save(tmp_path / "other.png")
@@ -125,12 +127,71 @@ def test_a_server_that_reads_images_gets_a_file_name_only_if_the_file_needs_no_c
         assert caught.value.kind == kind
 
 
-def test_a_jpeg_with_data_after_its_end_is_sent_unchanged(tmp_path: Path) -> None:
+def test_what_follows_a_jpeg_is_not_sent(tmp_path: Path) -> None:
     Image.new("RGB", (644, 476), "red").save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
     for more in (b"\0\0\0", b"\n", b"what a phone appends" * 9):
-        data = (tmp_path / "a.jpg").read_bytes() + more
-        (tmp_path / "b.jpg").write_bytes(data)
-        assert prepare(tmp_path, "b.jpg", BUDGET).jpeg == data
+        (tmp_path / "b.jpg").write_bytes(data + more)
+        assert prepare(tmp_path, "b.jpg", BUDGET).content == data
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=str)
+def test_a_jpeg_within_the_budget_keeps_its_size_only_if_the_server_is_known_to_resize(
+    tmp_path: Path, family: Family
+) -> None:
+    budget = Recipe().image_budget(family)
+    Image.new("RGB", (650, 470), "red").save(tmp_path / "a.jpg")
+    known, unknown = (prepare(tmp_path, "a.jpg", budget, as_they_are=known) for known in (True, False))
+    assert (known.sent_as, known.content) == ("original", (tmp_path / "a.jpg").read_bytes())
+    assert unknown.sent_as == "jpeg"
+    grid = smart_resize(650, 470, budget)
+    assert pixels(unknown).size == (unknown.sent_width, unknown.sent_height) == grid
+    assert (known.sent_width, known.sent_height) == (grid if family.name.startswith("qwen") else (650, 470))
+    assert (known.width, known.height) == (unknown.width, unknown.height) == (650, 470)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(4, 2000), st.integers(4, 2000))
+@example(5600, 20, 4, 2000)
+@example(308, 322, 128, 1280)  # within the budget, and under it on the grid
+def test_an_image_that_would_be_scaled_to_the_budget_is_resized_here(
+    tmp_path_factory: pytest.TempPathFactory, width: int, height: int, least: int, most: int
+) -> None:
+    budget = ImageBudget(min(least, most) * 784, max(least, most) * 784)
+    folder = tmp_path_factory.getbasetemp()
+    Image.new("L", (width, height)).save(folder / "a.jpg")
+    try:
+        prepared = prepare(folder, "a.jpg", budget, as_they_are=True)
+    except ImageFailure:
+        return
+    rounded = round(width / 28) * 28, round(height / 28) * 28
+    fits = budget.min_pixels <= rounded[0] * rounded[1] <= budget.max_pixels and min(width, height) >= 28
+    assert prepared.sent_as == ("original" if fits else "jpeg")
+    assert pixels(prepared).size == ((width, height) if fits else (prepared.sent_width, prepared.sent_height))
+
+
+def test_half_a_jpeg_with_an_end_behind_it_is_not_sent(tmp_path: Path) -> None:
+    whole = Image.effect_noise((644, 476), 50)
+    whole.save(tmp_path / "a.jpg", exif=Image.Exif())
+    data = (tmp_path / "a.jpg").read_bytes()
+    for at in (30, 60, 100, data.index(b"\xff\xda") + 2):
+        (tmp_path / "b.jpg").write_bytes(data[:at] + b"\xff\xd9")
+        assert failure(tmp_path, "b.jpg").kind == "unreadable", at
+
+
+def test_no_metadata_of_an_image_are_sent_or_shown(tmp_path: Path) -> None:
+    secret = b"52.5163 N 13.3777 E"
+    text = PngInfo()
+    text.add_text("Comment", secret.decode())
+    options: dict[str, dict[str, Any]] = {
+        "JPEG": {"comment": secret, "xmp": secret, "exif": secret}, "GIF": {"comment": secret},
+        "PNG": {"pnginfo": text}, "WEBP": {"exif": secret, "xmp": secret}, "TIFF": {"description": secret.decode()},
+    }  # fmt: skip
+    for file_format, metadata in options.items():
+        Image.new("RGB", (1000, 1300), "red").save(tmp_path / "a", file_format, **metadata)
+        assert secret in (tmp_path / "a").read_bytes()
+        for as_they_are in (True, False):
+            assert secret not in prepare(tmp_path, "a", BUDGET, as_they_are=as_they_are).content
+        assert secret not in thumbnail(tmp_path, "a", 200)[0]
 
 
 def test_a_jpeg_that_draft_mode_reduces_to_the_target_is_not_sent_in_full(tmp_path: Path) -> None:
@@ -225,7 +286,7 @@ def test_the_location_in_exif_is_not_sent(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x8825] = {1: "N", 2: (52.0, 31.0, 12.0)}
     Image.new("RGB", (644, 476), "red").save(tmp_path / "a.jpg", exif=exif)
-    assert b"Exif" not in prepare(tmp_path, "a.jpg", BUDGET).jpeg
+    assert b"Exif" not in prepare(tmp_path, "a.jpg", BUDGET).content
 
 
 def test_the_first_frame_of_an_animated_image_is_sent(tmp_path: Path) -> None:

@@ -141,10 +141,10 @@ def check(path: Path, size: tuple[int, int]) -> None:
     prepared = prepare(path.parent, path.name, BUDGET)
     assert (prepared.width, prepared.height) == size
     assert prepared.sent_width > prepared.sent_height
-    with Image.open(io.BytesIO(prepared.jpeg)) as sent:
+    with Image.open(io.BytesIO(prepared.content)) as sent:
         assert sent.size == (prepared.sent_width, prepared.sent_height)
         assert sent.getexif().get(ORIENTATION) not in STORED
-    assert corners(prepared.jpeg) == list(CORNERS)
+    assert corners(prepared.content) == list(CORNERS)
     jpeg, small = thumbnail(path.parent, path.name, 60)
     assert small == (60, round(60 * size[1] / size[0]))
     assert corners(jpeg) == list(CORNERS)
@@ -187,7 +187,7 @@ def test_images_that_must_be_turned_are_sent_to_a_server_that_reads_files(tmp_pa
         save(name, drawing(112, 56), tmp_path / "a", orientation)
         sent = prepare(tmp_path, "a", BUDGET, server_reads=True)
         assert not sent.file
-        assert corners(sent.jpeg) == list(CORNERS)
+        assert corners(sent.content) == list(CORNERS)
 
 
 @pytest.mark.parametrize("file_format", ["BMP", "GIF", "ICO", "JPEG2000", "PPM", "TGA"])
@@ -227,7 +227,7 @@ def test_a_jpeg_whose_exif_pillow_refuses_is_shown_and_sent_without_it(tmp_path:
     with pytest.raises(OSError, match="cannot identify"):
         Image.open(tmp_path / "a")
     check(tmp_path / "a", (112, 56))
-    assert refused[6:] not in prepare(tmp_path, "a", BUDGET).jpeg
+    assert refused[6:] not in prepare(tmp_path, "a", BUDGET).content
 
 
 def test_an_avif_with_invalid_exif_is_shown(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Requests prepared ahead of time."""
 
 import asyncio
+import base64
 import gc
 import os
 import resource
@@ -66,6 +67,18 @@ async def test_images_that_need_no_change_are_prepared_together_and_large_ones_a
         assert max(await group_sizes(preparation, rows(*["as it is.jpg"] * 100))) == LARGEST_GROUP
         assert (await group_sizes(preparation, rows(*["large.png"] * 12)))[-1] == 1
         assert preparation.prepared == 112
+
+
+async def test_images_go_out_as_they_are_from_the_moment_that_this_is_known_to_be_safe(images: Path) -> None:
+    Image.new("RGB", (640, 480), "red").save(images / "within.jpg")
+    async with preparing(images) as preparation:
+        for known, way in ((False, "jpeg"), (True, "original"), (False, "jpeg")):
+            preparation.as_they_are = known
+            (pending,) = await preparation.start(rows("within.jpg"))
+            image, body = await pending.request()
+            preparation.release()
+            assert image.sent_as == way
+            assert (base64.b64encode((images / "within.jpg").read_bytes()) in body) is known
 
 
 async def test_a_corrupt_image_fails_alone(images: Path) -> None:

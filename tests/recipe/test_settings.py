@@ -103,7 +103,7 @@ def test_a_caption_with_braces_is_sent_unchanged() -> None:
 
 def test_the_image_is_sent_as_a_data_uri_without_a_cache_key() -> None:
     part = body(Recipe())["messages"][1]["content"][0]
-    assert base64.b64decode(part["image_url"]["url"].removeprefix("data:image/jpeg;base64,")) == IMAGE.jpeg
+    assert base64.b64decode(part["image_url"]["url"].removeprefix("data:image/jpeg;base64,")) == IMAGE.content
     assert "uuid" not in part
 
 

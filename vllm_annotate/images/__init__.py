@@ -1,1 +1,1 @@
-"""Image files → upright JPEGs of the size that the model sees."""
+"""Image files → what is sent of them, and the size that the model sees."""

@@ -1,4 +1,4 @@
-"""An image file → a checked, upright JPEG of the exact size that the model sees."""
+"""An image file → what is sent of it: its own bytes without metadata, or an upright JPEG of the right size."""
 
 import io
 import math
@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Literal, TypeVar
 
 import pybase64
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -18,6 +18,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from vllm_annotate.errors import ImageFailure
 from vllm_annotate.images.files import OpenFile, opened_inside, read_image
 from vllm_annotate.images.hints import what_it_is
+from vllm_annotate.images.jpeg import plain_jpeg
 from vllm_annotate.images.metadata import SMALL_BYTES, readings
 from vllm_annotate.images.upright import Upright, upright
 from vllm_annotate.recipe.image_budget import ImageBudget
@@ -41,18 +42,20 @@ END_BYTES = 64  # searched for it at the end of a file, which may have padding
 class PreparedImage:
     """What is sent, and the two sizes that map its boxes to the file."""
 
-    jpeg: bytes  # empty if the server reads the file itself
+    content: bytes  # empty if the server reads the file itself
     width: int  # of the upright image, pixels
     height: int
-    sent_width: int  # of the JPEG, pixels: the space in which the model answers
+    sent_width: int  # of what the model sees, pixels: the space in which it answers
     sent_height: int
+    sent_as: Literal["original", "jpeg"] = "jpeg"  # the file's own bytes, or a JPEG made of them
+    media_type: str = "image/jpeg"
     file: str = ""  # the real path, if the server reads it
 
     def url(self) -> bytes:
         """Returns the image's URL for a request: file:///… or data:…, ASCII without quotes."""
         if self.file:
             return Path(self.file).as_uri().encode()
-        return b"data:image/jpeg;base64," + pybase64.b64encode(self.jpeg)
+        return b"data:%b;base64,%b" % (self.media_type.encode(), pybase64.b64encode(self.content))
 
 
 def smart_resize(width: int, height: int, budget: ImageBudget) -> tuple[int, int]:
@@ -82,19 +85,56 @@ def smart_resize(width: int, height: int, budget: ImageBudget) -> tuple[int, int
 
 
 def prepare(
-    image_root: ImageRoot, image_path: str, budget: ImageBudget, *, server_reads: bool = False
+    image_root: ImageRoot,
+    image_path: str,
+    budget: ImageBudget,
+    *,
+    as_they_are: bool = False,
+    server_reads: bool = False,
 ) -> PreparedImage:
     """Reads, checks, turns and resizes one image. CPU-bound: call it off the event loop.
 
-    If the server reads files of the image root itself, files that need no change are not read here. Raises
-    ImageFailure of kind missing, outside_root, unreadable or too_large.
+    With `as_they_are`, a JPEG within the budget keeps its size, as the server resizes it to the same grid. If the
+    server reads files of the image root itself, files that need no change are not read here. Raises ImageFailure of
+    kind missing, outside_root, unreadable or too_large.
     """
     _set_up_pillow()
     if server_reads and isinstance(image_root, Path):
         with suppress(Exception):  # the code below raises the cause
             if (named := _prepare_by_name(image_root, image_path, budget)) is not None:
                 return named
-    return _decoded(image_root, image_path, lambda image, content: _prepare(image, content, budget))
+    data = read_image(image_root, image_path)
+    if (original := _original(data, budget, as_they_are=as_they_are)) is not None:
+        return original
+    return _decoded(data, lambda image: _converted(image, budget))
+
+
+def _original(data: bytes, budget: ImageBudget, *, as_they_are: bool) -> PreparedImage | None:
+    """Returns a file that can be sent without decoding it; else None."""
+
+    def can_be_sent(width: int, height: int) -> bool:
+        if width * height > MAX_PIXELS:
+            return False
+        seen = smart_resize(width, height, budget)
+        return seen == (width, height) or (as_they_are and _only_rounds(width, height, seen, budget))
+
+    jpeg = plain_jpeg(data, can_be_sent)
+    if jpeg is None:
+        return None
+    size = (jpeg.width, jpeg.height)
+    return PreparedImage(jpeg.content, *size, *_seen(size, budget), sent_as="original")
+
+
+def _only_rounds(width: int, height: int, seen: tuple[int, int], budget: ImageBudget) -> bool:
+    """Whether both sides are only rounded to the grid, and the image not scaled to the limits of its budget."""
+    factor = budget.factor
+    # Earlier image processors refuse images with a side under the factor.
+    return min(width, height) >= factor and seen == (round(width / factor) * factor, round(height / factor) * factor)
+
+
+def _seen(sent: tuple[int, int], budget: ImageBudget) -> tuple[int, int]:
+    """Returns the size that the model sees of an image of this size."""
+    return smart_resize(*sent, budget) if budget.grid else sent
 
 
 def thumbnail(
@@ -105,13 +145,12 @@ def thumbnail(
     Lowers the quality to stay within `max_bytes`. Raises ImageFailure as `prepare` does.
     """
     _set_up_pillow()
-    small = _decoded(image_root, image_path, lambda image, _: _reduced(image, side))
+    small = _decoded(read_image(image_root, image_path), lambda image: _reduced(image, side))
     for quality in (75, 50, 25, 5):
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=quality)
-        if buffer.tell() <= max_bytes:
+        jpeg = _jpeg(small, quality)
+        if len(jpeg) <= max_bytes:
             break
-    return buffer.getvalue(), small.size
+    return jpeg, small.size
 
 
 def _reduced(image: ImageFile.ImageFile, side: int) -> Image.Image:
@@ -129,14 +168,13 @@ def _set_up_pillow() -> None:
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def _decoded(image_root: ImageRoot, image_path: str, use: Callable[[ImageFile.ImageFile, bytes], Result]) -> Result:
-    """Opens an image and returns what `use` makes of it and of its content. Errors become an ImageFailure."""
-    data = read_image(image_root, image_path)
+def _decoded(data: bytes, use: Callable[[ImageFile.ImageFile], Result]) -> Result:
+    """Opens an image and returns what `use` makes of it. Errors become an ImageFailure."""
     errors: list[Exception] = []
     for content in readings(data):
         try:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                return use(image, content)
+                return use(image)
         except ImageFailure:
             raise
         except Exception as error:  # decoders can raise anything on hostile bytes; no image may stop a run
@@ -175,7 +213,7 @@ def _prepare_header(opened: OpenFile, file: BinaryIO, budget: ImageBudget) -> Pr
         file.seek(max(0, opened.size - END_BYTES))
         if not _can_be_sent(shown, sent) or not _is_whole(file.read()):
             return None
-        return PreparedImage(b"", shown.width, shown.height, *sent, file=opened.real)
+        return PreparedImage(b"", shown.width, shown.height, *sent, sent_as="original", file=opened.real)
 
 
 def _check_pixels(image: ImageFile.ImageFile) -> None:
@@ -183,17 +221,17 @@ def _check_pixels(image: ImageFile.ImageFile) -> None:
         raise Image.DecompressionBombError(f"{image.width}×{image.height}")
 
 
-def _prepare(image: ImageFile.ImageFile, data: bytes, budget: ImageBudget) -> PreparedImage:
+def _converted(image: ImageFile.ImageFile, budget: ImageBudget) -> PreparedImage:
     _check_pixels(image)
     shown = upright(image)
     sent = smart_resize(shown.width, shown.height, budget)
-    if _can_be_sent(shown, sent):
-        if not _is_whole(data):
-            image.load()
-        return PreparedImage(data, shown.width, shown.height, *sent)
+    return PreparedImage(_jpeg(shown.resized(sent), budget.jpeg_quality), shown.width, shown.height, *sent)
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
-    shown.resized(sent).save(buffer, "JPEG", quality=budget.jpeg_quality, exif=b"")
-    return PreparedImage(buffer.getvalue(), shown.width, shown.height, *sent)
+    image.save(buffer, "JPEG", quality=quality, comment=b"")  # Pillow keeps comments, and no other metadata
+    return buffer.getvalue()
 
 
 def _can_be_sent(shown: Upright, size: tuple[int, int]) -> bool:

@@ -69,7 +69,9 @@ class Preparation:
         self.preparing = 0  # of these: being prepared, or waiting for a thread
         self.prepared = 0  # images so far
         self.seconds = 0.0  # total thread time for these
-        self.as_they_are = False  # whether images within the budget are sent unchanged
+        # JPEGs within the budget keep their size. Only for a server that is known to resize as the recipe does; may
+        # change during a run.
+        self.as_they_are = False
         self._pool = pool
         self._image_root = image_root
         self._budget = budget
@@ -137,5 +139,11 @@ class Preparation:
             return error
 
     def _prepared(self, row: Row) -> Request:
-        image = prepare(self._image_root, row.image_path, self._budget, server_reads=self._servers_read)
+        image = prepare(
+            self._image_root,
+            row.image_path,
+            self._budget,
+            as_they_are=self.as_they_are,
+            server_reads=self._servers_read,
+        )
         return image, self._template.body(row.caption, image.url())

@@ -11,3 +11,4 @@ class ImageBudget:
     max_pixels: int
     factor: int = 28  # patch × merge: 28 for Qwen2-VL and Qwen2.5-VL
     jpeg_quality: int = 90
+    grid: bool = True  # the server resizes images to multiples of the factor, as `smart_resize` does

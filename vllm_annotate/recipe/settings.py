@@ -71,7 +71,8 @@ class Recipe(BaseModel):
         ge=50,
         le=100,
         title="JPEG quality",
-        description="Of images that must be turned, converted or resized; others are sent unchanged.",
+        description="Of images that must be turned, converted or resized. Other JPEGs keep their pixels and lose their "
+        "metadata.",
     )
 
     @field_validator("user_prompt")
@@ -98,6 +99,7 @@ class Recipe(BaseModel):
             max_pixels=self.max_visual_tokens * pixels_per_token,
             factor=family.factor,
             jpeg_quality=self.jpeg_quality,
+            grid=family.grid,
         )
 
     def temperature_of(self, attempt: int) -> float:
