@@ -74,6 +74,8 @@ async def test_every_image_is_annotated_and_the_run_says_so(
         "without_caption": 0, "failed": 0, "annotations_error": 0,
     }  # fmt: skip
     assert report["tokens"]["completion"] > 0
+    assert sum(report["images_sent"].values()) == 25
+    assert Counter(row["sent_as"] for row in rows) == Counter(report["images_sent"])
     server = report["servers"][f"{stand_in.url}/v1"]
     assert (server["stand_in"], server["answered"], server["troubles"]) == (True, 25, 0)
 

@@ -58,7 +58,17 @@ def test_merged_shards_equal_the_run_of_the_whole(make_job: MakeJob, stand_in: S
     assert job.output.read_bytes() == whole.output.read_bytes()
     assert job.failures.read_bytes() == whole.failures.read_bytes().replace(b"/twin/", b"/job/")
     reports = [json.loads((each.folder / "labeled.report.json").read_text()) for each in (job, whole)]
-    for same in ("failures", "skipped_lines", "tokens", "recipe", "model", "quality", "family", "endpoints"):
+    for same in (
+        "failures",
+        "skipped_lines",
+        "tokens",
+        "images_sent",
+        "recipe",
+        "model",
+        "quality",
+        "family",
+        "endpoints",
+    ):
         assert reports[0][same] == reports[1][same], same
     assert set(reports[1]) <= set(reports[0]), "it has all keys of a run's report"
     assert list(reports[0]["shards"]) == ["1-of-3", "2-of-3", "3-of-3"]

@@ -23,7 +23,7 @@ def test_an_output_line_has_the_promised_fields_in_order() -> None:
     assert json.loads(line) == {
         "image_path": "a.jpg", "caption": "一只猫", "source": "web", "width": 640, "vlm_output": "text",
         "annotations": {"rationale": "", "objects": []}, "objects": [], "flags": ["swapped"], "height": 480,
-        "sent_size": [644, 476],
+        "sent_size": [644, 476], "sent_as": "jpeg",
     }  # fmt: skip
     assert line.startswith('{"image_path":"a.jpg","caption":"一只猫"'.encode())
 

@@ -40,6 +40,7 @@ def test_every_answer_is_parsed_again_and_other_lines_are_copied(tmp_path: Path)
     assert {name: row[name] for name in ("source", "vlm_output", "width", "sent_size")} == {
         name: ROW[name] for name in ("source", "vlm_output", "width", "sent_size")
     }
+    assert "sent_as" not in row, "rows of earlier versions have none"
     assert others == ["not ours", '{"image_path": "b.jpg"}']
 
 
@@ -53,6 +54,12 @@ def test_a_row_is_parsed_again_as_the_run_parsed_it_cut_answers_too() -> None:
                 continue  # the run records a failure, and no row
             row = {"vlm_output": text, "sent_size": [WIDTH, HEIGHT], **answer_fields(answer, 2)}
             assert reparsed(row, FAMILIES[name], "") == answer_fields(answer, 2), text
+
+
+def test_how_an_image_was_sent_is_kept(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "a.jsonl", ROW | {"sent_as": "original"}), tmp_path / "b.jsonl"
+    assert main(["reparse", "--input", str(source), "--output", str(target), "--family", "qwen2.5-vl"]) == 0
+    assert lines_of(target)[0]["sent_as"] == "original"
 
 
 def test_another_family_gives_other_boxes(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ class Tally:
     without_caption: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    sent: Counter[str] = field(default_factory=Counter)  # images, by how they were sent
     failures: Counter[str] = field(default_factory=Counter)
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque([(time.monotonic(), 0)]))
 
@@ -197,6 +198,7 @@ class Annotator:
     async def _answer(self, pending: PendingRow, part: Part) -> None:
         row = pending.row
         image, body = await pending.request()
+        self.tally.sent[image.sent_as] += 1
         best, attempt = await self._try(body, image), 1
         while not best.is_good and attempt <= self._recipe.reasks:
             attempt += 1

@@ -41,6 +41,7 @@ def outcome(
         annotating_seconds=round(annotating, 3),
         images_per_second=round(tally.answered / annotating, 3) if annotating else 0.0,
         tokens=Tokens(prompt=tally.prompt_tokens, completion=tally.completion_tokens),
+        images_sent={way: tally.sent[way] for way in ("original", "jpeg")},
         quality=merged.quality.summary(),
         recipe=run.recipe_fingerprint,
         made_by=made_by(makers_in(run.workspace.report), [own] if merged.answered else []),

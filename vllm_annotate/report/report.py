@@ -85,6 +85,7 @@ class Report(Figures):
     annotating_seconds: float = Field(ge=0)
     images_per_second: float
     tokens: Tokens
+    images_sent: dict[str, int] = {}  # of this run, by `sent_as`
     quality: dict[str, Any]
     recipe: str
     made_by: list[dict[str, Any]] = []

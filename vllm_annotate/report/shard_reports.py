@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import chain
 
 from vllm_annotate.inputs.plan_file import Counts
 from vllm_annotate.report.report import Images, Report, Seen, SkippedLines, Tokens
@@ -52,6 +53,7 @@ def summarise_shards(
             prompt=sum(report.tokens.prompt for report in latest),
             completion=sum(report.tokens.completion for report in latest),
         ),
+        images_sent=_sums([report.images_sent for report in latest]),
         quality=merged.quality.summary(),
         made_by=made_by(makers, *(report.made_by for report in latest)),
         recipe=first.recipe if first else "",
@@ -72,6 +74,10 @@ def _answered(reports: Sequence[Report]) -> int:
     """Images that the last runs answered, without those of interrupted runs."""
     images = [report.images for report in reports]
     return sum(each.answered - each.answered_before_an_interruption for each in images)
+
+
+def _sums(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return {name: sum(each.get(name, 0) for each in counts) for name in dict.fromkeys(chain.from_iterable(counts))}
 
 
 def _span(reports: Sequence[Report]) -> float:

@@ -18,6 +18,7 @@ OUTPUT_FIELDS = {  # what each means
     "width": "of the upright image, pixels",
     "height": "of the upright image, pixels",
     "sent_size": "width and height of the image that the model saw, pixels",
+    "sent_as": "`original`: the file's own pixels, without metadata; `jpeg`: a JPEG made from it, upright and resized",
     "flags": "only if something was flagged: see the next table",
     "parse_stage": "only if the text was not valid JSON as it stood: `repaired` or `tags`",
     "attempts": "only if the model was asked more than once",
@@ -38,7 +39,7 @@ def answer_line(row: Row, image: PreparedImage, vlm_output: str, parsed: Mapping
     if row.has_caption or "caption" not in raw_members(row.text):
         identity["caption"] = row.caption
     sizes = {"width": image.width, "height": image.height, "sent_size": [image.sent_width, image.sent_height]}
-    ours = {"vlm_output": vlm_output} | dict(parsed) | sizes
+    ours = {"vlm_output": vlm_output} | dict(parsed) | sizes | {"sent_as": image.sent_as}
     return object_line(dumped(identity), *other_members(row.text, *identity, *OUR_FIELDS), dumped(ours))
 
 

@@ -16,7 +16,7 @@ from vllm_annotate.storage.json_text import dumped, json_object, object_line, ra
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
 from vllm_annotate.storage.workspace import Workspace
 
-KEPT = ("vlm_output", "width", "height", "sent_size")
+KEPT = ("vlm_output", "width", "height", "sent_size", "sent_as")
 
 
 def family_of(output: Path) -> Family:
