@@ -18,6 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from vllm_annotate.cores import usable_cores
 from vllm_annotate.images.prepare import prepare, smart_resize
 from vllm_annotate.recipe.image_budget import ImageBudget
 
@@ -50,7 +51,7 @@ async def measured(work: Callable[[Path, str], None], folder: Path, names: list[
             late = max(late, time.monotonic() - due)
 
     watching, loop = asyncio.create_task(watch()), asyncio.get_running_loop()
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         begun = time.monotonic()
         await asyncio.gather(*(loop.run_in_executor(threads, work, folder, name) for name in names))
         seconds = time.monotonic() - begun

@@ -25,7 +25,7 @@ serving proof
 inference images grounding inputs
 recipe
 storage
-own_packages threads version
+own_packages threads cores version
 errors
 printable
 """

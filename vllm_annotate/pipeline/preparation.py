@@ -1,7 +1,6 @@
 """Prepares requests ahead of time: reads, checks and resizes images in threads, with a bound on images in memory."""
 
 import asyncio
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vllm_annotate.cores import usable_cores
 from vllm_annotate.errors import ImageFailure
 from vllm_annotate.images.files import close_folders
 from vllm_annotate.images.prepare import PreparedImage, prepare
@@ -80,7 +80,7 @@ class Preparation:
         self._room = asyncio.Event()  # set when there may be room
         pool.on_room = self._room.set
         self._seconds_each = GROUP_SECONDS  # moving average
-        threads = os.cpu_count() if isinstance(image_root, Path) else READERS
+        threads = usable_cores() if isinstance(image_root, Path) else READERS
         close_folders()  # the image root may be a link that led elsewhere in an earlier run
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
 

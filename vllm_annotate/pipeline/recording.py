@@ -1,20 +1,18 @@
 """Samples GPUs, servers and the client every second of a run, and writes the samples as Parquet."""
 
 import asyncio
-import math
-import os
 import platform
 import resource
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import polars as pl
 
+from vllm_annotate.cores import usable_cores
 from vllm_annotate.inference.endpoint import Endpoint, EndpointSample
 from vllm_annotate.inference.proxies import is_loopback
 from vllm_annotate.pipeline.session import Run
@@ -243,15 +241,6 @@ def which_gpus(run: Run) -> WhichGpus:
 def pause_after(looking_seconds: float) -> float:
     """Seconds to wait before the next look at a server, given the duration of the last."""
     return min(max(SAMPLE_SECONDS, looking_seconds / LOOKING_SHARE), LONGEST_PAUSE_SECONDS)
-
-
-def usable_cores() -> int:
-    """The number of cores that this process may use; in a container, often fewer than the machine has."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
-    with suppress(OSError, ValueError):  # no cgroup v2, or no limit
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, math.ceil(int(quota) / int(period)))
-    return cores
 
 
 @asynccontextmanager
