@@ -123,6 +123,8 @@ def _look_at_metadata(header: _Header, data: bytes, marker: int, at: int, end: i
 
 def _is_upright(header: _Header) -> bool:
     """Whether nothing can turn the image, as Pillow reads it: XMP counts without an orientation in EXIF."""
+    if not header.exif:
+        return not header.xmp_turns
     tags = Image.Exif()
     try:
         tags.load(header.exif)
