@@ -2,19 +2,12 @@
 
 import json
 import random
-from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from stand_in.answers import CHINESE
-from stand_in.vision import COLOURS
 from vllm_annotate.images.upright import ORIENTATION_TAG
-
-FORMS = ("circle", "square", "triangle")
-BACKGROUNDS = ((245, 245, 240), (225, 230, 235), (205, 200, 195), (255, 255, 255))
-SMALLEST_SHARE, LARGEST_SHARE = 0.15, 0.45  # of the shorter side
-GAP = 8  # pixels between shapes: they never touch
+from vllm_annotate.proof.drawings import BACKGROUNDS, GAP, Drawing, draw, place
 
 # EXIF orientation → how to store an upright image under it (the inverse of what turns it upright).
 STORED = {
@@ -28,65 +21,11 @@ STORED = {
     8: Image.Transpose.ROTATE_270,
 }
 
-Box = tuple[int, int, int, int]
 
-
-@dataclass(frozen=True)
-class Shape:
-    """A drawn shape; `box` is (x1, y1, x2, y2) in pixels of the upright image, x2 and y2 exclusive."""
-
-    colour: str
-    form: str
-    box: Box
-
-    def name(self, *, chinese: bool) -> str:
-        """`red circle`, `红色圆形`."""
-        return CHINESE[self.colour] + CHINESE[self.form] if chinese else f"{self.colour} {self.form}"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """An upright image and what is in it."""
-
-    image: Image.Image
-    shapes: list[Shape]
-
-
-def draw_scene(rng: random.Random, width: int, height: int, count: int) -> Scene:
+def draw_scene(rng: random.Random, width: int, height: int, count: int) -> Drawing:
     """Draws a scene of `count` (at most 6) shapes, each in a different colour."""
-    image = Image.new("RGB", (width, height), rng.choice(BACKGROUNDS))
-    draw = ImageDraw.Draw(image)
-    shapes: list[Shape] = []
-    for colour in rng.sample(sorted(COLOURS), count):
-        box = _free_box(rng, width, height, [shape.box for shape in shapes])
-        shape = Shape(colour, rng.choice(FORMS), box)
-        _draw_shape(draw, shape)
-        shapes.append(shape)
-    return Scene(image, sorted(shapes, key=lambda shape: shape.box))
-
-
-def _free_box(rng: random.Random, width: int, height: int, taken: list[Box]) -> Box:
-    shorter = min(width, height)
-    largest = LARGEST_SHARE
-    while True:
-        side = int(rng.uniform(SMALLEST_SHARE, largest) * shorter)
-        x, y = rng.randint(1, width - side - 1), rng.randint(1, height - side - 1)
-        if all(
-            x + side + GAP <= x1 or x2 + GAP <= x or y + side + GAP <= y1 or y2 + GAP <= y for x1, y1, x2, y2 in taken
-        ):
-            return (x, y, x + side, y + side)
-        largest = max(SMALLEST_SHARE, largest * 0.97)
-
-
-def _draw_shape(draw: ImageDraw.ImageDraw, shape: Shape) -> None:
-    x1, y1, x2, y2 = shape.box[0], shape.box[1], shape.box[2] - 1, shape.box[3] - 1  # Pillow's corners are inclusive
-    colour = COLOURS[shape.colour]
-    if shape.form == "circle":
-        draw.ellipse((x1, y1, x2, y2), fill=colour)
-    elif shape.form == "square":
-        draw.rectangle((x1, y1, x2, y2), fill=colour)
-    else:
-        draw.polygon([((x1 + x2) / 2, y1), (x2, y2), (x1, y2)], fill=colour)
+    background = rng.choice(BACKGROUNDS)
+    return draw((width, height), place(rng, (width, height), count), background)
 
 
 def save_turned(image: Image.Image, path: Path, orientation: int) -> None:
@@ -154,21 +93,21 @@ def _write_lines(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
-def _clear_right_edge(rng: random.Random, width: int, height: int) -> Scene:
+def _clear_right_edge(rng: random.Random, width: int, height: int) -> Drawing:
     """A scene with nothing in its right twentieth, for a cut-out."""
     scene = draw_scene(rng, width - width // 20 - GAP, height, rng.randint(1, 4))
     wider = Image.new("RGB", (width, height), "white")
     wider.paste(scene.image)
-    return Scene(wider, scene.shapes)
+    return Drawing(wider, scene.shapes)
 
 
-def caption(scene: Scene, *, chinese: bool) -> str:
+def caption(scene: Drawing, *, chinese: bool) -> str:
     """A caption that names the shapes of the scene."""
     names = [shape.name(chinese=chinese) for shape in scene.shapes]
     return f"一张包含{'、'.join(names)}的图片" if chinese else f"A picture with a {' and a '.join(names)}"
 
 
-def truth(scene: Scene) -> list[dict[str, object]]:
+def truth(scene: Drawing) -> list[dict[str, object]]:
     """The scene's objects with boxes 0–1000, not rounded."""
     width, height = scene.image.size
     return [

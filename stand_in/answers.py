@@ -5,12 +5,9 @@ import json
 from PIL import Image
 
 from stand_in.processor import Processor
-from stand_in.vision import Shape, find_shapes
+from stand_in.vision import find_shapes
+from vllm_annotate.proof.drawings import Shape
 
-CHINESE = {
-    "red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "purple": "紫色", "orange": "橙色",
-    "circle": "圆形", "square": "正方形", "triangle": "三角形",
-}  # fmt: skip
 CANNED = '{"rationale": "A red circle.", "objects": [{"bbox_2d": [28, 28, 196, 224], "label": "red circle"}]}'
 UNIT_DIGITS = 4
 
@@ -33,17 +30,13 @@ def describe(image: Image.Image, processor: Processor, *, chinese: bool, shift: 
         return [round(corner, digits) for corner in corners]
 
     objects = [
-        {family.box_key: box(shape), family.name_key: _label(shape, chinese=chinese)} for shape in shapes
+        {family.box_key: box(shape), family.name_key: shape.name(chinese=chinese)} for shape in shapes
     ]  # fmt: skip
     return json.dumps({"rationale": _rationale(shapes, chinese=chinese), "objects": objects}, ensure_ascii=False)
 
 
-def _label(shape: Shape, *, chinese: bool) -> str:
-    return CHINESE[shape.colour] + CHINESE[shape.form] if chinese else f"{shape.colour} {shape.form}"
-
-
 def _rationale(shapes: list[Shape], *, chinese: bool) -> str:
-    names = [_label(shape, chinese=chinese) for shape in shapes]
+    names = [shape.name(chinese=chinese) for shape in shapes]
     if chinese:
         return "从左到右依次为:" + "、".join(names) + "。" if names else "画面中没有已知的形状。"
     return "From left to right: " + ", ".join(names) + "." if names else "There is no known shape in the image."

@@ -1,30 +1,13 @@
 """Finds coloured shapes in an image by their pixels."""
 
-from dataclasses import dataclass
-
 from PIL import Image, ImageChops
 
-COLOURS = {
-    "red": (215, 35, 40),
-    "green": (35, 160, 60),
-    "blue": (40, 80, 215),
-    "yellow": (245, 220, 40),
-    "purple": (135, 45, 170),
-    "orange": (250, 135, 20),
-}
+from vllm_annotate.proof.drawings import COLOURS, Form, Shape
+
 TOLERANCE = 40  # per channel: JPEG and resizing shift colours; no two of ours are this close
 SMALLEST_PIXELS = 60
 BLOCK = 4  # pixels
 MARGIN = 8  # pixels: the tip of a triangle beyond its first whole block
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A shape of one colour; `box` is (x1, y1, x2, y2) in pixels, x2 and y2 exclusive."""
-
-    colour: str
-    form: str
-    box: tuple[int, int, int, int]
 
 
 def find_shapes(image: Image.Image) -> list[Shape]:
@@ -55,7 +38,7 @@ def _shape_of(rgb: Image.Image, colour: str) -> Shape | None:
     return Shape(colour, _form(filled / ((box[2] - box[0]) * (box[3] - box[1]))), box)
 
 
-def _form(share: float) -> str:
+def _form(share: float) -> Form:
     """The form that fills this share of its box: a square all of it, a circle π/4, a triangle half."""
     if share > 0.9:
         return "square"

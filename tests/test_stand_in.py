@@ -16,14 +16,15 @@ from hypothesis.strategies import integers, sampled_from
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from demo.scenes import FORMS, caption, draw_scene, truth
+from demo.scenes import caption, draw_scene, truth
 from demo.scoring import iou, score
 from stand_in.answers import describe
 from stand_in.process import StandIn
 from stand_in.processor import Processor
-from stand_in.vision import COLOURS, find_shapes
+from stand_in.vision import find_shapes
 from vllm_annotate.grounding.answers import read_answer
 from vllm_annotate.images.prepare import smart_resize
+from vllm_annotate.proof.drawings import COLOURS, FORMS
 from vllm_annotate.recipe.families import FAMILIES, Family
 from vllm_annotate.recipe.image_budget import ImageBudget
 

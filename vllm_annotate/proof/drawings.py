@@ -10,6 +10,7 @@ import pybase64
 from PIL import Image, ImageDraw
 
 Box = tuple[int, int, int, int]
+Colour = tuple[int, int, int]
 Form = Literal["circle", "square", "triangle"]
 
 FORMS: tuple[Form, ...] = ("circle", "square", "triangle")
@@ -73,9 +74,9 @@ def place(
     return sorted(shapes, key=lambda shape: shape.box)
 
 
-def draw(rng: random.Random, size: tuple[int, int], shapes: Sequence[Shape]) -> Drawing:
+def draw(size: tuple[int, int], shapes: Sequence[Shape], background: Colour) -> Drawing:
     """Draws shapes on a plain background."""
-    image = Image.new("RGB", size, rng.choice(BACKGROUNDS))
+    image = Image.new("RGB", size, background)
     canvas = ImageDraw.Draw(image)
     for shape in shapes:
         _draw_shape(canvas, shape)

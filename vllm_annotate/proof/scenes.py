@@ -9,10 +9,11 @@ from vllm_annotate.errors import ImageFailure, UnparsableAnswer
 from vllm_annotate.grounding.box_checks import iou
 from vllm_annotate.grounding.parse import parse_answer
 from vllm_annotate.images.prepare import smart_resize
-from vllm_annotate.proof.drawings import Drawing, Shape, draw, place
+from vllm_annotate.proof.drawings import BACKGROUNDS, Drawing, Shape, draw, place
 from vllm_annotate.recipe.families import DENOMINATORS, Family
 from vllm_annotate.recipe.image_budget import ImageBudget
 
+MARKS = {"en": "Test drawing", "zh": "测试图"}  # how captions begin
 SIDES = (0.25, 0.45)  # of the shapes: large, so that a wrong box is the server's and not the model's
 APART = 0.35  # largest IoU of a box with itself read in another space
 MANY_TRIES = 500
@@ -94,15 +95,15 @@ def draw_scene(
         if all(is_apart(thousandths(shape, size), seen) for shape in placed):
             break
     caption = caption_of(placed, chinese=language == "zh")
-    return Scene(draw(rng, size, placed), caption, seen, smart_resize(*size, servers))
+    return Scene(draw(size, placed, rng.choice(BACKGROUNDS)), caption, seen, smart_resize(*size, servers))
 
 
 def caption_of(shapes: Sequence[Shape] = (), *, chinese: bool = False) -> str:
     """The caption of a drawing, which tells its requests from those of images."""
     names = [shape.name(chinese=chinese) for shape in shapes]
     if chinese:
-        return f"测试图:{'、'.join(names)}"
-    return "Test drawing: " + " and ".join(("an " if name.startswith("o") else "a ") + name for name in names)
+        return f"{MARKS['zh']}:{'、'.join(names)}"
+    return f"{MARKS['en']}: {' and '.join(('an ' if name[0] in 'aeiou' else 'a ') + name for name in names)}"
 
 
 def _size(rng: random.Random, budget: ImageBudget, *, on_grid: bool) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import orjson
 from pydantic import BaseModel
 
 from vllm_annotate.inference.responses import Completion
-from vllm_annotate.proof.drawings import draw, place
+from vllm_annotate.proof.drawings import BACKGROUNDS, draw, place
 from vllm_annotate.proof.scenes import caption_of, random_size
 from vllm_annotate.recipe.families import Family
 from vllm_annotate.recipe.image_budget import ImageBudget
@@ -123,7 +123,7 @@ def _tokens(count: Count, grid: int) -> int:
 def _request(model: str, rng: random.Random, size: tuple[int, int] | None) -> bytes:
     content: list[dict[str, object]] = [{"type": "text", "text": caption_of()}]
     if size is not None:
-        drawing = draw(rng, size, place(rng, size, 1))
+        drawing = draw(size, place(rng, size, 1), rng.choice(BACKGROUNDS))
         content.insert(0, {"type": "image_url", "image_url": {"url": drawing.url().decode()}})
     return orjson.dumps({
         "model": model, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 1,
