@@ -95,6 +95,11 @@ class StandIn:
         texts: dict[str, int] = self._call("GET", "/stand_in/asked")["texts"]
         return {text.removeprefix("Caption: "): count for text, count in texts.items()}
 
+    def images(self) -> dict[str, int]:
+        """Requests per image, by its SHA-1."""
+        images: dict[str, int] = self._call("GET", "/stand_in/asked")["images"]
+        return images
+
     def proofs(self) -> int:
         """Requests of proofs, which the other counts leave out."""
         return int(self._call("GET", "/stand_in/asked")["proof"])

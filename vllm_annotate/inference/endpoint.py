@@ -65,6 +65,7 @@ class Endpoint:
         self.down_since = 0.0  # monotonic seconds
         self.kept = False  # this run restarts its server: wait for it without limit
         self.lost = ""  # why the run no longer does
+        self.refused = False  # that is because its boxes would be wrong
         self.last_look: EndpointSample | None = None
         self.model_roots: dict[str, str | None] = {}  # by served model; empty until it has answered
         self._fixed_limit = connections

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from vllm_annotate.errors import ServerRefused, ServerUnavailable
+from vllm_annotate.errors import ServerFault, ServerRefused, ServerUnavailable
 from vllm_annotate.inference.endpoint import Endpoint
 
 MAX_STRIKES = 3  # failed attempts in a row before an endpoint rests, if others are up
@@ -173,7 +173,7 @@ class Pool:
                     if not (turn := self._queue.popleft()).done():
                         turn.set_exception(error)
             await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
-        endpoint.strikes, endpoint.lost = 0, ""
+        endpoint.strikes, endpoint.lost, endpoint.refused = 0, "", False
         endpoint.up.set()
         self._warn(f"{endpoint.url} is back after {time.monotonic() - endpoint.down_since:.0f} s")
         self._hand_out()
@@ -185,16 +185,19 @@ class Pool:
         except ServerRefused as error:
             if not endpoint.lost:
                 self._warn(f"{error}; it gets no more requests")
-            endpoint.kept, endpoint.lost = False, str(error)
+            why = str(error).removeprefix(f"{endpoint.url}: ")
+            endpoint.kept, endpoint.lost, endpoint.refused = False, why, True
             return False
 
-    def _given_up(self) -> ServerUnavailable | None:
+    def _given_up(self) -> ServerFault | None:
         """The error to raise if all endpoints have been down for too long, else None."""
         if any(endpoint.up.is_set() or endpoint.kept for endpoint in self.endpoints):
             return None
         lost = [f"{endpoint.url}: {endpoint.lost}" for endpoint in self.endpoints if endpoint.lost]
         if len(lost) == len(self.endpoints):
-            return ServerUnavailable(f"{'; '.join(lost)}; all answers so far are saved")
+            refused = any(endpoint.refused for endpoint in self.endpoints)
+            fault = ServerRefused if refused else ServerUnavailable
+            return fault(f"{'; '.join(lost)}; all answers so far are saved")
         down_for = time.monotonic() - max(endpoint.down_since for endpoint in self.endpoints)
         if down_for < self._wait_seconds:
             return None
