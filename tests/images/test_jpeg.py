@@ -148,7 +148,7 @@ def test_what_is_sent_shows_the_same_pixels_and_tells_nothing_else(tmp_path: Pat
     assert (resized.sent_width, resized.sent_height) == (sent.sent_width, sent.sent_height)
 
 
-@pytest.mark.parametrize("kind", set(FILES) - {"CMYK"})
+@pytest.mark.parametrize("kind", [kind for kind in FILES if kind != "CMYK"])
 def test_an_upright_jpeg_is_sent_with_its_own_bytes(tmp_path: Path, kind: str) -> None:
     file = FILES[kind](picture(random.Random(kind), 640, 480))
     for metadata in ("nothing", "EXIF None", "EXIF 1", "XMP", "IPTC", "comments", "applications", "junk after the end"):
