@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,3 +288,30 @@ def test_a_row_whose_path_differs_from_its_key_is_never_sent(tmp_path: Path, wor
     rows.with_columns(row=pl.lit('{"image_path": "b.jpg", "caption": "of b"}')).write_parquet(workspace.plan_rows)
     with pytest.raises(UsageError, match=r"has the row of 'b.jpg' for 'a.jpg': .* delete the plan, .*plan.json"):
         pending_rows(workspace, plan.chunks[0], given)
+
+
+MEMORY_AFTER_PLANNING = """
+import json, sys
+from pathlib import Path
+from vllm_annotate.inputs.plan import make_plan
+from vllm_annotate.inputs.source import Source
+from vllm_annotate.storage.workspace import Workspace
+
+def mebibytes():
+    return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]) / 1024
+
+for count in (1_000, 300_000):
+    folder = Path(sys.argv[1], str(count))
+    (folder / "labeled.work").mkdir(parents=True)
+    rows = (json.dumps({"image_path": f"{number}.jpg", "caption": f"caption {number}"}) for number in range(count))
+    (folder / "input.jsonl").write_text("\\n".join(rows))
+    make_plan(Source(folder / "input.jsonl"), Workspace.at(folder / "labeled.jsonl"), 500)
+    print(mebibytes())
+"""
+
+
+def test_the_memory_of_a_plan_is_free_again_when_the_first_request_is_sent(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MEMORY_AFTER_PLANNING, str(tmp_path)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    small, large = map(float, output.split())
+    assert large - small < 30, "the plan of 300,000 rows takes over 100 MiB while it is made"
