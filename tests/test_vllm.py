@@ -3,7 +3,9 @@
 import asyncio
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +41,29 @@ def tiny_grounder(**start: Any) -> VLLMServer:
     return VLLMServer(**fields)
 
 
-@pytest.fixture(scope="module")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real `vllm serve` of the tiny grounder, started as the flow would; yields its URL."""
-    server = tiny_grounder()
+def tiny_arguments() -> list[str]:
+    """The demo's extra arguments."""
+    return list(read_fields(TINY_GROUNDER_SERVER, "server", VLLMServer)["start"]["extra_arguments"])
+
+
+@contextmanager
+def running(server: VLLMServer, logs: Path) -> Iterator[str]:
+    """Runs a real `vllm serve`, started as the flow would; yields its URL."""
     assert server.start is not None
     found = preflight(server.start, server.model, "")
     found.check()
-    servers = kept_servers(found.replicas, tmp_path_factory.mktemp("vllm"), print)
+    servers = kept_servers(found.replicas, logs, print)
     with asyncio.Runner() as runner:
         runner.run(servers.__aenter__())
         yield server.urls()[0].removesuffix("/v1")
         runner.run(servers.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real vLLM with the tiny grounder; yields its URL."""
+    with running(tiny_grounder(), tmp_path_factory.mktemp("vllm")) as url:
+        yield url
 
 
 def annotated(folder: Path, vllm: str, shapes: int, count: int = 60) -> tuple[Job, Score]:
@@ -87,6 +100,59 @@ def test_two_shapes_are_grounded_and_every_answer_is_strict_json(tmp_path: Path,
         answer = orjson.loads(row["vlm_output"])
         assert set(answer) == {"rationale", "objects"}
         assert all(set(item) == {"bbox_2d", "label"} for item in answer["objects"])
+
+
+def proof_of(url: str, *options: str) -> tuple[int, dict[str, Any]]:
+    """The exit code of check-server --proof, and the finding for the only endpoint."""
+    command = [str(Path(sys.executable).with_name("vllm-annotate")), "check-server", "--proof", "--json"]
+    given = [*command, "--api-base", f"{url}/v1", *options]
+    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=False)
+    (finding,) = json.loads(done.stdout)["endpoints"].values()
+    print(finding)
+    return done.returncode, finding
+
+
+def test_the_server_is_proven(vllm: str) -> None:
+    code, finding = proof_of(vllm, "--recipe", str(TINY_GROUNDER_RECIPE))
+    assert code == 0
+    assert (finding["sees"]["verdict"], finding["points"]["verdict"]) == ("agrees", "proven")
+    assert finding["as_they_are"]
+    assert finding["points"]["mean_iou"] > 0.9
+
+
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen3-vl", "gemini"])
+def test_a_recipe_with_another_family_is_refused(tmp_path: Path, vllm: str, family: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(TINY_GROUNDER_RECIPE.read_text()) | {"family": family}))
+    code, finding = proof_of(vllm, "--recipe", str(recipe))
+    assert code == 2
+    assert finding["points"]["family"] == "qwen2.5-vl"
+    assert "set the recipe's family to qwen2.5-vl" in finding["refused"]
+
+
+def test_a_smaller_budget_and_a_name_of_another_family_are_refused(tmp_path: Path) -> None:
+    own = ["--mm-processor-kwargs", '{"min_pixels": 38416, "max_pixels": 50176}']
+    server = tiny_grounder(extra_arguments=[*tiny_arguments(), *own])
+    server = server.model_copy(update={"model": "Qwen3-VL-8B"})
+    with running(server, tmp_path) as url:
+        code, finding = proof_of(url, "--recipe", str(TINY_GROUNDER_RECIPE))
+        assert code == 2
+        assert finding["refused"].startswith("it reduces images to about ")
+        assert 45 <= finding["sees"]["most"] <= 64
+        fields = yaml.safe_load(TINY_GROUNDER_RECIPE.read_text())
+        del fields["family"]
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(fields))
+        code, finding = proof_of(url, "--recipe", str(recipe))
+        assert code == 2
+        assert finding["family"] == "qwen3-vl"
+        assert finding["points"]["family"] == "qwen2.5-vl"
+        write_small_folder(tmp_path, 2, 1)
+        job = Job(tmp_path, [])
+        run = job.run(url, "--recipe", str(TINY_GROUNDER_RECIPE))
+        assert run.returncode == 2
+        assert "it reduces images to about" in run.stderr
+        assert not job.output.exists()
 
 
 def test_a_wrong_model_name_is_refused_with_the_served_one(tmp_path: Path, vllm: str) -> None:

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.serving.command import Version, find_version, serve_command, server_environment, translated
+from vllm_annotate.recipe.image_budget import ImageBudget
+from vllm_annotate.serving.command import (
+    Version,
+    find_version,
+    serve_command,
+    server_environment,
+    translated,
+    without_budget,
+)
 from vllm_annotate.serving.launch import Launch
 
 CURRENT: Version = (0, 32, 0)
@@ -33,6 +41,24 @@ def test_the_command_is_a_list_with_what_suits_batches_of_single_images() -> Non
     }  # fmt: skip
     assert "--trust-remote-code" not in arguments
     assert "--disable-log-requests" not in arguments
+
+
+def test_the_server_gets_the_image_budget_of_the_recipe() -> None:
+    budget = ImageBudget(min_pixels=100_352, max_pixels=1_003_520)
+    launch = Launch(model_path="/models/qwen")
+    arguments, _ = serve_command(launch, CURRENT, "qwen", 8000, 8192, budget)
+    assert json.loads(value_of(arguments, "--mm-processor-kwargs")) == {"min_pixels": 100_352, "max_pixels": 1_003_520}
+    assert without_budget(arguments) == command()
+    assert "--mm-processor-kwargs" not in serve_command(launch, (0, 5, 5), "qwen", 8000, 8192, budget)[0]
+
+
+@pytest.mark.parametrize("own", [["--mm-processor-kwargs={}"], ["--mm-processor-kwargs.max_pixels", "50176"]])
+def test_an_image_budget_of_ones_own_wins(own: list[str]) -> None:
+    budget = ImageBudget(min_pixels=100_352, max_pixels=1_003_520)
+    launch = Launch(model_path="/models/qwen", extra_arguments=own)
+    arguments, _ = serve_command(launch, CURRENT, "qwen", 8000, 8192, budget)
+    assert arguments[-len(own) :] == own
+    assert "--mm-processor-kwargs" not in arguments
 
 
 def test_extra_arguments_win() -> None:

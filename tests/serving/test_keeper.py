@@ -22,6 +22,7 @@ from tests.inference.test_client import body
 from tests.serving.test_listeners import server_of_another_user
 from vllm_annotate.errors import ServerUnavailable, UsageError
 from vllm_annotate.inference.client import Inference
+from vllm_annotate.recipe.image_budget import ImageBudget
 from vllm_annotate.serving.keeper import Keeper, ServerDied, kept_servers, watching
 from vllm_annotate.serving.launch import Launch
 from vllm_annotate.serving.preflight import Replica, preflight
@@ -298,6 +299,22 @@ async def test_a_leftover_server_with_other_settings_is_replaced(launch: Callabl
     async with kept_servers(other, tmp_path / "logs", print):
         assert served_models(start.urls()[0]) == ["another-name"]
         assert not left.group
+
+
+async def test_a_leftover_server_with_another_image_budget_is_used(
+    launch: Callable[..., Launch], tmp_path: Path
+) -> None:
+    start = launch()
+    run = another_run(start, tmp_path / "logs")
+    left = record_of(start)
+    run.kill()
+    run.communicate()
+    found = preflight(start, None, "", budget=ImageBudget(min_pixels=100_352, max_pixels=1_003_520))
+    assert "--mm-processor-kwargs" in found.replicas[0].command
+    assert any("it will be used" in note for note in found.notes)
+    async with kept_servers(found.replicas, tmp_path / "logs", print) as keepers:
+        assert record_of(start) == left
+        assert keepers[0].starts == 0
 
 
 async def test_the_last_of_two_runs_stops_the_server(launch: Callable[..., Launch], tmp_path: Path) -> None:
