@@ -89,8 +89,9 @@ class TestExitCodes:
         assert re.search(complaint, refused(job.run(stand_in.url, *options), job))
         assert time.monotonic() - started < 20
 
-    def test_2_when_the_models_name_does_not_tell_its_family(self, job: Job) -> None:
+    def test_2_when_neither_the_models_name_nor_its_boxes_tell_its_family(self, job: Job) -> None:
         with StandIn.started("--model", "my-finetune") as server:
+            server.set_faults({"kind": "text", "text": "I see.", "count": None, "proof": True})
             told = refused(job.run(server.url), job)
         assert re.search("'my-finetune', does not identify .*set the recipe's family .*qwen2.5-vl", told)
 

@@ -52,7 +52,7 @@ def test_a_script_without_a_prefect_server_runs_quietly_and_is_recorded(
         assert loud not in done.stderr
     with closing(sqlite3.connect(home / "prefect.db")) as database:
         states = database.execute("select state_name, count(*) from task_run group by state_name").fetchall()
-        assert states == [("Completed", 12 + 2 * 3)]
+        assert states == [("Completed", 12 + 2 * 4)]
         assert database.execute("select state_name from flow_run").fetchall() == [("Completed",)] * 2
     leftovers = subprocess.run(["pgrep", "-f", str(home)], capture_output=True, text=True, check=False)
     assert leftovers.stdout == ""
