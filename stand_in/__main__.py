@@ -3,7 +3,6 @@
 import argparse
 import time
 from dataclasses import fields
-from pathlib import Path
 
 import uvicorn
 
@@ -25,7 +24,6 @@ def main() -> None:
         option = f"--{setting.name.replace('_', '-')}"
         options.add_argument(option, type=type(setting.default), default=setting.default)
     options.add_argument("--start-seconds", type=float, default=0.0, help="simulated time to load the model")
-    options.add_argument("--allowed-local-media-path", type=Path)
     options.add_argument("--canned", action="store_true", help="the same answer for every image, for measuring clients")
     options.add_argument("--no-metrics", action="store_true", help="no /metrics, as behind a gateway")
     options.add_argument("--no-usage", action="store_true", help="no token counts, as behind some gateways")
@@ -39,7 +37,6 @@ def main() -> None:
         min_visual_tokens=given.min_visual_tokens,
         max_visual_tokens=given.max_visual_tokens,
         api_key=given.api_key,
-        allowed_local_media_path=given.allowed_local_media_path,
         timing=timing,
         canned=given.canned,
         metrics=not given.no_metrics,

@@ -4,9 +4,7 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import orjson
 
@@ -73,19 +71,11 @@ def _user_content(body: dict[str, Any]) -> tuple[str, str]:
     return "\n".join(texts), "".join(urls)
 
 
-def image_bytes(url: str, allowed: Path | None) -> bytes:
-    """The image of a data URL, or of a file in the allowed folder. Raises Refused."""
-    if url.startswith("data:"):
-        try:
-            return base64.b64decode(url.partition(",")[2], validate=True)
-        except binascii.Error as error:
-            raise Refused(400, f"Failed to load image: {error}") from None
-    if not url.startswith("file://"):
+def image_bytes(url: str) -> bytes:
+    """The image of a data URL. Raises Refused."""
+    if not url.startswith("data:"):
         raise Refused(400, f"unsupported image URL {url[:40]}")
-    path = Path(unquote(urlsplit(url).path))
-    if allowed is None or not path.resolve().is_relative_to(allowed.resolve()):
-        raise Refused(400, f"The file path {path} must be a subpath of `--allowed-local-media-path`.")
     try:
-        return path.read_bytes()
-    except OSError as error:  # vLLM answers 500 here
-        raise Refused(500, str(error), "InternalServerError") from None
+        return base64.b64decode(url.partition(",")[2], validate=True)
+    except binascii.Error as error:
+        raise Refused(400, f"Failed to load image: {error}") from None

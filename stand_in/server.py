@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import io
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -32,7 +31,6 @@ class Settings:
     family: str = "qwen2.5-vl"  # in whose space and keys it answers
     api_key: str | None = None
     max_model_len: int = 8192
-    allowed_local_media_path: Path | None = None
     min_visual_tokens: int = Processor.min_visual_tokens
     max_visual_tokens: int = Processor.max_visual_tokens
     timing: Timing = field(default_factory=Timing)
@@ -148,7 +146,7 @@ async def _answer(prompt: Prompt, settings: Settings, asked: Asked, fault: Fault
         return "There is no image.", 0
     if settings.canned and not prompt.is_proof:
         return CANNED, CANNED_VISUAL_TOKENS
-    data = await asyncio.to_thread(image_bytes, prompt.url, settings.allowed_local_media_path)
+    data = await asyncio.to_thread(image_bytes, prompt.url)
     if not prompt.is_proof:
         asked.images[hashlib.sha1(data, usedforsecurity=False).hexdigest()] += 1
     shift = SHIFT if fault is not None and fault.kind == "shift" else 0.0

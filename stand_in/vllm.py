@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import uvicorn
 from pydantic import TypeAdapter
@@ -40,7 +39,6 @@ def main() -> int:
     options.add_argument("--served-model-name")
     options.add_argument("--host")
     options.add_argument("--port", type=int)
-    options.add_argument("--allowed-local-media-path", type=Path)
     given, _ = options.parse_known_args()
     print("INFO 11-22 22:00:00 [utils.py:1] non-default args: {'trust_remote_code': False}", flush=True)
     if (words := os.environ.get("STAND_IN_DIES_SAYING")) is not None:
@@ -57,7 +55,6 @@ def main() -> int:
         model=given.served_model_name,
         family=family_of(given.served_model_name),
         api_key=os.environ.get("VLLM_API_KEY"),
-        allowed_local_media_path=given.allowed_local_media_path,
         timing=timing,
         faults=TypeAdapter(list[Fault]).validate_json(os.environ.get("STAND_IN_FAULTS", "[]")),
     )

@@ -236,7 +236,7 @@ def test_errors_have_vllms_bodies(stand_in: StandIn) -> None:
     assert (code, body["error"]["message"][:21]) == (400, "Failed to load image:")
     code, body = error_of(stand_in, "file:///etc/hostname")
     assert code == 400
-    assert "--allowed-local-media-path" in body["error"]["message"]
+    assert body["error"]["message"] == "unsupported image URL file:///etc/hostname"
     assert error_of(stand_in, Image.new("RGB", (4000, 8), "white"))[0] == 400, "too long for its processor"
     code, body = error_of(stand_in, white, text="word " * 10_000)
     assert "maximum context length" in body["error"]["message"]

@@ -104,29 +104,6 @@ def test_an_upright_jpeg_of_the_right_size_is_sent_unchanged(tmp_path: Path) -> 
     assert prepare(tmp_path, "a.jpg", BUDGET).content == (tmp_path / "a.jpg").read_bytes()
 
 
-def test_a_server_that_reads_images_gets_a_file_name_only_if_the_file_needs_no_change(tmp_path: Path) -> None:
-    whole = Image.new("RGB", (644, 476), "red")
-    whole.save(tmp_path / "as it is.jpg")
-    (tmp_path / "link.jpg").symlink_to("as it is.jpg")
-    for name in ("as it is.jpg", "link.jpg"):
-        prepared = prepare(tmp_path, name, BUDGET, server_reads=True)
-        assert (prepared.content, prepared.sent_width, prepared.sent_height) == (b"", 644, 476)
-        assert prepared.url() == (tmp_path / "as it is.jpg").resolve().as_uri().encode()
-    whole.save(tmp_path / "taken somewhere.jpg", exif=b"Exif\0\0")
-    whole.save(tmp_path / "other.png")
-    whole.convert("L").save(tmp_path / "grey.jpg")
-    whole.resize((640, 480)).save(tmp_path / "other size.jpg")
-    for name in ("taken somewhere.jpg", "other.png", "grey.jpg", "other size.jpg"):
-        sent = prepare(tmp_path, name, BUDGET, server_reads=True)
-        assert sent == prepare(tmp_path, name, BUDGET)
-        assert sent.url().startswith(b"data:image/jpeg;base64,/9j/")
-    (tmp_path / "torn.jpg").write_bytes((tmp_path / "as it is.jpg").read_bytes()[:-500])
-    for name, kind in (("torn.jpg", "unreadable"), ("gone.jpg", "missing"), ("../x.jpg", "outside_root")):
-        with pytest.raises(ImageFailure) as caught:
-            prepare(tmp_path, name, BUDGET, server_reads=True)
-        assert caught.value.kind == kind
-
-
 def test_what_follows_a_jpeg_is_not_sent(tmp_path: Path) -> None:
     Image.new("RGB", (644, 476), "red").save(tmp_path / "a.jpg")
     data = (tmp_path / "a.jpg").read_bytes()

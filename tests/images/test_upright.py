@@ -182,11 +182,11 @@ def test_a_large_jpeg_is_turned_upright_from_reduced_pixels(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_images_that_must_be_turned_are_sent_to_a_server_that_reads_files(tmp_path: Path, orientation: int) -> None:
+def test_an_image_that_must_be_turned_is_never_sent_as_it_is(tmp_path: Path, orientation: int) -> None:
     for name in FORMATS:
         save(name, drawing(112, 56), tmp_path / "a", orientation)
-        sent = prepare(tmp_path, "a", BUDGET, server_reads=True)
-        assert not sent.file
+        sent = prepare(tmp_path, "a", BUDGET, as_they_are=True)
+        assert sent.sent_as == "jpeg"
         assert corners(sent.content) == list(CORNERS)
 
 

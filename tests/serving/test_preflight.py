@@ -143,7 +143,7 @@ def test_a_model_that_is_not_downloaded_is_not_checked(vllm: Path) -> None:
 def test_every_problem_is_named_at_once(vllm: Path, make_model: MakeModel) -> None:
     start = Launch(
         model_path=str(make_model(qwen_config("7B"))), executable="no-such-vllm", tensor_parallel_size=3,
-        max_model_len=200_000, allowed_media_folder="/nowhere",
+        max_model_len=200_000, quantization="awq",
     )  # fmt: skip
     assert len(preflight(start, None, "", []).problems) == 4
 

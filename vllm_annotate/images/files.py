@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,15 +23,6 @@ FILE_ERRORS = {
     errno.ENOENT: "missing", errno.ENOTDIR: "missing", errno.ENAMETOOLONG: "missing", errno.ELOOP: "unreadable",
     errno.EACCES: "unreadable", errno.EPERM: "unreadable", errno.ENXIO: "unreadable", errno.EISDIR: "unreadable",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class OpenFile:
-    """A regular file inside the image root, open for reading."""
-
-    descriptor: int
-    real: str  # its path without links
-    size: int  # bytes
 
 
 def read_image(image_root: ImageRoot, image_path: str) -> bytes:
@@ -91,28 +81,29 @@ def _content(image_root: ImageRoot, image_path: str) -> bytes:
         return _read(file)
 
 
-def _read(file: OpenFile) -> bytes:
+def _read(file: int) -> bytes:
     """Returns at most MAX_FILE_BYTES + 1 bytes of a file.
 
     Not through a file object: each of its system calls releases the GIL and has to wait for it again.
     """
-    size = min(file.size, MAX_FILE_BYTES + 1)
-    data = os.read(file.descriptor, size)
-    while len(data) < size and (more := os.read(file.descriptor, size - len(data))):  # a read may return less
+    size = min(os.fstat(file).st_size, MAX_FILE_BYTES + 1)
+    data = os.read(file, size)
+    while len(data) < size and (more := os.read(file, size - len(data))):  # a read may return less
         data += more
     return data
 
 
 @contextmanager
-def opened_inside(image_root: Path, image_path: str) -> Iterator[OpenFile]:
-    """Opens the file of an image.
+def opened_inside(image_root: Path, image_path: str) -> Iterator[int]:
+    """Opens the file of an image; yields its descriptor.
 
     Raises ImageFailure unless it is a regular file inside `image_root` after following links. Other errors of the
     disk or the machine are raised as OSError.
     """
     root = _real(image_root)
     try:
-        file = _open_in_folder(root, image_path) or _open_inside(root, image_path)
+        if (file := _open_in_folder(root, image_path)) is None:
+            file = _open_inside(root, image_path)
     except OSError as error:
         if is_shortage(error):
             raise
@@ -126,7 +117,7 @@ def opened_inside(image_root: Path, image_path: str) -> Iterator[OpenFile]:
     try:
         yield file
     finally:
-        os.close(file.descriptor)
+        os.close(file)
 
 
 @lru_cache(maxsize=8)
@@ -134,20 +125,20 @@ def _real(image_root: Path) -> str:
     return os.path.realpath(image_root)
 
 
-def _open_inside(root: str, image_path: str) -> OpenFile:
+def _open_inside(root: str, image_path: str) -> int:
     path = os.path.join(root, image_path)  # noqa: PTH118 - "/…" replaces the root
     if sys.platform != "linux":
         real = os.path.realpath(path)
         _check_inside(root, real)
         _check_regular(os.lstat(real), image_path)
-        return _opened(os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), real)
+        return os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     # O_PATH does not open the target: it is checked before a FIFO or a device could notice.
     found = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         real = os.readlink(f"/proc/self/fd/{found}")  # noqa: PTH115 - a Path costs as much as the call
         _check_inside(root, real)
         _check_regular(os.fstat(found), image_path)
-        return _opened(os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC), real)
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(found)
 
@@ -162,10 +153,6 @@ def _check_regular(found: os.stat_result, image_path: str) -> None:
         raise ImageFailure("unreadable", f"{image_path!r:.300} is not a regular file")
 
 
-def _opened(descriptor: int, real: str) -> OpenFile:
-    return OpenFile(descriptor, real, os.fstat(descriptor).st_size)  # of the open file: the path may have been replaced
-
-
 class Folder:
     """An open folder. Opening a plain file relative to it takes five system calls instead of eight."""
 
@@ -177,7 +164,7 @@ class Folder:
         os.close(self.descriptor)
 
 
-def _open_in_folder(root: str, image_path: str) -> OpenFile | None:
+def _open_in_folder(root: str, image_path: str) -> int | None:
     """Opens a plain file; returns None for anything else, which `_open_inside` checks."""
     if sys.platform != "linux":
         return None
@@ -188,7 +175,7 @@ def _open_in_folder(root: str, image_path: str) -> OpenFile | None:
         if not stat.S_ISREG(found.st_mode):
             return None
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-        return _opened(os.open(name, flags, dir_fd=folder.descriptor), f"{folder.real}/{name}")
+        return os.open(name, flags, dir_fd=folder.descriptor)
     except (OSError, ImageFailure):
         return None
 

@@ -2,25 +2,22 @@
 
 import io
 import math
-import os
 import re
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import pybase64
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vllm_annotate.errors import ImageFailure
-from vllm_annotate.images.files import OpenFile, opened_inside, read_image
+from vllm_annotate.images.files import read_image
 from vllm_annotate.images.hints import what_it_is
 from vllm_annotate.images.jpeg import plain_jpeg
-from vllm_annotate.images.metadata import SMALL_BYTES, readings
-from vllm_annotate.images.upright import Upright, upright
+from vllm_annotate.images.metadata import readings
+from vllm_annotate.images.upright import upright
 from vllm_annotate.recipe.image_budget import ImageBudget
 from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.shortage import is_shortage
@@ -34,27 +31,21 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM
 
 MAX_ASPECT = 200  # of Qwen's image processor
 
-JPEG_END = b"\xff\xd9"
-END_BYTES = 64  # searched for it at the end of a file, which may have padding
-
 
 @dataclass(frozen=True)
 class PreparedImage:
     """What is sent, and the two sizes that map its boxes to the file."""
 
-    content: bytes  # empty if the server reads the file itself
+    content: bytes
     width: int  # of the upright image, pixels
     height: int
     sent_width: int  # of what the model sees, pixels: the space in which it answers
     sent_height: int
     sent_as: Literal["original", "jpeg"] = "jpeg"  # the file's own bytes, or a JPEG made of them
     media_type: str = "image/jpeg"
-    file: str = ""  # the real path, if the server reads it
 
     def url(self) -> bytes:
-        """Returns the image's URL for a request: file:///… or data:…, ASCII without quotes."""
-        if self.file:
-            return Path(self.file).as_uri().encode()
+        """Returns the image as a data URL for a request, ASCII without quotes."""
         return b"data:%b;base64,%b" % (self.media_type.encode(), pybase64.b64encode(self.content))
 
 
@@ -84,25 +75,13 @@ def smart_resize(width: int, height: int, budget: ImageBudget) -> tuple[int, int
     return new_width, new_height
 
 
-def prepare(
-    image_root: ImageRoot,
-    image_path: str,
-    budget: ImageBudget,
-    *,
-    as_they_are: bool = False,
-    server_reads: bool = False,
-) -> PreparedImage:
+def prepare(image_root: ImageRoot, image_path: str, budget: ImageBudget, *, as_they_are: bool = False) -> PreparedImage:
     """Reads, checks, turns and resizes one image. CPU-bound: call it off the event loop.
 
-    With `as_they_are`, a JPEG within the budget keeps its size, as the server resizes it to the same grid. If the
-    server reads files of the image root itself, files that need no change are not read here. Raises ImageFailure of
-    kind missing, outside_root, unreadable or too_large.
+    With `as_they_are`, a JPEG within the budget keeps its size, as the server resizes it to the same grid. Raises
+    ImageFailure of kind missing, outside_root, unreadable or too_large.
     """
     _set_up_pillow()
-    if server_reads and isinstance(image_root, Path):
-        with suppress(Exception):  # the code below raises the cause
-            if (named := _prepare_by_name(image_root, image_path, budget)) is not None:
-                return named
     data = read_image(image_root, image_path)
     if (original := _original(data, budget, as_they_are=as_they_are)) is not None:
         return original
@@ -197,25 +176,6 @@ def _failure(error: Exception, data: bytes) -> ImageFailure:
     return ImageFailure("unreadable", f"cannot be decoded: {str(error) or repr(error):.300}")
 
 
-def _prepare_by_name(image_root: Path, image_path: str, budget: ImageBudget) -> PreparedImage | None:
-    """Returns the image from its header and its end, if it can be sent unchanged; else None."""
-    with opened_inside(image_root, image_path) as opened, os.fdopen(opened.descriptor, "rb", closefd=False) as file:
-        return _prepare_header(opened, file, budget) if opened.size <= SMALL_BYTES else None
-
-
-def _prepare_header(opened: OpenFile, file: BinaryIO, budget: ImageBudget) -> PreparedImage | None:
-    with Image.open(file, formats=FORMATS) as image:
-        _check_pixels(image)
-        if image.format != "JPEG":
-            return None
-        shown = upright(image)
-        sent = smart_resize(shown.width, shown.height, budget)
-        file.seek(max(0, opened.size - END_BYTES))
-        if not _can_be_sent(shown, sent) or not _is_whole(file.read()):
-            return None
-        return PreparedImage(b"", shown.width, shown.height, *sent, sent_as="original", file=opened.real)
-
-
 def _check_pixels(image: ImageFile.ImageFile) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{image.width}×{image.height}")
@@ -232,15 +192,3 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, comment=b"")  # Pillow keeps comments, and no other metadata
     return buffer.getvalue()
-
-
-def _can_be_sent(shown: Upright, size: tuple[int, int]) -> bool:
-    """Whether the header allows sending the file unchanged. EXIF does not: it can contain the location."""
-    image = shown.image
-    unchanged = image.size == size and image.format == "JPEG" and image.mode == "RGB" and shown.turn is None
-    return unchanged and "exif" not in image.info
-
-
-def _is_whole(jpeg: bytes) -> bool:
-    """Whether a JPEG has its end marker, a cheap check. Some JPEGs without it decode too."""
-    return jpeg[-END_BYTES:].rstrip(b"\0\r\n ").endswith(JPEG_END)

@@ -75,10 +75,7 @@ class Annotator:
         model: str,
         image_root: ImageRoot,
         error_budget: float,
-        *,
-        servers_read: bool = False,
     ) -> None:
-        """`servers_read` means that every server can read files of the image root itself."""
         self.tally = Tally()
         self.pool = inference.pool
         self._inference = inference
@@ -86,9 +83,7 @@ class Annotator:
         self._family = family
         self._requests = [RequestTemplate(recipe, family, model, attempt) for attempt in range(1, recipe.reasks + 2)]
         self._error_budget = error_budget
-        self.preparation = Preparation(
-            self.pool, image_root, recipe.image_budget(family), self._requests[0], servers_read=servers_read
-        )
+        self.preparation = Preparation(self.pool, image_root, recipe.image_budget(family), self._requests[0])
         self._fatal: BaseException | None = None  # stops every chunk
         self._stopped = asyncio.Event()
         self._feeding = asyncio.Lock()  # chunks submit their rows one after the other, in input order

@@ -61,10 +61,7 @@ class Preparation:
         image_root: ImageRoot,
         budget: ImageBudget,
         template: RequestTemplate,
-        *,
-        servers_read: bool = False,
     ) -> None:
-        """`servers_read` means that every server can read files of the image root itself."""
         self.held = 0  # rows started and not released, each with its image in memory
         self.preparing = 0  # of these: being prepared, or waiting for a thread
         self.prepared = 0  # images so far
@@ -76,7 +73,6 @@ class Preparation:
         self._image_root = image_root
         self._budget = budget
         self._template = template
-        self._servers_read = servers_read
         self._room = asyncio.Event()  # set when there may be room
         pool.on_room = self._room.set
         self._seconds_each = GROUP_SECONDS  # moving average
@@ -139,11 +135,5 @@ class Preparation:
             return error
 
     def _prepared(self, row: Row) -> Request:
-        image = prepare(
-            self._image_root,
-            row.image_path,
-            self._budget,
-            as_they_are=self.as_they_are,
-            server_reads=self._servers_read,
-        )
+        image = prepare(self._image_root, row.image_path, self._budget, as_they_are=self.as_they_are)
         return image, self._template.body(row.caption, image.url())

@@ -31,7 +31,6 @@ from vllm_annotate.results.provenance import makers_in
 from vllm_annotate.serving.keeper import Keeper, kept_servers, watching
 from vllm_annotate.serving.preflight import Preflight, preflight
 from vllm_annotate.serving.settings import Server
-from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.shortage import most_connections, raise_limit
 from vllm_annotate.storage.workspace import Workspace
 
@@ -100,8 +99,7 @@ async def open_run(
                 f"{workspace.recipe} is missing, and {workspace.report} lists other recipes ({', '.join(others)}) than "
                 f"this run's {identity}: the output will hold answers of all of them"
             )
-        reads = can_read(server, keepers, files.image_root)
-        annotator = Annotator(inference, recipe, family, model, files.image_root, job.error_budget, servers_read=reads)
+        annotator = Annotator(inference, recipe, family, model, files.image_root, job.error_budget)
         await stack.enter_async_context(annotator)
         stack.enter_context(rare_collections())
         proving = Proving(Prover(recipe, family, model), inference, annotator, job.canary_every)
@@ -168,20 +166,6 @@ async def check_run(job: Job, say: Callable[[str], None]) -> None:
             return
     async with run_files(job, say, lambda _: None):
         (await asyncio.to_thread(find_launch, server, job.recipe or Recipe())).check()
-
-
-def can_read(server: Server, keepers: Sequence[Keeper], image_root: ImageRoot) -> bool:
-    """Whether all servers can read files of the image root: all were started here with allowed_media_folder."""
-    if server.start is None or server.start.allowed_media_folder is None or not isinstance(image_root, Path):
-        return False
-    allowed = Path(server.start.allowed_media_folder)
-    ours = len(keepers) == len(server.urls()) and all(keeper.is_ours for keeper in keepers)
-    # vLLM compares real paths with the folder as given.
-    return (
-        ours
-        and str(allowed) == os.path.realpath(allowed)
-        and Path(os.path.realpath(image_root)).is_relative_to(allowed)
-    )
 
 
 def checked_recipe(workspace: Workspace, recipe: Recipe, model: str) -> tuple[Family, dict[str, Any], str]:

@@ -123,7 +123,6 @@ def _sizes(launch: Launch) -> list[list[str]]:
         "--pipeline-parallel-size": launch.pipeline_parallel_size if launch.pipeline_parallel_size > 1 else None,
         "--gpu-memory-utilization": launch.gpu_memory_utilization,
         "--quantization": launch.quantization,
-        "--allowed-local-media-path": launch.allowed_media_folder,
     }
     groups = [[flag, str(value)] for flag, value in options.items() if value is not None]
     return [*groups, ["--trust-remote-code"]] if launch.trust_remote_code else groups

@@ -55,12 +55,6 @@ class Keeper:
         self._guardian: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None  # of the current server
 
-    @property
-    def is_ours(self) -> bool:
-        """Whether a run of this user started the server."""
-        record = read_record(self._record_path)
-        return record is not None and record.is_alive
-
     def _say(self, message: str) -> None:
         self._tell(masked(message, self._secrets))
 

@@ -58,7 +58,7 @@ class Launch(BaseModel):
     )
     allowed_media_folder: str | None = Field(
         default=None,
-        description="Folder whose images vLLM may read itself: images that need no resizing are sent by path.",
+        description="Has no effect: images always travel with the request, without their metadata.",
     )
     trust_remote_code: bool = Field(default=False, description="Whether to run code that comes with the model.")
     extra_arguments: list[str] = Field(

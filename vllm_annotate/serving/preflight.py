@@ -5,7 +5,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from vllm_annotate.errors import UsageError
@@ -108,9 +107,8 @@ def preflight(
         _check_fit(found)
         if assumed_gpus is None and not running:  # running replicas already hold their memory
             _check_free_memory(found)
-    folder = launch.allowed_media_folder
-    if folder is not None and not Path(folder).is_dir():
-        found.problems.append(f"allowed_media_folder {folder} is not a folder: set it to the folder with the images")
+    if launch.allowed_media_folder is not None:
+        found.notes.append("allowed_media_folder has no effect: images travel with the request; remove it")
     return found
 
 
