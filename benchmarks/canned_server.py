@@ -1,4 +1,7 @@
-"""A server with almost no cost: nginx, which returns the same answer to every request."""
+"""A server with almost no cost: nginx, which returns the same answer to every image.
+
+The drawings by which a run proves what a server sees go to a stand-in, which looks at them and counts their tokens.
+"""
 
 import json
 import random
@@ -6,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from demo.processes import stand_in
 from stand_in.gateway import nginx
 from stand_in.ports import free_port
+from vllm_annotate.proof.scenes import MARKS
 
 MODEL = "qwen2.5-vl-canned"
 CONFIGURATION = """
@@ -21,7 +26,7 @@ http {{
     access_log off;
     keepalive_requests 1000000;
     client_max_body_size 64m;
-    client_body_buffer_size 1m;
+    client_body_buffer_size 16m;  # the largest images: a file on disk would cost more than all the rest
     client_body_temp_path {folder}/body;
     proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/fastcgi;
@@ -34,11 +39,17 @@ http {{
         location = /version {{ return 200 '{{"version": "canned"}}'; }}
         location = /v1/models {{ return 200 '{models}'; }}
         error_page 418 = @closing;
+        error_page 419 = @proof;
         location = /v1/chat/completions {{
             if ($http_connection = close) {{ return 418; }}
             echo_read_request_body;
+            echo_exec @read;  # conditions are checked again there, now with the body
+        }}
+        location @read {{
+            if ($request_body ~ "{proof}") {{ return 419; }}
             echo -n '{answer}';
         }}
+        location @proof {{ proxy_pass {stand_in}; }}
         # For clients that read until the connection closes and do not know chunked encoding.
         location @closing {{ chunked_transfer_encoding off; echo_read_request_body; echo -n '{answer}'; }}
     }}
@@ -67,9 +78,11 @@ def canned_server(folder: Path) -> Iterator[str]:
     models = json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model", "max_model_len": 8192}]})
     quoted = canned_answer().replace("\\", "\\\\").replace("'", "\\'").replace("$", "")
     configuration = folder / "nginx.conf"
-    configuration.write_text(CONFIGURATION.format(folder=folder, port=port, models=models, answer=quoted))
-    try:
-        with nginx(configuration, port) as url:
-            yield url
-    except FileNotFoundError:
-        raise SystemExit("needs nginx: apt-get install nginx-light libnginx-mod-http-echo") from None
+    values = {"folder": folder, "port": port, "models": models, "answer": quoted, "proof": MARKS["en"]}
+    with stand_in("--model", MODEL) as looking:
+        configuration.write_text(CONFIGURATION.format(**values, stand_in=looking))
+        try:
+            with nginx(configuration, port) as url:
+                yield url
+        except FileNotFoundError:
+            raise SystemExit("needs nginx: apt-get install nginx-light libnginx-mod-http-echo") from None

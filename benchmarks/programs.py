@@ -1,7 +1,6 @@
-"""Shared by the benchmarks: the images, the programs to compare, and the cost of a process."""
+"""Shared by the benchmarks: the programs to compare, and the cost of a process."""
 
 import os
-import random
 import statistics
 import sys
 import tempfile
@@ -11,42 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import orjson
-from PIL import Image
-
 from benchmarks.canned_server import MODEL
 from flows.support.prefect_server import TemporaryPrefectServer
-from vllm_annotate.images.prepare import PreparedImage
 from vllm_annotate.recipe.families import resolve_family
 from vllm_annotate.recipe.request import RequestTemplate
 from vllm_annotate.recipe.settings import Recipe
 
-IN_FLIGHT, DISTINCT, SIZE, KILOBYTES = 64, 50, (924, 700), 92
+IN_FLIGHT = 64
 PEERS = Path(".venv-peers")  # one virtual environment each: `make bench-peers`
-
-
-def draw(folder: Path, count: int) -> Path:
-    """Writes the input: `count` rows with unique names for DISTINCT images."""
-    images = folder / "images"
-    images.mkdir()
-    rng = random.Random(0)
-    for number in range(min(count, DISTINCT)):
-        noise = Image.frombytes("RGB", (84, 64), rng.randbytes(84 * 64 * 3)).resize(SIZE, Image.Resampling.BICUBIC)
-        quality = next(quality for quality in range(95, 5, -1) if _saved(noise, images / f"{number:06d}.jpg", quality))
-        assert quality  # noqa: S101 - the loop above reaches the size
-    for number in range(DISTINCT, count):
-        os.link(images / f"{number % DISTINCT:06d}.jpg", images / f"{number:06d}.jpg")
-    rows = (
-        {"image_path": f"{number:06d}.jpg", "caption": f"a row of things, number {number}"} for number in range(count)
-    )
-    source = folder / "input.jsonl"
-    source.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    return source
-
-
-def _saved(image: Image.Image, path: Path, quality: int) -> bool:
-    image.save(path, quality=quality)
-    return path.stat().st_size <= KILOBYTES * 1024
 
 
 def commands(source: Path, url: str) -> dict[str, list[str]]:
@@ -55,7 +26,7 @@ def commands(source: Path, url: str) -> dict[str, list[str]]:
     outputs.mkdir(exist_ok=True)
     request = source.with_name("request.json")
     template = RequestTemplate(Recipe(), resolve_family("auto", MODEL), MODEL)
-    request.write_bytes(template.body("{caption}", PreparedImage(b"", *SIZE, *SIZE).url()))
+    request.write_bytes(template.body("{caption}", b"data:image/jpeg;base64,"))
     flow: tuple[object, ...] = (
         "--input", source, "--image-root", images, "--output", outputs / "flow.jsonl",
         "--api-base", f"{url}/v1", "--max-concurrency", IN_FLIGHT,
@@ -83,11 +54,11 @@ class Cost(NamedTuple):
 
     processor_seconds: float
     wall_seconds: float
-    peak_mebibytes: float
+    peak_mebibytes: float  # of the process alone
 
 
-def measured(command: list[str], log: Path) -> Cost:
-    """Runs a command and returns its cost."""
+def measured(command: list[str], log: Path, since: Path | None = None) -> Cost:
+    """Runs a command and returns its cost; its peak memory counts once the file `since` exists."""
     begun = time.monotonic()
     with log.open("wb") as file:
         pid = os.posix_spawn(
@@ -96,10 +67,23 @@ def measured(command: list[str], log: Path) -> Cost:
             os.environ,
             file_actions=[(os.POSIX_SPAWN_DUP2, file.fileno(), 1), (os.POSIX_SPAWN_DUP2, file.fileno(), 2)],
         )
-        _, status, usage = os.wait4(pid, 0)
+    peak, counts = 0.0, since is None
+    while (ended := os.wait4(pid, os.WNOHANG))[0] == 0:
+        if not counts and since is not None and since.exists():
+            Path(f"/proc/{pid}/clear_refs").write_text("5")  # resets VmHWM
+            counts = True
+        peak = max(peak, _peak_mebibytes(pid)) if counts else peak
+        time.sleep(0.02)
+    _, status, usage = ended
     if status:
         raise SystemExit(f"{' '.join(command[:3])} failed: {log.read_text()[-2000:]}")
-    return Cost(usage.ru_utime + usage.ru_stime, time.monotonic() - begun, usage.ru_maxrss / 1024)
+    return Cost(usage.ru_utime + usage.ru_stime, time.monotonic() - begun, peak)
+
+
+def _peak_mebibytes(pid: int) -> float:
+    """The peak resident set of a process; 0 while it ends."""
+    _, found, rest = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")
+    return int(rest.split()[0]) / 1024 if found else 0
 
 
 @contextmanager

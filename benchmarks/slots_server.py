@@ -1,8 +1,9 @@
 """A server with a fixed number of slots, each busy for a random time per request, which measures how busy they are.
 
-`python -m benchmarks.slots_server PORT SLOTS SECONDS SIGMA STRAGGLERS`: a median of SECONDS, log-normal with SIGMA, and
-a share of STRAGGLERS that take ten times as long. Lighter than the stand-in, whose cost would distort the result.
-GET /look returns how busy the slots were since the last look.
+`python -m benchmarks.slots_server PORT SLOTS SECONDS SIGMA STRAGGLERS STAND_IN`: a median of SECONDS, log-normal with
+SIGMA, and a share of STRAGGLERS that take ten times as long. Lighter than the stand-in, whose cost would distort the
+result; STAND_IN is the URL of one, which answers the drawings by which a run proves what the server sees. These occupy
+no slot. GET /look returns how busy the slots were since the last look.
 """
 
 import asyncio
@@ -11,16 +12,17 @@ import random
 import sys
 import time
 
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from benchmarks.canned_server import MODEL, canned_answer
+from vllm_annotate.proof.scenes import MARKS
 
 
 class Slots:
     """The slots, and how busy they were."""
 
-    def __init__(self, slots: int, seconds: float, sigma: float, stragglers: float) -> None:
-        self._count = slots
+    def __init__(self, slots: int, seconds: float, sigma: float, stragglers: float, looking: ClientSession) -> None:
+        self._count, self._looking = slots, looking
         self._slots = asyncio.Semaphore(slots)
         self._median, self._sigma, self._stragglers = seconds, sigma, stragglers
         self._answer = canned_answer().encode()
@@ -43,7 +45,12 @@ class Slots:
 
     async def complete(self, request: web.Request) -> web.Response:
         """Reads a request, occupies a slot, answers."""
-        await request.read()
+        body = await request.read()
+        if MARKS["en"].encode() in body:
+            async with self._looking.post(
+                request.path, data=body, headers={"Content-Type": "application/json"}
+            ) as seen:
+                return web.Response(body=await seen.read(), status=seen.status, content_type="application/json")
         self._to_last_request = self._count_to_now()
         seconds = self._median * math.exp(self._times.gauss(0, self._sigma))
         seconds *= 10 if self._times.random() < self._stragglers else 1
@@ -62,9 +69,10 @@ class Slots:
         return web.json_response(seen)
 
 
-async def application(slots: int, seconds: float, sigma: float, stragglers: float) -> web.Application:
+async def application(slots: int, seconds: float, sigma: float, stragglers: float, *, stand_in: str) -> web.Application:
     """Creates the server in its event loop."""
-    server = Slots(slots, seconds, sigma, stragglers)
+    looking = ClientSession(stand_in)
+    server = Slots(slots, seconds, sigma, stragglers, looking)
     models = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
 
     async def healthy(_: web.Request) -> web.Response:
@@ -73,7 +81,11 @@ async def application(slots: int, seconds: float, sigma: float, stragglers: floa
     async def list_models(_: web.Request) -> web.Response:
         return web.json_response(models)
 
+    async def close(_: web.Application) -> None:
+        await looking.close()
+
     app = web.Application(client_max_size=64 * 1024 * 1024)
+    app.on_cleanup.append(close)
     app.router.add_get("/health", healthy)
     app.router.add_get("/v1/models", list_models)
     app.router.add_post("/v1/chat/completions", server.complete)
@@ -83,6 +95,6 @@ async def application(slots: int, seconds: float, sigma: float, stragglers: floa
 
 if __name__ == "__main__":
     web.run_app(
-        application(int(sys.argv[2]), *map(float, sys.argv[3:])),
+        application(int(sys.argv[2]), *map(float, sys.argv[3:6]), stand_in=sys.argv[6]),
         host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=None,
     )  # fmt: skip

@@ -5,6 +5,7 @@
 
 import asyncio
 import base64
+import mimetypes
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ async def main(source: str, images: str, output: str, url: str, in_flight: str) 
             async def work() -> None:
                 for line in lines:
                     row = orjson.loads(line)
+                    media_type, _ = mimetypes.guess_type(row["image_path"])
                     image = base64.b64encode(Path(images, row["image_path"]).read_bytes()).decode()
                     body = {
                         "model": model,
@@ -37,7 +39,7 @@ async def main(source: str, images: str, output: str, url: str, in_flight: str) 
                             {
                                 "role": "user",
                                 "content": [
-                                    {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{image}"}},
+                                    {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{image}"}},
                                     {"type": "text", "text": user.replace("{caption}", row["caption"])},
                                 ],
                             },

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import logging
 import sys
 import time
 
@@ -37,6 +38,7 @@ async def main(source: str, images: str, output: str, url: str, in_flight: str) 
     job = Job(input=source, image_root=images, output=output, server=server, max_concurrency=int(in_flight))
     async with open_run(job) as run:
         plan = await asyncio.to_thread(plan_or_resume, run)
+        await run.proving.prove_all(logging.getLogger(__name__))
         async with recording(run, plan.rows, print) as telemetry, asyncio.TaskGroup() as group:
             for chunk in plan.chunks:
                 await run.annotator.turn(chunk)

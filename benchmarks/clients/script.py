@@ -6,6 +6,7 @@
 import asyncio
 import base64
 import json
+import mimetypes
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ async def main(source: str, images: str, output: str, url: str, in_flight: str) 
 
     async def annotate(row: dict[str, str]) -> str:
         async with slots:
+            media_type, _ = mimetypes.guess_type(row["image_path"])
             image = base64.b64encode(Path(images, row["image_path"]).read_bytes()).decode()
             content = [
-                {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{image}"}},
+                {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{image}"}},
                 {"type": "text", "text": user_prompt(recipe).replace("{caption}", row["caption"])},
             ]
             request: dict[str, Any] = {

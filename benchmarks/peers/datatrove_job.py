@@ -6,6 +6,7 @@ completion to fill in: {caption} is a placeholder, and the image is replaced.
 
 import base64
 import json
+import mimetypes
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -21,10 +22,11 @@ async def annotate(
     document: Any, generate: Callable[[dict[str, Any]], Awaitable[Any]], images: Path, request: dict[str, Any]
 ) -> dict[str, Any]:
     """Annotates one row."""
+    media_type, _ = mimetypes.guess_type(document.id)
     image = base64.b64encode((images / document.id).read_bytes()).decode()
     system, user = request["messages"]
     content = [
-        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{image}"}},
+        {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{image}"}},
         {"type": "text", "text": user["content"][1]["text"].replace("{caption}", document.text)},
     ]
     answer = await generate({**request, "messages": [system, {"role": "user", "content": content}]})
