@@ -59,6 +59,7 @@ async def annotate_sharded(
     server_wait_seconds: Annotated[float, Field(ge=0)] = 300,
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 600,
     chunk_retries: Annotated[int, Field(ge=0, le=10)] = 1,
+    canary_every: Annotated[int, Field(ge=0)] = 500,
 ) -> State[Any]:
     """Annotates the images in shards, each a separate run on a worker, and merges their answers.
 
@@ -85,6 +86,8 @@ async def annotate_sharded(
         server_wait_seconds: How long requests wait for a server that is down.
         request_timeout_seconds: How long one request may take.
         chunk_retries: How often to retry a chunk whose server went down.
+        canary_every: Answers of an endpoint between two drawn test scenes, which show whether its boxes are still
+            right; 0 for none.
 
     """
     job, logger = Job.from_parameters(locals()), get_run_logger()

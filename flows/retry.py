@@ -42,6 +42,7 @@ async def retry_failures(
     server_wait_seconds: Annotated[float, Field(ge=0)] = 300,
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 600,
     chunk_retries: Annotated[int, Field(ge=0, le=10)] = 1,
+    canary_every: Annotated[int, Field(ge=0)] = 500,
 ) -> State[Any]:
     """Retries the images in the failures file of an output. Images that fail again stay in it.
 
@@ -58,6 +59,8 @@ async def retry_failures(
         server_wait_seconds: How long requests wait for a server that is down.
         request_timeout_seconds: How long one request may take.
         chunk_retries: How often to retry a chunk whose server went down.
+        canary_every: Answers of an endpoint between two drawn test scenes, which show whether its boxes are still
+            right; 0 for none.
 
     """
     settings = dict(locals())

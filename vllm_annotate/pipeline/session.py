@@ -102,7 +102,8 @@ async def open_run(
         annotator = Annotator(inference, recipe, family, model, files.image_root, job.error_budget)
         await stack.enter_async_context(annotator)
         stack.enter_context(rare_collections())
-        proving = Proving(Prover(recipe, family, model), inference, annotator, job.canary_every)
+        prover = Prover(recipe, family, model, patience_seconds=job.server_wait_seconds)
+        proving = Proving(prover, inference, annotator, job.canary_every)
         stack.push_async_callback(proving.close)
         yield Run(job, files, model, settings, identity, versions, annotator, proving, keepers)
 

@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 
 from vllm_annotate.errors import ServerRefused
 from vllm_annotate.inference.endpoint import Endpoint
 from vllm_annotate.inference.pool import REST_SECONDS, Pool
 from vllm_annotate.proof.pointing import GOOD_FIT
-from vllm_annotate.proof.prove import Prover, ask
+from vllm_annotate.proof.prove import Prover
 from vllm_annotate.proof.scenes import space_of
 
 FIRST_AFTER = 100  # answers of an endpoint
@@ -57,7 +56,7 @@ class CanaryWatch:
     async def _is_right(self, endpoint: Endpoint) -> bool | None:
         """Whether the boxes for a fresh scene are right; None if there is no answer."""
         questions, finding = self._prover.questions, self._prover.findings[endpoint.url]
-        answer = await questions.about(1, partial(ask, endpoint), finding.sees)
+        answer = await questions.about(1, self._prover.asker(endpoint), finding.sees)
         if isinstance(answer, str):
             return None
         scene, text = answer

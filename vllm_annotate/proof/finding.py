@@ -57,8 +57,9 @@ def _sees(finding: Finding) -> str:
     if sees.verdict == "agrees":
         return f"it sees what it should: {len(sees.counts)} token counts match a grid of {sees.grid} pixels; {sent}"
     if sees.verdict == "recorded":
-        grid = f"a grid of {sees.grid} pixels" if sees.grid else "no grid that is known"
-        return f"its token counts match {grid}, and boxes of {finding.family} do not depend on it; {sent}"
+        grid = f"match a grid of {sees.grid} pixels" if sees.grid else "match no grid that is known"
+        counts = f"its token counts {grid}" if sees.counts else "its answers have no usage"
+        return f"{counts}, and boxes of {finding.family} do not depend on that; {sent}"
     if sees.verdict == "differs":
         return f"its token counts do not match the grid of {finding.family}; {sent}"
     return f"what it sees is unknown, as {sees.why}; {sent}"

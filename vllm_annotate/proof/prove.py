@@ -3,11 +3,10 @@
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from vllm_annotate.errors import ImageFailure, ServerRefused
 from vllm_annotate.inference.endpoint import Endpoint
-from vllm_annotate.inference.responses import Completion, Trouble
+from vllm_annotate.inference.responses import Completion
 from vllm_annotate.inference.tries import Tries
 from vllm_annotate.proof.finding import Finding, find
 from vllm_annotate.proof.pointing import GOOD_FIT, Questions, point
@@ -18,33 +17,54 @@ from vllm_annotate.recipe.settings import Recipe
 # One for each space, for a model whose name tells nothing. The first of those that fit about equally well is taken.
 CANDIDATES = ("thousandths", "qwen2.5-vl", "gemini", "kimi-vl")
 ABOUT = 0.05  # IoU
+PATIENCE_SECONDS = 60.0
 UNSEEN = Sight(verdict="uncounted")
 
 
-async def ask(endpoint: Endpoint, body: bytes) -> Completion | str:
-    """Sends a request that counts in no figure; returns its completion, or why there is none."""
-    tries = Tries()
-    while True:
-        try:
-            answer = await endpoint.complete(body, tries.attempts + 1, counts=False)
-        except ImageFailure as failure:
-            return str(failure)
-        if isinstance(answer, Completion):
-            return answer
-        tries.count(Trouble(answer.kind, answer.message), up=True)
-        if tries.are_over or (answer.cause == "lost" and not await endpoint.is_healthy()):
-            return answer.message
-        await asyncio.sleep(tries.pause_seconds())
+class Asker:
+    """Asks an endpoint about drawings: as many at once as its limit allows, and in none of its figures."""
+
+    def __init__(self, endpoint: Endpoint, patience_seconds: float) -> None:
+        """`patience_seconds` is how long a request may be declined for the server's load, or by a gateway."""
+        self._endpoint, self._patience_seconds = endpoint, patience_seconds
+        self._room = asyncio.Semaphore(endpoint.limit)
+
+    async def __call__(self, body: bytes) -> Completion | str:
+        """Returns the completion, or why there is none."""
+        tries = Tries()
+        while True:
+            try:
+                async with self._room:
+                    answer = await self._endpoint.complete(body, tries.attempts + 1, counts=False)
+            except ImageFailure as failure:
+                return str(failure)
+            if isinstance(answer, Completion):
+                return answer
+            if answer.cause == "lost" and not await self._endpoint.is_healthy():
+                return answer.message
+            tries.count(answer, up=True)
+            if tries.are_over or tries.declined_for() > self._patience_seconds:
+                return answer.message
+            await asyncio.sleep(tries.pause_seconds())
 
 
 class Prover:
     """Proves the endpoints of a run, and remembers what they showed."""
 
-    def __init__(self, recipe: Recipe, family: Family, model: str, rng: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        family: Family,
+        model: str,
+        rng: random.Random | None = None,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        """`patience_seconds`: see `Asker`."""
         self.findings: dict[str, Finding] = {}  # the last by URL
         self.rng = rng or random.Random()
         self.questions = Questions(recipe, family, model, self.rng)
         self._recipe, self._family, self._model = recipe, family, model
+        self._patience_seconds = patience_seconds
         self._steady: set[str] = set()  # endpoints whose boxes were right at some time
 
     @property
@@ -52,12 +72,16 @@ class Prover:
         """Whether images within the budget may be sent unchanged to every endpoint that was proven."""
         return bool(self.findings) and all(finding.as_they_are for finding in self.findings.values())
 
+    def asker(self, endpoint: Endpoint) -> Asker:
+        """Asks the endpoint about drawings."""
+        return Asker(endpoint, self._patience_seconds)
+
     async def prove(self, endpoint: Endpoint) -> Finding | None:
         """What the endpoint sees, and where it points; None if it went away.
 
         Raises ServerRefused if its boxes would be wrong.
         """
-        asking, family = partial(ask, endpoint), self._family
+        asking, family = self.asker(endpoint), self._family
         sees = await look(asking, self._model, family, self.questions.budget, self.rng)
         points = await point(self.questions, asking, sees)
         if (sees.why or points.why) and not await endpoint.is_healthy():
@@ -85,7 +109,7 @@ async def identify(
             continue
         for name in CANDIDATES:
             questions = Questions(recipe, FAMILIES[name], model, random.Random())
-            pointing = await point(questions, partial(ask, endpoint), UNSEEN)
+            pointing = await point(questions, Asker(endpoint, PATIENCE_SECONDS), UNSEEN)
             fits[name] = min(fits.get(name, 1.0), pointing.mean_iou)
     best = max(fits.values(), default=0.0)
     if best < GOOD_FIT:

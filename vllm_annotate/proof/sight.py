@@ -66,9 +66,11 @@ async def look(ask: Ask, model: str, family: Family, budget: ImageBudget, rng: r
             return Sight(verdict="uncounted", why=answer)
     tokens = [answer.prompt_tokens for answer in answers if isinstance(answer, Completion)]
     counts = [Count(*size, number) for size, number in zip(sizes, tokens, strict=True)]
+    if not family.grid and not all(tokens):
+        return Sight(verdict="recorded")
     if not all(tokens):
         return Sight(verdict="uncounted", why="its answers have no usage")
-    if len(set(tokens)) == 1:
+    if family.grid and len(set(tokens)) == 1:
         return Sight(verdict="uncounted", counts=counts, why=f"it counts {tokens[0]} tokens whatever the image")
     return judge(counts, family, budget, bare.prompt_tokens if isinstance(bare, Completion) else 0)
 
