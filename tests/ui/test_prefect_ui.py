@@ -67,6 +67,7 @@ def test_charts_and_sample_images_are_drawn(
         ("annotate-summary", "Images per second"),
         ("annotate-bottleneck", "What to do"),
         ("annotate-failures", "unreadable"),
+        ("annotate-proof", "its boxes are proven"),
         ("annotate-progress", "100"),
     ],
 )

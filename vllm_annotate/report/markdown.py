@@ -84,7 +84,7 @@ def proof(proofs: Mapping[str, Proof]) -> str:
     parts = [
         f"**{plain(url)}**\n\n" + "".join(f"- {plain(said)}\n" for said in each.text) for url, each in proofs.items()
     ]
-    return "\n".join(parts) or "Nothing was proven yet.\n"
+    return "\n".join(parts) or "No server was asked yet.\n"
 
 
 def samples(examples: Sequence[Example]) -> str:

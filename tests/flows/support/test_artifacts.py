@@ -58,6 +58,7 @@ async def test_artifacts_update_under_the_same_keys_and_end_with_the_final_state
     assert "cannot read NVIDIA GPUs on this machine" in final["annotate-gpus"]["data"]
     assert final["annotate-gpus"]["data"].count("data:image/svg+xml;base64,") == 4
     assert "What to do" in final["annotate-bottleneck"]["data"]
+    assert "its boxes are proven" in final["annotate-proof"]["data"]
     assert len(re.findall(r"!\[boxes\]", final["annotate-samples"]["data"])) == 6
 
 
