@@ -4,14 +4,15 @@ from collections.abc import Callable
 
 from flows.support.prefect_environment import check_proxies, use_server
 from flows.support.prefect_server import TemporaryPrefectServer
+from flows.support.server_process import ServerProcess
 from vllm_annotate.errors import UsageError
 from vllm_annotate.threads import run_to_end
 
 
-def start_own_server() -> TemporaryPrefectServer:
+def start_own_server(process: ServerProcess | None = None) -> TemporaryPrefectServer:
     """Starts a temporary server in the background, and makes Prefect in this process use it. Raises UsageError."""
     check_proxies()
-    server = TemporaryPrefectServer()
+    server = TemporaryPrefectServer(process=process)
     use_server(server.api_url, server.home.path)
     return server
 

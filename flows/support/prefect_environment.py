@@ -31,17 +31,12 @@ def database_settings() -> dict[str, str]:
     return Settings().server.database.to_environment_variables(exclude_unset=True)
 
 
-def server_environment(home: Path, port: int, settings: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the server: the user's, but without Prefect's settings and proxies."""
-    plain = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("PREFECT_") and not name.lower().endswith("_proxy")
-    }
+def server_settings(home: Path, port: int, settings: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables of the server, beside those of the user."""
     of_home = {"PREFECT_HOME": str(home), "PREFECT_PROFILES_PATH": str(home / "no-profiles.toml")}
     # Without these the UI calls port 4200, whatever --port says.
     address = {"PREFECT_SERVER_API_HOST": LOOPBACK[0], "PREFECT_SERVER_API_PORT": str(port)}
-    return plain | QUIET | of_home | address | dict(settings)
+    return QUIET | of_home | address | dict(settings)
 
 
 def use_server(api_url: str, home: Path) -> None:

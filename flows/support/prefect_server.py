@@ -10,19 +10,18 @@ import os
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import httpx
 
 from flows.support.loopback import LOOPBACK
 from flows.support.prefect_home import PrefectHome, home_for, temporary_home
+from flows.support.server_process import ServerProcess
 
 START_SECONDS = 120  # the first start creates the database: 10 s on two cores
 RECORD_SECONDS = 60
@@ -36,19 +35,6 @@ CAUSES = {  # what a server's log has → why it did not start
     "readonly database": "its database is read-only",
 }
 
-# Stops the server with its parent, even if that is killed. Waits for its turn: two servers must not create or migrate
-# one database at once. Then runs `prefect server start` in the same process.
-LAUNCHER = """
-import ctypes, fcntl, os, runpy, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-port, turn = sys.argv[1], int(sys.argv[2])
-fcntl.flock(turn, fcntl.LOCK_EX)
-os.pwrite(turn, b"%-10d" % os.getpid(), 0)
-sys.argv = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
-runpy.run_module("prefect", run_name="__main__")
-"""
-
 
 class TemporaryPrefectServer:
     """`prefect server start` on loopback, with your Prefect database if it can be used.
@@ -56,8 +42,13 @@ class TemporaryPrefectServer:
     With a PREFECT_HOME in `settings`, it uses that home or fails.
     """
 
-    def __init__(self, settings: Mapping[str, str] | None = None, port: int | None = None) -> None:
-        """Starts it. Raises OSError if there is not even room for its log."""
+    def __init__(
+        self, settings: Mapping[str, str] | None = None, port: int | None = None, process: ServerProcess | None = None
+    ) -> None:
+        """Starts it, in a `process` that waits for that, if there is one.
+
+        Raises OSError if there is not even room for its log.
+        """
         from flows.support.prefect_environment import database_settings, users_home
 
         self.given_up = threading.Event()  # set it to stop waiting
@@ -72,9 +63,8 @@ class TemporaryPrefectServer:
         else:
             self.home = home_for(users_home(), self._held)
             self._settings = ({} if self.home.is_temporary else database_settings()) | self._settings
-        self._log: IO[bytes] = self._held.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         self._may_move = not given and not self.home.is_temporary
-        self._start()
+        self._start(process or ServerProcess())
         # Prefect sends its last events when threading shuts down, which is before atexit.
         atexit.register(self.stop)
 
@@ -93,20 +83,13 @@ class TemporaryPrefectServer:
         """The value for PREFECT_API_URL."""
         return f"{self.url}/api"
 
-    def _start(self) -> None:
-        from flows.support.prefect_environment import server_environment
+    def _start(self, process: ServerProcess) -> None:
+        from flows.support.prefect_environment import server_settings
 
         self._turn = os.open(self.home.path / "vllm-annotate.start", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER, str(self._port), str(self._turn)],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            env=server_environment(self.home.path, self._port, self._settings),
-            cwd=self.home.path,  # settings of Prefect's may also be in files of a working directory
-            pass_fds=[self._turn],
-            start_new_session=True,  # Ctrl-C is for the run; the server records how it ended
-        )
+        self._process, self._log = process.process, self._held.enter_context(process.log)
+        settings = server_settings(self.home.path, self._port, self._settings)
+        process.serve(self.home.path, self._port, settings, self._turn)
 
     def wait_until_ready(self) -> None:
         """Waits until the server answers or `given_up` is set. Raises RuntimeError with the reason if it fails.
@@ -121,7 +104,7 @@ class TemporaryPrefectServer:
             self._may_move = False
             self.home = temporary_home(self._held, f"Prefect cannot use its home {self.home.path}: {reason}")
             self._settings = {}
-            self._start()
+            self._start(ServerProcess())
             if self._answered():
                 self.is_ready = True
                 return
@@ -156,7 +139,6 @@ class TemporaryPrefectServer:
         self._process.wait()
         self._log.seek(0)
         output = self._log.read().decode(errors="replace")
-        self._log.truncate(0)
         for text, cause in CAUSES.items():
             if text in output:
                 return cause

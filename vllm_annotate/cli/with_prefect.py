@@ -4,11 +4,14 @@ The only module of the library that imports Prefect; imported on demand.
 """
 
 import asyncio
+import gc
+import importlib
 import logging
 import os
 import re
 import warnings
 from collections.abc import Coroutine
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +40,9 @@ NOT_RUN_REMEDY = (
     "see whether its server still runs, then run the same command again, or add --without-prefect; answers so far are "
     "saved"
 )
+IMPORTED_BY_A_RUN = (  # when it begins; a quarter of a second
+    "prefect.flow_engine", "prefect.task_engine", "prefect.utilities.visualization", "fastapi.encoders",
+)  # fmt: skip
 CHATTY = (
     "prefect.engine", "prefect.flows", "EventsWorker", "APILogWorker", "prefect.events.clients",
     "prefect._internal.concurrency",
@@ -51,10 +57,13 @@ def run_with_prefect(work: Work, console: Console, interrupts: Interrupts) -> in
     # A run talks to its own servers only: no usage statistics, no version checks. Prefect reads these at import.
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    gc.disable()  # while Prefect is imported: a sixth of that time went into looking for garbage
     try:
         own = _checked_server(interrupts)
     except UsageError as error:
         raise UsageError(f"{error}, or add --without-prefect") from None
+    finally:
+        gc.enable()
     from prefect.exceptions import TerminationSignal
 
     try:
@@ -65,10 +74,14 @@ def run_with_prefect(work: Work, console: Console, interrupts: Interrupts) -> in
 
 def _checked_server(interrupts: Interrupts) -> "TemporaryPrefectServer | None":
     """A temporary server that starts, or None if the one of PREFECT_API_URL can be used. Raises UsageError."""
-    if not _given_api():
-        from flows.support.own_server import start_own_server
+    from flows.support.server_process import ServerProcess
 
-        return start_own_server()
+    # It starts before Prefect is imported, which takes a second, unless it is clear that it is not needed.
+    with nullcontext() if os.environ.get("PREFECT_API_URL") else ServerProcess() as process:
+        if not _given_api():
+            from flows.support.own_server import start_own_server
+
+            return start_own_server(process)
     from flows.support.prefect_api import check_api
 
     try:
@@ -107,6 +120,7 @@ async def _run(work: Work, console: Console, interrupts: Interrupts, own: "Tempo
         if own is not None:
             own.given_up.set()
         raise
+    _import_flows()
     await _wait_until_ready(own, console)
     if own is not None:
         after = "" if own.home.note else "; afterwards: prefect server start"
@@ -122,6 +136,15 @@ async def _run(work: Work, console: Console, interrupts: Interrupts, own: "Tempo
             own.stop()
         interrupts.leave(code)
     return code
+
+
+def _import_flows() -> None:
+    """Imports what a flow run needs, while its server starts: else its first request would wait for it."""
+    importlib.import_module("flows.annotate")
+    importlib.import_module("flows.retry")
+    for name in IMPORTED_BY_A_RUN:
+        with suppress(ImportError):  # of another version of Prefect
+            importlib.import_module(name)
 
 
 async def _recorded(flow: "Coroutine[Any, Any, State[Any]]", job: Job, console: Console) -> tuple[int, bool]:
