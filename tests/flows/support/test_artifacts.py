@@ -12,7 +12,7 @@ from tests.conftest import Job, ask_prefect
 from tests.flows.test_annotate import annotate
 
 MakeJob = Callable[..., Job]
-KEYS = [f"annotate-{what}" for what in ("bottleneck", "failures", "gpus", "progress", "samples", "summary")]
+KEYS = [f"annotate-{what}" for what in ("bottleneck", "failures", "gpus", "progress", "proof", "samples", "summary")]
 
 
 def latest_run(api: str) -> str:
