@@ -30,13 +30,18 @@ def run(options: Mapping[str, Any], console: Console) -> int:
     known = read_fields(Path(options["server"]), "server", Server) if "server" in options else {}
     named = {"endpoints": options.get("api_base"), "model": options.get("model_name")}
     server = checked(Server, known | {name: value for name, value in named.items() if value}, "server")
-    fields = read_fields(Path(options["recipe"]), "recipe", Recipe) if "recipe" in options else {}
-    shown = asyncio.run(_prove(server, checked(Recipe, fields, "recipe"), console))
+    shown = asyncio.run(_prove(server, recipe_of(options), console))
     console.show(json.dumps(shown, ensure_ascii=False, indent=2) if options.get("json") else _text(shown))
     findings = [Finding.model_validate(entry) for entry in shown["endpoints"].values()]
     if any(finding.refused for finding in findings):
         return 2
     return 0 if all(finding.is_proven for finding in findings) else 1
+
+
+def recipe_of(options: Mapping[str, Any]) -> Recipe:
+    """The recipe that the options name."""
+    fields = read_fields(Path(options["recipe"]), "recipe", Recipe) if "recipe" in options else {}
+    return checked(Recipe, fields, "recipe")
 
 
 async def _prove(server: Server, recipe: Recipe, console: Console) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def app() -> App:
                "proven, 1 in doubt, 2 its boxes would be wrong.", bool),
         option("api_base", "Base URL of a server to prove; several for several servers. (default: "
                "http://localhost:8000/v1)", list),
-        option("recipe", "YAML file with the recipe's fields, for the proof. (default: the built-in recipe)"),
+        option("recipe", "YAML file with the recipe's fields. (default: the built-in recipe)"),
         option("json", "Print JSON, fit for a bug report.", bool),
         option("server", "YAML file with the server's fields."),
         option("model_name", "Name of the served model. (default: the name of its folder)"),
@@ -51,7 +51,9 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
         return check_proof.run(options, console)
     model, launch = _launch(options)
     assumed = _gpus(options["assume_gpus"]) if "assume_gpus" in options else None
-    found = preflight(launch, options.get("model_name", model), "", assumed)
+    name = options.get("model_name", model)
+    budget = check_proof.recipe_of(options).servers_budget(launch.served_name(name))
+    found = preflight(launch, name, "", assumed, budget)
     console.show(json.dumps(found.shown(), ensure_ascii=False, indent=2) if options.get("json") else found.text())
     return 2 if found.problems else 0
 

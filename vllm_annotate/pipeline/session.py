@@ -112,9 +112,7 @@ def find_launch(server: Server, recipe: Recipe) -> Preflight:
     """Checks what decides whether the servers will start; they see images of the recipe's budget."""
     start = server.start
     assert start is not None  # noqa: S101 - for the type checker
-    name = start.served_name(server.model)
-    family = resolve_family(recipe.family, name) if names_family(recipe.family, name) else None
-    budget = recipe.image_budget(family) if family is not None and family.grid else None
+    budget = recipe.servers_budget(start.served_name(server.model))
     return preflight(start, server.model, server.own_key(), budget=budget)
 
 

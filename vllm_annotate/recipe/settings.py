@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from vllm_annotate.recipe.families import Family, FamilyName
+from vllm_annotate.recipe.families import Family, FamilyName, names_family, resolve_family
 from vllm_annotate.recipe.image_budget import ImageBudget
 
 # Sampling temperatures of the attempts after the first.
@@ -101,6 +101,13 @@ class Recipe(BaseModel):
             jpeg_quality=self.jpeg_quality,
             grid=family.grid,
         )
+
+    def servers_budget(self, model: str) -> ImageBudget | None:
+        """Returns the image budget for a server of this model; None if its family has no grid, or is unknown."""
+        if not names_family(self.family, model):
+            return None
+        family = resolve_family(self.family, model)
+        return self.image_budget(family) if family.grid else None
 
     def temperature_of(self, attempt: int) -> float:
         """Returns the sampling temperature of an attempt, the first being 1."""
