@@ -132,7 +132,8 @@ def test_compatibility_modules_are_five_lines_at_most() -> None:
 
 def test_what_the_code_imports_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["s3"]]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["s3"], *extras["fast"]]
     declared = {re.split(r"[\[<>=]", line)[0] for line in lines}
     distributions = metadata.packages_distributions()
     for path in MODULES:

@@ -13,6 +13,7 @@ import pybase64
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vllm_annotate.errors import ImageFailure
+from vllm_annotate.images.fast import fast_jpeg
 from vllm_annotate.images.files import read_image
 from vllm_annotate.images.hints import what_it_is
 from vllm_annotate.images.jpeg import plain_jpeg
@@ -85,7 +86,7 @@ def prepare(image_root: ImageRoot, image_path: str, budget: ImageBudget, *, as_t
     data = read_image(image_root, image_path)
     if (original := _original(data, budget, as_they_are=as_they_are)) is not None:
         return original
-    return _decoded(data, lambda image: _converted(image, budget))
+    return _decoded(data, lambda image, content: _converted(image, content, budget))
 
 
 def _original(data: bytes, budget: ImageBudget, *, as_they_are: bool) -> PreparedImage | None:
@@ -124,7 +125,7 @@ def thumbnail(
     Lowers the quality to stay within `max_bytes`. Raises ImageFailure as `prepare` does.
     """
     _set_up_pillow()
-    small = _decoded(read_image(image_root, image_path), lambda image: _reduced(image, side))
+    small = _decoded(read_image(image_root, image_path), lambda image, _: _reduced(image, side))
     for quality in (75, 50, 25, 5):
         jpeg = _jpeg(small, quality)
         if len(jpeg) <= max_bytes:
@@ -147,13 +148,13 @@ def _set_up_pillow() -> None:
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def _decoded(data: bytes, use: Callable[[ImageFile.ImageFile], Result]) -> Result:
-    """Opens an image and returns what `use` makes of it. Errors become an ImageFailure."""
+def _decoded(data: bytes, use: Callable[[ImageFile.ImageFile, bytes], Result]) -> Result:
+    """Opens an image and returns what `use` makes of it and of its content. Errors become an ImageFailure."""
     errors: list[Exception] = []
     for content in readings(data):
         try:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                return use(image)
+                return use(image, content)
         except ImageFailure:
             raise
         except Exception as error:  # decoders can raise anything on hostile bytes; no image may stop a run
@@ -181,11 +182,14 @@ def _check_pixels(image: ImageFile.ImageFile) -> None:
         raise Image.DecompressionBombError(f"{image.width}×{image.height}")
 
 
-def _converted(image: ImageFile.ImageFile, budget: ImageBudget) -> PreparedImage:
+def _converted(image: ImageFile.ImageFile, content: bytes, budget: ImageBudget) -> PreparedImage:
     _check_pixels(image)
     shown = upright(image)
     sent = smart_resize(shown.width, shown.height, budget)
-    return PreparedImage(_jpeg(shown.resized(sent), budget.jpeg_quality), shown.width, shown.height, *sent)
+    jpeg = fast_jpeg(content, shown, sent, budget.jpeg_quality)
+    if jpeg is None:
+        jpeg = _jpeg(shown.resized(sent), budget.jpeg_quality)
+    return PreparedImage(jpeg, shown.width, shown.height, *sent)
 
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:
