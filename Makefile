@@ -55,7 +55,7 @@ bench: .venv/.installed
 	$(BIN)/python -m benchmarks.grounding
 	$(BIN)/python -m benchmarks.telemetry
 	$(BIN)/python -m benchmarks.large_images
-	$(BIN)/python -m benchmarks.client_cost 20000 3 docs/client-cost.svg
+	$(BIN)/python -m benchmarks.client_cost 10000 3 docs/client-cost.svg
 	$(BIN)/python -m benchmarks.capacity
 	$(BIN)/python -m benchmarks.scale 1 3 10
 	$(BIN)/python -m benchmarks.long_run
@@ -67,8 +67,9 @@ bench-peers: .venv-peers/datatrove/.installed
 bench-concurrency: .venv/.installed
 	$(BIN)/python -m benchmarks.concurrency
 
-# Against vLLM's own benchmark, with a real vLLM on CPU.
+# With a real vLLM on CPU: images as they are against resized ones, and the flow against vLLM's own benchmark.
 bench-vllm: .venv/.installed .venv-vllm/.installed
+	$(BIN)/python -m benchmarks.as_they_are
 	$(BIN)/python -m benchmarks.against_vllm
 
 clean:

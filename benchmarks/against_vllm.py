@@ -1,38 +1,38 @@
 """Compares the flow with `vllm bench serve` and bare aiohttp, on a real vLLM on CPU.
 
-`python -m benchmarks.against_vllm [images] [rounds]`. All send the same prompts and JPEGs, which need no change, with
-IN_FLIGHT requests in flight. Each answer is cut off at TOKENS tokens, so for the flow every image fails, after one
-request. They run in turn, without a prefix cache, which would favour the later ones; the server's token count shows
-that all sent the same. Prints requests per second, as each program reports them.
+`python -m benchmarks.against_vllm [images] [rounds]`. First over a mix of images as the web has them, then over its
+part that needs no resizing. All send the same prompts with IN_FLIGHT requests in flight; the other two send each file
+as it is, and leave decoding and resizing to vLLM. Each answer is cut off at TOKENS tokens, so for the flow every image
+fails, after one request. They run in turn, without caches, which would favour the later ones; the prompt tokens show
+that the model saw the same sizes. Prints requests per second, as each program reports them. The model is tiny, and
+shares the processor with the client: on GPUs the client has its cores to itself.
 """
 
 import asyncio
+import base64
 import json
-import os
+import mimetypes
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
+import orjson
 
+from benchmarks.images import described, draw
 from benchmarks.programs import reporting_to_prefect, spread
-from blocks import VLLMServer
-from demo.processes import TINY_GROUNDER, TINY_GROUNDER_SERVER
-from demo.scenes import write_small_folder
-from vllm_annotate.images.prepare import prepare
+from benchmarks.tiny_grounder import Running, limits, tiny_grounder
+from demo.processes import TINY_GROUNDER
 from vllm_annotate.inference.metrics import read_metrics
 from vllm_annotate.recipe.families import FAMILIES
 from vllm_annotate.recipe.request import RequestTemplate
 from vllm_annotate.recipe.settings import Recipe
-from vllm_annotate.serving.keeper import kept_servers
-from vllm_annotate.serving.preflight import preflight
-from vllm_annotate.storage.yaml_fields import read_fields
 
 IN_FLIGHT, TOKENS = 32, 24  # a full answer has about a hundred
 PROMPT = "Locate every shape and answer in JSON. Caption: "
 RECIPE = {
-    "family": "qwen2.5-vl", "min_visual_tokens": 49, "max_visual_tokens": 81,
+    "family": "qwen2.5-vl",
     # The default of the model's template: vLLM's benchmark sends no system message.
     "system_prompt": "You are a helpful assistant.", "user_prompt": PROMPT + "{caption}",
     "structured_output": False, "repetition_detection": False, "max_tokens": TOKENS, "reasks": 0,
@@ -64,24 +64,20 @@ async def by_the_flow(folder: Path, url: str) -> float:
     return float(report["images"]["failed"] / report["annotating_seconds"])
 
 
-def draw(folder: Path, count: int, model: str) -> list[bytes]:
-    """Writes images, the flow's input, and the same requests for vLLM's benchmark; returns the flow's requests."""
-    source, _ = write_small_folder(folder, count, shapes=2)
-    recipe, family = Recipe.model_validate(RECIPE), FAMILIES["qwen2.5-vl"]
-    template, budget = RequestTemplate(recipe, family, model), recipe.image_budget(family)
-    rows, requests, bodies = [], [], []
-    for line in source.read_text().splitlines():
-        row = json.loads(line)
-        image = prepare(folder / "images", row["image_path"], budget)
-        row["image_path"] = f"{row['image_path']}.jpg"
-        (folder / "images" / row["image_path"]).write_bytes(image.content)
-        rows.append(row)
-        picture = {"type": "image_url", "image_url": {"url": image.url().decode()}}
-        requests.append({"content": [picture, {"type": "text", "text": PROMPT + row["caption"]}]})
-        bodies.append(template.body(row["caption"], image.url()))
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "bench.jsonl").write_text("".join(json.dumps(request) + "\n" for request in requests))
-    (folder / "recipe.yaml").write_text(json.dumps(RECIPE))  # which is YAML too
+def requests(source: Path, model: str) -> list[bytes]:
+    """Writes an input's requests for vLLM's benchmark beside it; returns those for aiohttp. Files are as they are."""
+    template = RequestTemplate(Recipe.model_validate(RECIPE), FAMILIES["qwen2.5-vl"], model)
+    bodies = []
+    with source.with_name("bench.jsonl").open("wb") as bench:
+        for line in source.read_bytes().splitlines():
+            row = orjson.loads(line)
+            media_type, _ = mimetypes.guess_type(row["image_path"])
+            content = base64.b64encode((source.with_name("images") / row["image_path"]).read_bytes())
+            url = b"data:%s;base64,%s" % (str(media_type).encode(), content)
+            picture = {"type": "image_url", "image_url": {"url": url.decode()}}
+            bench.write(orjson.dumps({"content": [picture, {"type": "text", "text": PROMPT + row["caption"]}]}) + b"\n")
+            bodies.append(template.body(row["caption"], url))
+    source.with_name("recipe.yaml").write_text(json.dumps(RECIPE))  # which is YAML too
     return bodies
 
 
@@ -116,6 +112,11 @@ async def by_vllm(folder: Path, url: str, model: str, vllm: str, images: int) ->
     return float(result["request_throughput"])
 
 
+def prompt_tokens(folder: Path) -> float:
+    """Prompt tokens of the images that the flow has sent, by its report."""
+    return float(json.loads((folder / "labeled.report.json").read_text())["tokens"]["prompt"])
+
+
 async def tokens_asked(url: str) -> float:
     """Prompt tokens that the server has received since its start."""
     async with aiohttp.ClientSession() as session, session.get(f"{url.removesuffix('/v1')}/metrics") as response:
@@ -124,40 +125,42 @@ async def tokens_asked(url: str) -> float:
     return metrics.prompt_tokens
 
 
-async def main(images: int = 600, rounds: int = 6) -> None:
-    """Prints the ratios."""
-    server = VLLMServer(**read_fields(TINY_GROUNDER_SERVER, "server", VLLMServer))
-    assert server.start is not None  # noqa: S101 - for the type checker
-    arguments = [*server.start.extra_arguments, "--no-enable-prefix-caching"]
-    start = server.start.model_copy(update={"extra_arguments": arguments})
-    found = preflight(start, server.model, "")
-    found.check()
+async def compare(source: Path, server: Running, images: int, rounds: int) -> dict[str, list[float]]:
+    """Prints the rates of each round; returns the flow's ratio to the others."""
+    folder, url, bodies = source.parent, server.url, requests(source, server.model)
+    programs: dict[str, Callable[[], Awaitable[float]]] = {
+        "vllm bench serve": lambda: by_vllm(folder, url, server.model, server.executable, images),
+        "bare aiohttp": lambda: by_aiohttp(bodies, url),
+        "flow": lambda: by_the_flow(folder, url),
+    }
+    ratios: dict[str, list[float]] = {}
+    for number in range(rounds + 1):
+        speeds, asked = {}, {}
+        for name, program in programs.items():
+            before = await tokens_asked(url)
+            speeds[name] = await program()
+            asked[name] = await tokens_asked(url) - before
+        asked["flow"] = prompt_tokens(folder)  # without the proof
+        if len(set(asked.values())) != 1:
+            raise SystemExit(f"not the same prompts, in tokens: {asked}")
+        rates = ", ".join(f"{name} {speed:.2f}/s" for name, speed in speeds.items())
+        print(f"round {number}: {rates}" if number else f"warmup: {rates}", flush=True)
+        if number:
+            for other in ("vllm bench serve", "bare aiohttp"):
+                ratios.setdefault(f"flow ÷ {other}", []).append(speeds["flow"] / speeds[other])
+    return ratios
+
+
+async def main(images: int = 300, rounds: int = 4) -> None:
+    """Prints the ratios for each input."""
+    recipe = Recipe()
     with reporting_to_prefect("against-vllm-") as folder:
-        bodies = draw(folder, images, found.model_name)
-        os.environ |= start.variables
-        ratios: dict[str, list[float]] = {}
-        async with kept_servers(found.replicas, folder, print):
-            url = server.urls()[0]
-            programs: dict[str, Callable[[], Awaitable[float]]] = {
-                "vllm bench serve": lambda: by_vllm(folder, url, found.model_name, start.executable, images),
-                "bare aiohttp": lambda: by_aiohttp(bodies, url),
-                "flow": lambda: by_the_flow(folder, url),
-            }
-            for number in range(rounds + 1):
-                speeds, asked = {}, {}
-                for name, program in programs.items():
-                    before = await tokens_asked(url)
-                    speeds[name] = await program()
-                    asked[name] = await tokens_asked(url) - before
-                if len(set(asked.values())) != 1:
-                    raise SystemExit(f"not the same prompts, in tokens: {asked}")
-                rates = ", ".join(f"{name} {speed:.2f}/s" for name, speed in speeds.items())
-                print(f"round {number}: {rates}" if number else f"warmup: {rates}", flush=True)
-                if number:
-                    for other in ("vllm bench serve", "bare aiohttp"):
-                        ratios.setdefault(f"flow ÷ {other}", []).append(speeds["flow"] / speeds[other])
-    for what, each in ratios.items():
-        print(f"{what}: {spread(each)}")
+        inputs = draw(folder, images)
+        async with tiny_grounder(folder, limits(recipe.min_visual_tokens, recipe.max_visual_tokens)) as server:
+            for what, source in inputs.items():
+                print(f"input: {what}: {described(what)}", flush=True)
+                for which, each in (await compare(source, server, images, rounds)).items():
+                    print(f"{what}: {which}: {spread(each)}", flush=True)
 
 
 if __name__ == "__main__":
