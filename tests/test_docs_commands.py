@@ -2,6 +2,7 @@
 a Prefect server.
 """
 
+import json
 import os
 import re
 import shutil
@@ -39,7 +40,7 @@ NOT_RUN = {  # how a command begins → why no test runs it
 }
 RUN_HERE = (
     "README.md", "contributing.md", "object-storage.md", "observability.md", "output.md", "quickstart.md", "resume.md",
-    "scale-out.md", "servers.md", "three-24gb-gpus.md", "troubleshooting.md",
+    "proof.md", "scale-out.md", "servers.md", "three-24gb-gpus.md", "troubleshooting.md",
 )  # fmt: skip
 
 
@@ -248,6 +249,13 @@ def test_each_split_for_three_24_gb_gpus_would_start(place: Place, number: int, 
     check = commands("three-24gb-gpus.md")[0]
     assert " check-server " in check.text
     place.run(Command(check.page, check.text.replace("3x23.6", gpus)))
+
+
+def test_proof(place: Place) -> None:
+    (place.folder / "recipe.yaml").write_text("family: qwen2.5-vl\n")
+    plain, as_json = commands("proof.md")
+    assert "its boxes are proven" in place.run(plain)
+    assert json.loads(place.run(as_json))["model"] == "stand-in-qwen2.5-vl"
 
 
 def test_three_24_gb_gpus(place: Place) -> None:
