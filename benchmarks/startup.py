@@ -20,11 +20,12 @@ ROUNDS = 5
 EPHEMERAL = """
 import asyncio, sys
 from pathlib import Path
+from prefect import Flow
 from blocks import VLLMServer
 from flows.annotate import annotate_images
 folder, url, output = sys.argv[1:]
-asyncio.run(annotate_images(
-    input=Path(folder, "input.jsonl"), image_root=Path(folder, "images"), output=Path(output),
+asyncio.run(Flow.__call__(  # our flows would start the same server as the command
+    annotate_images, input=Path(folder, "input.jsonl"), image_root=Path(folder, "images"), output=Path(output),
     server=VLLMServer(endpoints=[f"{url}/v1"]),
 ))
 """
@@ -34,7 +35,8 @@ def seconds_to_first_request(command: list[str], url: str, home: Path) -> float:
     """Runs the command; returns the seconds until its first request."""
     urllib.request.urlopen(urllib.request.Request(f"{url}/stand_in/asked", method="DELETE")).close()  # noqa: S310
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    quiet = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    quiet = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
+             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}  # fmt: skip
     started = time.time()
     subprocess.run(command, env=environment | quiet, check=True, capture_output=True)
     with urllib.request.urlopen(f"{url}/stand_in/asked") as response:  # noqa: S310 - http on loopback
