@@ -2,7 +2,8 @@
 
 `python -m benchmarks.concurrency` uses stand-ins with known capacity: 5 capacities, 3 kinds of bottleneck. Each run
 with auto has a parallel one with the best fixed number, on its own stand-in. `python -m benchmarks.concurrency --vllm`
-compares them in turn, on a real vLLM on CPU with the demo's tiny model.
+compares them in turn, on a real vLLM on CPU with the demo's tiny model, in rounds: machines have better minutes than
+others, so only the ratios within a round mean something.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -38,7 +39,7 @@ SECONDS = 60
 ANSWERS_PER_SECOND = {4: 8, 16: 16, 64: 32, 128: 40, 256: 50}  # at full capacity
 SHAPES = ("slots", "compute", "cache")
 SHARE = 1.25  # of the capacity: the best fixed number, as with less an engine idles while answers are in transit
-FIXED_ON_VLLM, ROUNDS_ON_VLLM = (4, 8, 16, 32, 64), 2
+FIXED_ON_VLLM, ROUNDS_ON_VLLM, WARM_UP_SECONDS = (16, 32, 64), 5, 20
 
 
 def timing_options(shape: str, capacity: int) -> list[str]:
@@ -151,7 +152,7 @@ def start_client_and_server(
 
 
 async def compare_on_vllm() -> None:
-    """Prints a line per run, in rounds; auto runs after the fixed numbers."""
+    """Prints a line per run, in rounds after a warm-up, and how auto compares with the best fixed number of them."""
     server = VLLMServer(**read_fields(TINY_GROUNDER_SERVER, "server", VLLMServer))
     found = preflight(server.start, server.model, "") if server.start is not None else None
     assert found is not None  # noqa: S101 - for the type checker
@@ -159,18 +160,29 @@ async def compare_on_vllm() -> None:
     rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as logs:
         async with kept_servers(found.replicas, Path(logs), print):
+
+            async def outcome(concurrency: str, seconds: float) -> dict[str, Any]:
+                client = start_client(server.urls()[0], found.model_name, concurrency, seconds)
+                return dict(json.loads((await asyncio.to_thread(client.communicate))[0]))
+
+            await outcome(str(max(FIXED_ON_VLLM)), WARM_UP_SECONDS)
             for _ in range(ROUNDS_ON_VLLM):
-                for concurrency in (*map(str, FIXED_ON_VLLM), "auto"):
-                    client = start_client(server.urls()[0], found.model_name, concurrency, SECONDS)
-                    outcome = json.loads((await asyncio.to_thread(client.communicate))[0])
-                    rates.setdefault(concurrency, []).append(outcome["answered"] / SECONDS)
-                    limits = [(change["second"], change["limit"]) for change in outcome["changes"]]
-                    most = f"most in flight {outcome['most_in_flight']}"
+                for concurrency in ("auto", *map(str, FIXED_ON_VLLM)):
+                    run = await outcome(concurrency, SECONDS)
+                    rates.setdefault(concurrency, []).append(run["answered"] / SECONDS)
+                    limits = [(change["second"], change["limit"]) for change in run["changes"]]
+                    most = f"most in flight {run['most_in_flight']}"
                     print(f"{concurrency}: {rates[concurrency][-1]:.2f}/s, {most}", limits, flush=True)
-    fixed = {concurrency: statistics.mean(of) for concurrency, of in rates.items() if concurrency != "auto"}
-    best = max(fixed, key=lambda concurrency: fixed[concurrency])
-    auto = statistics.mean(rates["auto"])
-    print(f"best fixed {best}: {fixed[best]:.2f}/s; auto {auto:.2f}/s, {auto / fixed[best]:.1%} of it")
+    auto = rates.pop("auto")
+    for concurrency, of in rates.items():
+        print(f"auto / {concurrency}: {spread([ours / fixed for ours, fixed in zip(auto, of, strict=True)])}")
+    best = max(rates, key=lambda concurrency: statistics.median(rates[concurrency]))
+    print(f"the best fixed number was {best}: median {statistics.median(rates[best]):.1f}/s")
+
+
+def spread(ratios: list[float]) -> str:
+    """The median, the least and the greatest."""
+    return f"median {statistics.median(ratios):.2f}, {min(ratios):.2f}-{max(ratios):.2f}"
 
 
 def main() -> None:
