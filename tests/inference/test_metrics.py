@@ -10,9 +10,9 @@ from stand_in.batching import Engine, Timing
 from tests.inference.test_client import body, raw_server
 from tests.inference.test_gateway import ANSWER, MODELS, reply
 from vllm_annotate.inference.client import Inference
-from vllm_annotate.inference.concurrency import AWAY_SECONDS
 from vllm_annotate.inference.endpoint import HEALTH_TIMEOUT_SECONDS
 from vllm_annotate.inference.metrics import MetricsCheck, ServerMetrics, read_metrics
+from vllm_annotate.inference.samples import AWAY_SECONDS
 
 TEXT = Engine(Timing(), "m").metrics().decode()
 IN_FLIGHT, TOKENS_EACH = 4, 100

@@ -5,54 +5,51 @@ things do. If requests wait in the engine's queue, there are too many: they can 
 the token rate shows whether a larger batch still produces more tokens per second.
 
 The limit starts small and doubles as long as that doubles the tokens. Then it holds: the part of the queue that never
-drains is removed, and from time to time a larger or smaller limit is tried for a few seconds and adopted if it pays.
+drains is removed, and from time to time another limit is tried for a few seconds and adopted if it pays. In doubt, the
+larger limit stays: requests too many cost nothing but memory, requests too few leave the engine idle.
 """
 
 import math
 from collections import deque
 from dataclasses import dataclass
 
+from vllm_annotate.inference.samples import (
+    Level,
+    Looks,
+    Sample,
+    full_at,
+    is_a_new_start,
+    is_full,
+    knee,
+    level_of,
+    shows,
+    spare,
+    worth,
+)
+
 FIRST_LIMIT = 4
 CEILING = 2048  # requests per endpoint; twice vLLM's default maximum of running sequences
 USED = 0.9  # minimum share of the limit in flight for a sample to count
-TAKEN_IN = 0.8  # share of the requests in flight that the engine runs; the rest is in transit
 RAMP_SECONDS = 0.15  # at each limit, while it doubles
 RAMP_POLL_SECONDS, HOLD_POLL_SECONDS = 0.05, 0.5
-STALL_SECONDS = 0.8  # requests wait and the running count does not grow: the engine is full
-SETTLED_PAUSE_SECONDS = 8.0  # from this pause on, trials alternate between less and more
-HOLD_SECONDS = 2.5  # window for judging a limit that holds
-SURE_SECONDS, END_SECONDS = 0.8, 2.0  # at the first limit, and after a step that brings little; before the ramp ends
-NEARLY_ALL = 0.75  # worth (see `_worth`) of a step that needs no second look
-STILL_CLIMBING = 0.2  # worth of a ramp step that justifies another one
+SURE_SECONDS = 0.8  # at the first limit
+# The worth (see `worth`) of a ramp step that justifies another one: much at once, less after `END_SECONDS`.
+NEARLY_ALL, STILL_CLIMBING, END_SECONDS = 0.75, 0.1, 3.0
+GIVE_UP_SECONDS = 6.0  # at a limit that brings too little, before the ramp ends
 STILL_CLIMBING_BY_REQUESTS = 0.75  # higher, as requests from before the step blur its effect
+HOLD_SECONDS = 2.5  # of a look at a limit that holds
+LOOKS = 2  # before the smaller of two limits wins
 WORTHWHILE = 0.1  # from this worth on, the larger of two limits wins
-CLEARLY = 0.5  # from this worth on, the next trial may take a bigger step
-TRIAL, TRIAL_OF_LESS = 1.3, 1.15  # ratio of the larger to the smaller limit; trying less costs throughput
+CLEARLY, CLEARLY_WORSE = 0.5, 0.25  # worth of the larger limit that needs no second look: in a trial of more; of less
+TRIAL, NEXT_TRIAL = 1.6, 1.3  # ratio of the larger to the smaller limit: the first time; after one that did not pay
+LESS_MEMORY = 1.15  # the same if requests are preempted
+ROOM = 1.1  # above a knee
 TRIAL_PAUSE_SECONDS = (2.0, 60.0)  # first; longest after trials that did not pay
 SETTLE_SECONDS = (0.5, 10.0)  # bounds; in between, half the lifetime of a request
 MOVED = 1.25  # if the pace changes by this factor at a constant limit, the knee has moved
 FULL_CACHE = 0.95
-AWAY_SECONDS = 8.0  # between two samples; a look takes up to 5
-SMALL = 8  # limits below this are not worth a trial of less
 PREEMPTED = 0.5  # preemptions per answer
 KEPT_CHANGES = 200
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One look at an endpoint; counters start with the server or the client."""
-
-    at: float  # monotonic seconds
-    in_flight: int  # our requests
-    answered: int  # ours
-    running: float
-    waiting: float
-    tokens: float  # generated
-    pace_seconds: float  # for `pace_count` tokens or requests
-    pace_count: float
-    kv_cache_usage: float = 0.0
-    preemptions: float = 0.0
-    by_requests: bool = False  # no server metrics: pace and tokens come from answered requests
 
 
 @dataclass(frozen=True)
@@ -64,15 +61,6 @@ class Change:
     why: str
 
 
-@dataclass(frozen=True)
-class Level:
-    """What a limit achieved: tokens per second, and seconds between two tokens of an answer."""
-
-    limit: int
-    tokens_per_second: float
-    pace: float
-
-
 class ConcurrencyController:
     """The limit of one endpoint, adjusted by `update`. Pure: time and measurements come with the samples."""
 
@@ -81,14 +69,16 @@ class ConcurrencyController:
         self.changes: deque[Change] = deque(maxlen=KEPT_CHANGES)
         self._ceiling = ceiling
         self._ramping = True
-        self._before: Level | None = None  # the previous ramp step, or the baseline of the current trial
-        self._below_counts = False
-        self._upwards = False  # direction of the last routine trial
+        self._before: Level | None = None  # an earlier ramp step, or the baseline of the current trial
+        self._below_counts = False  # the tokens of that step show its limit
+        self._less = 0  # a lower limit to try next; 0 for none
+        self._ratio = TRIAL  # of the next upward trial
         self._pause = TRIAL_PAUSE_SECONDS[0]
         self._next_trial = 0.0
-        self._ratio = TRIAL  # of the next upward trial
-        self._usual_pace = 0.0  # at this limit
         self._window: list[Sample] = []  # at this limit, while it is in use
+        self._settled = False  # the window begins when the limit shows
+        self._looks = Looks()  # at this limit
+        self._moved = False  # the last look showed another pace
 
     @property
     def is_climbing(self) -> bool:
@@ -102,11 +92,11 @@ class ConcurrencyController:
 
     def update(self, sample: Sample) -> None:
         """Takes a sample into account; `limit` may change."""
-        if self._window and _is_a_new_start(self._window[-1], sample):
-            self._window.clear()
+        if self._window and is_a_new_start(self._window[-1], sample):
+            self._forget()
             self._before = None
         if not USED * self.limit <= sample.in_flight <= self.limit + 1:
-            self._window.clear()  # too few requests, or too many left from a higher limit: shows nothing
+            self._window, self._settled = [], False  # too few requests, or too many left from a higher limit
             return
         self._window.append(sample)
         if self._ramping:
@@ -122,46 +112,43 @@ class ConcurrencyController:
 
     def restart(self, at: float, why: str) -> None:
         """Looks for the limit from the start: what was measured so far does not count."""
-        self._ramping, self._before, self._pause, self._usual_pace = True, None, TRIAL_PAUSE_SECONDS[0], 0.0
+        self._ramping, self._before, self._less, self._pause = True, None, 0, TRIAL_PAUSE_SECONDS[0]
         self.changes.append(Change(at, self.limit, why))
-        self._window.clear()
+        self._forget()
 
     def _ramp(self, sample: Sample) -> None:
-        level, seconds = self._level(self._window), sample.at - self._window[0].at
-        if _is_full(sample):
-            recent = [one for one in self._window if sample.at - one.at <= STALL_SECONDS]
-            stalled = all(map(_is_full, recent)) and sample.running <= 1.02 * recent[0].running
-            if seconds >= STALL_SECONDS and stalled:
-                limit = math.ceil(sample.running + _spare(sample)) if sample.waiting >= 1 else self.limit
-                self._end_ramp(sample.at, min(limit, self.limit), f"the engine runs {sample.running:.0f} requests")
+        level, seconds = level_of(self.limit, self._window), sample.at - self._window[0].at
+        if is_full(sample):
+            if (running := full_at(self._window)) is not None:
+                limit = math.ceil(running + spare(sample)) if sample.waiting >= 1 else self.limit
+                self._end_ramp(sample.at, min(limit, self.limit), f"the engine runs {running:.0f} requests")
         elif self.limit >= self._ceiling:
             self._end_ramp(sample.at, self.limit, "")
         elif level is None:
             del self._window[:-1]  # time to the first token is not this limit's pace
-        elif seconds >= RAMP_SECONDS and self._shows(self._window):
-            self._climb(sample, level, sure=seconds >= SURE_SECONDS)
+        elif seconds >= (RAMP_SECONDS if self._before else SURE_SECONDS) and shows(self.limit, self._window):
+            self._climb(sample, level, seconds)
 
-    def _climb(self, sample: Sample, level: Level, *, sure: bool) -> None:
-        """Takes the next ramp step or ends the ramp; waits if the last step needs a longer look."""
+    def _climb(self, sample: Sample, level: Level, seconds: float) -> None:
+        """Takes the next ramp step or ends the ramp; waits while the last step has shown too little."""
         below = self._before or Level(level.limit // 2, level.tokens_per_second / 2, level.pace)
-        worth = _worth(below, level, by_pace=True)
-        if not sure and (self._before is None or worth < NEARLY_ALL):
-            return
-        counts = self._window[-1].answered - self._window[0].answered >= 2 * self.limit
-        if sure and counts and self._below_counts:  # prefill slows the pace; the token rate includes it
-            worth = max(worth, _worth(below, level))
-        worth = max(0.0, min(1.0, worth))
-        if worth < STILL_CLIMBING and self._window[-1].at - self._window[0].at < END_SECONDS:
-            return
-        self._below_counts = sure and counts
-        why = f"the last step gained {worth:.0%} of its share"
-        if worth >= (STILL_CLIMBING_BY_REQUESTS if sample.by_requests else STILL_CLIMBING):
-            self._before = level
-            # With a sharp knee below this limit, this stops at twice the knee.
-            self._set(sample.at, round(self.limit * (1 + worth)), why)
-        else:
-            knee = below.limit + worth * (level.limit - below.limit)
-            self._end_ramp(sample.at, math.ceil(1.1 * knee), why)
+        share = worth(below, level, by_pace=True)
+        counts = sample.answered - self._window[0].answered >= 2 * self.limit
+        if counts:  # prefill slows the pace; the token rate includes it
+            level = level_of(self.limit, self._window[len(self._window) // 2 :]) or level
+            share = max(share, worth(below, level)) if self._below_counts else share
+        share = max(0.0, min(1.0, share))
+        enough = NEARLY_ALL - (NEARLY_ALL - STILL_CLIMBING) * min(1.0, seconds / END_SECONDS)
+        # With a sharp knee below this limit, this stops at twice the knee.
+        next_limit = round(2 * knee(below, level, share))
+        if next_limit >= (1 + (STILL_CLIMBING_BY_REQUESTS if sample.by_requests else enough)) * self.limit:
+            # After a small step, the next is compared with the same limit as this: noise hides what two alike differ.
+            self._before = level if next_limit >= 1.5 * self.limit else below
+            self._below_counts = counts and self._before is level
+            self._set(sample.at, next_limit, f"the last step gained {share:.0%} of its share")
+        elif seconds >= GIVE_UP_SECONDS:
+            self._less = math.ceil(ROOM * knee(below, level, share))
+            self._end_ramp(sample.at, self.limit, "")
 
     def _end_ramp(self, at: float, limit: int, why: str) -> None:
         self._ramping, self._before = False, None
@@ -169,84 +156,83 @@ class ConcurrencyController:
         self._set(at, limit, why)
 
     def _hold(self, sample: Sample) -> None:
-        settling = self._settling_seconds()
+        """Looks at what the limit achieves: removes a queue, or begins or ends a trial."""
+        settling = 0.0 if self._settled else self._settling_seconds()
         settled = [one for one in self._window if one.at - self._window[0].at >= settling]
-        if not settled or sample.at - settled[0].at < HOLD_SECONDS or not self._shows(settled):
+        if not settled or sample.at - settled[0].at < HOLD_SECONDS or not shows(self.limit, settled):
             return
-        if (level := self._level(settled)) is None:
+        if (level := level_of(self.limit, settled)) is None:
             return
+        self._window, self._settled = [sample], True
+        usual, mean = self._looks.mean, self._looks.add(level)
         always_waiting = min(one.waiting for one in settled)
         # Others may use the server too: only our share of the queue is ours to remove.
         ours = sample.in_flight / max(1.0, sample.in_flight, sample.running + sample.waiting)
-        if (surplus := math.floor(ours * (always_waiting - _spare(sample)))) >= 1:
+        if (surplus := math.floor(ours * (always_waiting - spare(sample)))) >= 1:
             self._end_trial(sample.at, worth_it=False)
             least = 1 if ours > 0.5 else min(self.limit, FIRST_LIMIT)  # other clients would fill the gap
             self._set(sample.at, max(least, self.limit - surplus), f"{always_waiting:.0f} requests were always waiting")
         elif self._before is not None:
-            self._judge(sample.at, self._before, level)
-        elif trial := self._due_trial(settled, level, always_waiting):
-            limit, why = trial
-            self._before = level
-            self._set(sample.at, limit, f"trial: {why}")
-        self._window.clear()
+            self._judge(sample.at, self._before, mean)
+        else:
+            self._watch_pace(usual, level)
+            if trial := self._due_trial(settled, always_waiting):
+                self._before = self._looks.mean
+                self._set(sample.at, trial[0], f"trial: {trial[1]}")
 
-    def _due_trial(self, settled: list[Sample], level: Level, always_waiting: float) -> tuple[int, str] | None:
+    def _watch_pace(self, usual: Level | None, level: Level) -> None:
+        """Makes a trial due if the pace has moved for two looks: of less if it is slower, of more if it is faster."""
+        moved = usual is not None and not usual.pace / MOVED < level.pace < MOVED * usual.pace
+        if usual is not None and moved and self._moved:
+            self._looks, self._next_trial = Looks(level, 1), 0.0
+            self._less = math.floor(self.limit * max(0.5, usual.pace / level.pace))
+        self._moved = moved and not self._moved
+
+    def _due_trial(self, settled: list[Sample], always_waiting: float) -> tuple[int, str] | None:
         """A limit that may be better, and why; None if no trial is due."""
         first, last = settled[0], settled[-1]
-        usual, self._usual_pace = self._usual_pace, self._usual_pace or level.pace
-        if usual and level.pace > MOVED * usual:
-            self._usual_pace = level.pace
-            return math.floor(self.limit * max(0.5, usual / level.pace)), "tokens come more slowly than before"
-        if usual and level.pace < usual / MOVED:
-            self._usual_pace = level.pace
-            self._next_trial = last.at
         if last.at < self._next_trial:
             return None
         if last.preemptions - first.preemptions > PREEMPTED * (last.answered - first.answered):
-            return math.floor(self.limit / TRIAL_OF_LESS), "the KV cache overflows, requests are preempted"
+            return math.floor(self.limit / LESS_MEMORY), "the KV cache overflows, requests are preempted"
         if always_waiting >= 1:
             return None  # a short queue is right
-        self._upwards = not self._upwards or self.limit < SMALL or self._pause < SETTLED_PAUSE_SECONDS
-        if not self._upwards:
-            return math.floor(self.limit / TRIAL_OF_LESS), "a lower limit may be enough"
+        less, self._less = self._less, 0
+        if 1 <= less < self.limit:
+            return less, "a lower limit may be enough"
         if last.kv_cache_usage < FULL_CACHE and self.limit < self._ceiling:
             return math.ceil(self.limit * self._ratio), "no requests wait"
         return None
 
     def _judge(self, at: float, before: Level, level: Level) -> None:
-        """Ends a trial and adopts the better limit."""
+        """Ends a trial and adopts the better limit; waits for another look before the smaller wins."""
         small, large = sorted((before, level), key=lambda one: one.limit)
-        worth = _worth(small, large) if small.limit < large.limit else 0.0
-        better = large if worth >= WORTHWHILE else small
-        clearly = level is better is large and worth >= CLEARLY
-        self._ratio = min(2.0, 1 + worth) if clearly else TRIAL
-        self._end_trial(at, worth_it=better is level)
-        self._usual_pace = better.pace
-        if better is level is large:  # keep climbing
-            self._before = level
-            self._set(at, math.ceil(self.limit * self._ratio), f"{large.limit} gained {worth:.0%} of its share")
+        share = worth(small, large) if small.limit < large.limit else 0.0
+        if self._looks.count < LOOKS and share < (CLEARLY if level is large else CLEARLY_WORSE):
             return
+        better = large if share >= WORTHWHILE else small
+        clearly = better is large and share >= CLEARLY
+        self._end_trial(at, worth_it=better is level)
+        if better is level is large:  # keep climbing
+            self._less = 0 if clearly else math.ceil(ROOM * knee(small, large, share))
+            self._before, self._ratio = level, min(2.0, 1 + share) if clearly else TRIAL
+            self._set(at, math.ceil(self.limit * self._ratio), f"{large.limit} gained {share:.0%} of its share")
+            return
+        self._ratio = TRIAL if better is large else NEXT_TRIAL
         gain = 100 * (large.tokens_per_second / max(1e-9, small.tokens_per_second) - 1)
         self._set(at, better.limit, f"{large.limit} gave {gain:+.0f} % tokens over {small.limit}")
+        self._looks = Looks(better, LOOKS)
 
     def _end_trial(self, at: float, *, worth_it: bool) -> None:
         """Schedules the next trial: soon after a successful upward one, later after each failure."""
         if self._before is not None:
             shortest, longest = TRIAL_PAUSE_SECONDS
-            of_more = self.limit >= self._before.limit
             if not worth_it:
                 self._pause = min(longest, 2 * self._pause)
-            elif of_more:
+            elif self.limit >= self._before.limit:
                 self._pause = shortest
-            else:
-                self._upwards = True  # the next trial flips it
             self._next_trial = at + self._pause
-            self._usual_pace = 0.0
         self._before = None
-
-    def _shows(self, samples: list[Sample]) -> bool:
-        """Whether the samples reflect this limit: tokens do at once, requests once the earlier ones are answered."""
-        return not samples[-1].by_requests or samples[-1].answered - samples[0].answered >= 2 * self.limit
 
     def _settling_seconds(self) -> float:
         """Half the lifetime of a request, by Little's law: the time a new limit takes to show."""
@@ -257,44 +243,12 @@ class ConcurrencyController:
             return most
         return min(most, max(least, 0.5 * last.in_flight * (last.at - first.at) / answered))
 
-    def _level(self, samples: list[Sample]) -> Level | None:
-        """What the limit achieved over the samples; None before the first token."""
-        first, last = samples[0], samples[-1]
-        seconds, gaps = last.at - first.at, last.pace_count - first.pace_count
-        if seconds <= 0 or gaps <= 0:
-            return None
-        pace = (last.pace_seconds - first.pace_seconds) / gaps
-        return Level(self.limit, (last.tokens - first.tokens) / seconds, pace)
-
     def _set(self, at: float, limit: int, why: str) -> None:
         limit = max(1, min(limit, self._ceiling))
         if limit != self.limit:
             self.limit = limit
             self.changes.append(Change(at, limit, why))
-        self._window.clear()
+        self._forget()
 
-
-def _is_a_new_start(last: Sample, sample: Sample) -> bool:
-    """Whether the samples are not comparable: the server restarted, was away, or is measured differently."""
-    went_back = sample.pace_count < last.pace_count or sample.tokens < last.tokens
-    return went_back or sample.by_requests != last.by_requests or sample.at - last.at > AWAY_SECONDS
-
-
-def _is_full(sample: Sample) -> bool:
-    """Whether requests wait, in the engine's queue or ahead of it."""
-    return sample.waiting >= 1 or sample.running < TAKEN_IN * sample.in_flight
-
-
-def _spare(sample: Sample) -> float:
-    """Requests that should wait: a short queue keeps the batch full while answers are in transit."""
-    return max(1.0, 0.05 * sample.running)
-
-
-def _worth(small: Level, large: Level, *, by_pace: bool = False) -> float:
-    """The worth of the larger limit's extra requests: 1 if each brings as much as the others, 0 if nothing."""
-    ratio = large.limit / small.limit
-    if by_pace:
-        gain = ratio * small.pace / large.pace if large.pace else ratio
-    else:
-        gain = large.tokens_per_second / small.tokens_per_second if small.tokens_per_second else ratio
-    return (gain - 1) / (ratio - 1)
+    def _forget(self) -> None:
+        self._window, self._settled, self._looks, self._moved = [], False, Looks(), False

@@ -13,9 +13,10 @@ import openai
 from openai import AsyncOpenAI
 
 from vllm_annotate.errors import ServerFault, ServerRefused, ServerUnavailable
-from vllm_annotate.inference.concurrency import ConcurrencyController, Sample
+from vllm_annotate.inference.concurrency import ConcurrencyController
 from vllm_annotate.inference.metrics import MetricsCheck, ServerMetrics, read_metrics
 from vllm_annotate.inference.responses import Completion, Trouble, own_words, read_response
+from vllm_annotate.inference.samples import Sample
 from vllm_annotate.inference.transport import (
     LOST,
     REQUEST_ERRORS,
