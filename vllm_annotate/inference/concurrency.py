@@ -126,6 +126,8 @@ class ConcurrencyController:
             self._end_ramp(sample.at, self.limit, "")
         elif level is None:
             del self._window[:-1]  # time to the first token is not this limit's pace
+        elif 2 * sum(map(is_full, self._window)) > len(self._window):
+            pass  # it has been full more often than not: a moment without a queue is no reason to climb
         elif seconds >= (RAMP_SECONDS if self._before else SURE_SECONDS) and shows(self.limit, self._window):
             self._climb(sample, level, seconds)
 
