@@ -24,11 +24,10 @@ from demo.processes import TINY_GROUNDER_RECIPE
 from demo.scenes import caption, draw_scene, truth
 from demo.scoring import Objects, score
 from vllm_annotate.grounding.answers import read_answer
-from vllm_annotate.images.prepare import PreparedImage, prepare, smart_resize
+from vllm_annotate.images.prepare import PreparedImage, is_within, prepare, smart_resize
 from vllm_annotate.inference.client import Inference
 from vllm_annotate.inference.responses import Completion
 from vllm_annotate.proof.drawings import Drawing
-from vllm_annotate.proof.scenes import is_within
 from vllm_annotate.recipe.families import FAMILIES
 from vllm_annotate.recipe.request import RequestTemplate
 from vllm_annotate.recipe.settings import Recipe
@@ -63,7 +62,7 @@ def draw_scenes(folder: Path, count: int, recipe: Recipe) -> list[tuple[Path, Dr
     scenes: list[tuple[Path, Drawing]] = []
     while len(scenes) < count:
         size = rng.randint(*SCENE_SIDES), rng.randint(*SCENE_SIDES)
-        if is_within(size, budget) and smart_resize(*size, budget) != size:
+        if is_within(*size, budget) and smart_resize(*size, budget) != size:
             scene = draw_scene(rng, *size, 1 + len(scenes) % 2)
             path = folder / f"scene-{len(scenes)}.jpg"
             scene.image.save(path, quality=SCENE_QUALITY)

@@ -18,8 +18,8 @@ import orjson
 from PIL import Image, ImageCms
 
 from demo.scenes import STORED
+from vllm_annotate.images.prepare import is_within
 from vllm_annotate.images.upright import ORIENTATION_TAG
-from vllm_annotate.proof.scenes import is_within
 from vllm_annotate.recipe.families import FAMILIES
 from vllm_annotate.recipe.settings import Recipe
 
@@ -68,7 +68,7 @@ def within_budget(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         with Image.open(path) as image:
             upright = image.format == "JPEG" and image.getexif().get(ORIENTATION_TAG, 1) == 1
-            if upright and is_within(image.size, budget):
+            if upright and is_within(*image.size, budget):
                 kept.append(path)
     return kept
 

@@ -6,9 +6,9 @@ from itertools import product
 import pytest
 
 from vllm_annotate.grounding.box_checks import iou
-from vllm_annotate.images.prepare import smart_resize
+from vllm_annotate.images.prepare import is_within, smart_resize
 from vllm_annotate.proof.drawings import COLOURS
-from vllm_annotate.proof.scenes import SPACES, Scene, Space, draw_scene, is_within, random_size, thousandths
+from vllm_annotate.proof.scenes import SPACES, Scene, Space, draw_scene, random_size, thousandths
 from vllm_annotate.recipe.families import FAMILIES
 from vllm_annotate.recipe.image_budget import ImageBudget
 
@@ -37,7 +37,7 @@ def test_sizes_are_within_the_budget(budget: ImageBudget, rng: random.Random) ->
     for share in (0, 0.5, 1):
         for on_grid in (False, True):
             width, height = random_size(rng, budget, share, on_grid=on_grid)
-            assert is_within((width, height), budget)
+            assert is_within(width, height, budget)
             rounded = (round(width / budget.factor) * budget.factor, round(height / budget.factor) * budget.factor)
             assert smart_resize(width, height, budget) == rounded
             if on_grid:

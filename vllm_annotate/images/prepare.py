@@ -95,8 +95,9 @@ def _original(data: bytes, budget: ImageBudget, *, as_they_are: bool) -> Prepare
     def can_be_sent(width: int, height: int) -> bool:
         if width * height > MAX_PIXELS:
             return False
-        seen = smart_resize(width, height, budget)
-        return seen == (width, height) or (as_they_are and _only_rounds(width, height, seen, budget))
+        if as_they_are:
+            return is_within(width, height, budget)
+        return smart_resize(width, height, budget) == (width, height)
 
     jpeg = plain_jpeg(data, can_be_sent)
     if jpeg is None:
@@ -105,11 +106,15 @@ def _original(data: bytes, budget: ImageBudget, *, as_they_are: bool) -> Prepare
     return PreparedImage(jpeg.content, *size, *_seen(size, budget), sent_as="original")
 
 
-def _only_rounds(width: int, height: int, seen: tuple[int, int], budget: ImageBudget) -> bool:
-    """Whether both sides are only rounded to the grid, and the image not scaled to the limits of its budget."""
+def is_within(width: int, height: int, budget: ImageBudget) -> bool:
+    """Whether both sides are only rounded to the grid, and the image not scaled to the limits of its budget.
+
+    Raises ImageFailure as `smart_resize` does.
+    """
     factor = budget.factor
+    rounded = (round(width / factor) * factor, round(height / factor) * factor)
     # Earlier image processors refuse images with a side under the factor.
-    return min(width, height) >= factor and seen == (round(width / factor) * factor, round(height / factor) * factor)
+    return min(width, height) >= factor and smart_resize(width, height, budget) == rounded
 
 
 def _seen(sent: tuple[int, int], budget: ImageBudget) -> tuple[int, int]:

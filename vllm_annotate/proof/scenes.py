@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from vllm_annotate.errors import ImageFailure, UnparsableAnswer
+from vllm_annotate.errors import UnparsableAnswer
 from vllm_annotate.grounding.box_checks import iou
 from vllm_annotate.grounding.parse import parse_answer
-from vllm_annotate.images.prepare import smart_resize
+from vllm_annotate.images.prepare import is_within, smart_resize
 from vllm_annotate.proof.drawings import BACKGROUNDS, Drawing, Shape, draw, place
 from vllm_annotate.recipe.families import DENOMINATORS, Family
 from vllm_annotate.recipe.image_budget import ImageBudget
@@ -125,18 +125,9 @@ def random_size(rng: random.Random, budget: ImageBudget, share: float, *, on_gri
         size = (round((pixels * aspect) ** 0.5), round((pixels / aspect) ** 0.5))
         if on_grid:
             size = (max(1, round(size[0] / factor)) * factor, max(1, round(size[1] / factor)) * factor)
-        if is_within(size, budget):
+        if is_within(*size, budget):
             break
     return size
-
-
-def is_within(size: tuple[int, int], budget: ImageBudget) -> bool:
-    """Whether resizing to the grid only rounds this size."""
-    width, height = (max(1, round(side / budget.factor)) * budget.factor for side in size)
-    try:
-        return smart_resize(*size, budget) == (width, height)
-    except ImageFailure:
-        return False
 
 
 def is_apart(box: Sequence[float], seen: tuple[int, int]) -> bool:
