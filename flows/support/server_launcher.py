@@ -1,4 +1,4 @@
-"""Run as a script: becomes `prefect server start`, once it is told where.
+"""Run as a script: becomes `prefect server start`, once it knows where.
 
 What a server imports takes longer than all else of its start. Half of that are packages that do not depend on Prefect's
 settings: they are imported while the run still finds these out.

@@ -203,7 +203,7 @@ def test_without_a_prefect_server_the_run_is_quiet_and_recorded(job: Job, stand_
     states = dict(database.execute("select name, state_name from task_run"))
     database.close()
     assert states == dict.fromkeys(
-        ["plan", "chunk 1 of 3", "chunk 2 of 3", "chunk 3 of 3", "merge", "report"], "Completed"
+        ["plan", "prove", "chunk 1 of 3", "chunk 2 of 3", "chunk 3 of 3", "merge", "report"], "Completed"
     )
     leftovers = subprocess.run(["pgrep", "-f", str(tmp_path / "home")], capture_output=True, text=True, check=False)
     assert leftovers.stdout == ""

@@ -44,7 +44,8 @@ async def test_no_page_is_written_while_a_run_writes_the_output(make_job: MakeJo
     with (job.input).open("a") as file:
         file.write(json.dumps({"image_path": "more.jpg", "caption": "more"}) + "\n")
     (job.images / "more.jpg").write_bytes((job.images / job.names[0]).read_bytes())
-    with StandIn.started("--prefill-seconds", "60") as slow:
+    with StandIn.started() as slow:
+        slow.set_faults({"kind": "stall"})
         process = job.start(slow.url)
         try:
             while not slow.asked():

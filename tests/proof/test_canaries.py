@@ -10,13 +10,17 @@ from stand_in.process import StandIn
 from tests.inference.test_client import body
 from vllm_annotate.errors import ServerRefused
 from vllm_annotate.inference.client import Inference
-from vllm_annotate.proof.canaries import CanaryWatch
-from vllm_annotate.proof.prove import Prover
+from vllm_annotate.inference.endpoint import Endpoint
+from vllm_annotate.proof.canaries import LARGE, SMALL, CanaryWatch
+from vllm_annotate.proof.pointing import Questions
+from vllm_annotate.proof.prove import Asker, Prover
+from vllm_annotate.proof.scenes import Kind, Space
+from vllm_annotate.proof.sight import Sight
 from vllm_annotate.recipe.families import FAMILIES
 from vllm_annotate.recipe.settings import Recipe
 
 SHIFTED = {"kind": "shift", "count": None}
-EVERY = 500
+EVERY, MODEL = 500, "stand-in-qwen2.5-vl"
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +41,28 @@ class Running:
     """Requests to some servers, watched by canaries."""
 
     def __init__(self, inference: Inference, every: int, rng: random.Random, model: str) -> None:
-        self.inference, self.stopped = inference, list[BaseException]()
+        self.inference = inference
         self.prover = Prover(Recipe(), FAMILIES["qwen2.5-vl"], model, rng)
-        self.watch = CanaryWatch(self.prover, inference.pool, every, self.stopped.append)
+        self.watch = CanaryWatch(self.prover, inference.pool, every)
         inference.on_answer = self.watch.answered
 
+    async def admit(self, endpoint: Endpoint) -> bool:
+        """Proves an endpoint."""
+        await self.prover.prove(endpoint)
+        self.watch.proven(endpoint)
+        return True
+
+    async def close(self) -> None:
+        """Ends it."""
+        await self.watch.close()
+        await self.inference.__aexit__(None, None, None)
+
     async def ask(self, count: int) -> None:
-        """Sends so many requests, or as many as it takes until the run stops."""
+        """Sends so many requests."""
         left = iter(range(count))
 
         async def work() -> None:
             for number in left:
-                if self.stopped:
-                    return
                 await self.inference.ask(body(str(number)))
 
         await asyncio.gather(*(work() for _ in range(24)))
@@ -60,8 +73,9 @@ async def running(servers: list[StandIn], rng: random.Random, warned: list[str],
     inference = Inference(urls, "none", max_concurrency=24, warn=warned.append)
     await inference.__aenter__()
     run = Running(inference, every, rng, await inference.check(None))
+    inference.pool.admit = run.admit
     for endpoint in inference.pool.endpoints:
-        await run.prover.prove(endpoint)
+        await run.admit(endpoint)
     return run
 
 
@@ -86,23 +100,43 @@ async def test_the_one_of_three_servers_whose_boxes_go_wrong_is_named_within_150
     canaries = run.prover.findings[endpoint.url].canaries
     assert canaries.wrong >= 2
     assert 0 < canaries.in_doubt <= 1500
-    assert not run.stopped
     three[wrong].set_faults()
-    await run.watch.close()
-    await run.inference.__aexit__(None, None, None)
+    await run.close()
 
 
 async def test_if_all_servers_go_wrong_the_run_stops(three: list[StandIn], rng: random.Random) -> None:
     run = await running(three, rng, [], every=20)
     for server in three:
         server.set_faults(SHIFTED)
-    await run.ask(2000)
+    with pytest.raises(ServerRefused, match="its boxes were right, and are not any more"):
+        await run.ask(2000)
     for server in three:
         server.set_faults()
-    assert isinstance(run.stopped[0], ServerRefused)
-    assert "answers are in doubt; check the server" in str(run.stopped[0])
-    await run.watch.close()
-    await run.inference.__aexit__(None, None, None)
+    await run.close()
+
+
+async def test_a_server_that_is_right_again_goes_on(three: list[StandIn], rng: random.Random) -> None:
+    warned: list[str] = []
+    run = await running(three[:1], rng, warned, every=20)
+    three[0].set_faults({"kind": "shift", "count": 3, "match": "Test drawing"})
+    await run.ask(200)
+    await run.close()
+    assert len([line for line in warned if "its boxes are wrong" in line]) == 1
+    assert any("is back" in line for line in warned)
+
+
+async def test_large_canaries_show_what_a_server_does_to_large_images(rng: random.Random) -> None:
+    questions, agrees = Questions(Recipe(), FAMILIES["qwen2.5-vl"], MODEL, rng), Sight(verdict="agrees", grid=28)
+    right: dict[Kind, list[bool]] = {SMALL: [], LARGE: []}
+    with StandIn.started("--max-visual-tokens", "512") as server:
+        async with Inference([f"{server.url}/v1"], "none", max_concurrency=4) as inference:
+            (endpoint,) = inference.pool.endpoints
+            for kind in [SMALL, LARGE] * 10:
+                answer = await questions.about(kind, Asker(endpoint, 60), agrees)
+                assert isinstance(answer, tuple)
+                right[kind].append(answer[0].fits(answer[1], questions.family)[Space("pixels")] >= 0.5)
+    assert all(right[SMALL])
+    assert right[LARGE].count(True) <= 1
 
 
 async def test_there_is_no_false_alarm(three: list[StandIn], rng: random.Random, fuzzing: bool) -> None:
@@ -110,8 +144,7 @@ async def test_there_is_no_false_alarm(three: list[StandIn], rng: random.Random,
     run = await running(three, rng, warned, every=EVERY if fuzzing else 20)
     await run.ask(20_000 if fuzzing else 600)
     canaries = [finding.canaries for finding in run.prover.findings.values()]
-    await run.watch.close()
-    await run.inference.__aexit__(None, None, None)
+    await run.close()
     assert warned == []
     assert sum(each.asked for each in canaries) >= 15
     assert not any(each.wrong for each in canaries)
@@ -120,6 +153,5 @@ async def test_there_is_no_false_alarm(three: list[StandIn], rng: random.Random,
 async def test_with_0_there_are_no_canaries(three: list[StandIn], rng: random.Random) -> None:
     run = await running(three, rng, [], every=0)
     await run.ask(300)
-    await run.watch.close()
-    await run.inference.__aexit__(None, None, None)
+    await run.close()
     assert not any(finding.canaries.asked for finding in run.prover.findings.values())

@@ -7,8 +7,8 @@ import pytest
 
 from vllm_annotate.grounding.box_checks import iou
 from vllm_annotate.images.prepare import is_within, smart_resize
-from vllm_annotate.proof.drawings import COLOURS
-from vllm_annotate.proof.scenes import SPACES, Scene, Space, draw_scene, random_size, thousandths
+from vllm_annotate.proof.drawings import COLOURS, place
+from vllm_annotate.proof.scenes import SPACES, Kind, Scene, Space, draw_scene, random_size, thousandths
 from vllm_annotate.recipe.families import FAMILIES
 from vllm_annotate.recipe.image_budget import ImageBudget
 
@@ -52,7 +52,7 @@ def test_sizes_reach_both_ends_of_the_budget(rng: random.Random) -> None:
 
 
 def test_shapes_are_where_their_boxes_are(rng: random.Random) -> None:
-    scene = draw_scene(rng, BUDGETS[0], BUDGETS[0], 2, "en", on_grid=False)
+    scene = draw_scene(rng, BUDGETS[0], BUDGETS[0], Kind(2, 0.5), "en", on_grid=False)
     for shape in scene.drawing.shapes:
         x1, y1, x2, y2 = shape.box
         inside = scene.drawing.image.getpixel(((x1 + x2) // 2, (y1 + y2) // 2 + (y2 - y1) // 6))
@@ -66,7 +66,7 @@ def test_an_answer_fits_in_the_space_that_it_is_written_in_and_in_no_other(
     budget: ImageBudget, written: Space, rng: random.Random
 ) -> None:
     for shapes in (1, 2):
-        scene = draw_scene(rng, budget, budget, shapes, "en", on_grid=False)
+        scene = draw_scene(rng, budget, budget, Kind(shapes, rng.random()), "en", on_grid=False)
         fits = scene.fits(answer(scene, written, scene.seen), FAMILIES["qwen2.5-vl"])
         assert fits[written] > 0.9
         assert all(fit < 0.5 for space, fit in fits.items() if space != written), fits
@@ -74,5 +74,20 @@ def test_an_answer_fits_in_the_space_that_it_is_written_in_and_in_no_other(
 
 def test_two_shapes_of_a_scene_do_not_touch(rng: random.Random) -> None:
     for _ in range(20):
-        first, second = draw_scene(rng, BUDGETS[0], BUDGETS[0], 2, "zh", on_grid=False).drawing.shapes
+        first, second = draw_scene(rng, BUDGETS[0], BUDGETS[0], Kind(2, 0.2), "zh", on_grid=False).drawing.shapes
         assert iou(first.box, second.box) == 0
+
+
+def test_small_images_get_fewer_shapes_rather_than_none_that_fit(rng: random.Random) -> None:
+    for side in (28, 56, 84, 300):
+        for _ in range(100):
+            for count in (1, 2, 4):
+                shapes = place(rng, (side, side), count, (0.25, 0.45))
+                assert 1 <= len(shapes) <= count
+                assert all(0 < shape.box[0] < shape.box[2] < side for shape in shapes)
+
+
+def test_scenes_are_as_large_as_asked(rng: random.Random) -> None:
+    budget = BUDGETS[0]
+    sizes = [draw_scene(rng, budget, budget, Kind(1, 1.0), "en", on_grid=False).drawing.size for _ in range(20)]
+    assert min(width * height for width, height in sizes) > 0.7 * budget.max_pixels

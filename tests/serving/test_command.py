@@ -10,10 +10,10 @@ from vllm_annotate.recipe.image_budget import ImageBudget
 from vllm_annotate.serving.command import (
     Version,
     find_version,
+    is_as_good,
     serve_command,
     server_environment,
     translated,
-    without_budget,
 )
 from vllm_annotate.serving.launch import Launch
 
@@ -48,8 +48,28 @@ def test_the_server_gets_the_image_budget_of_the_recipe() -> None:
     launch = Launch(model_path="/models/qwen")
     arguments, _ = serve_command(launch, CURRENT, "qwen", 8000, 8192, budget)
     assert json.loads(value_of(arguments, "--mm-processor-kwargs")) == {"min_pixels": 100_352, "max_pixels": 1_003_520}
-    assert without_budget(arguments) == command()
+    assert is_as_good(command(), arguments)
+    assert is_as_good(arguments, arguments)
     assert "--mm-processor-kwargs" not in serve_command(launch, (0, 5, 5), "qwen", 8000, 8192, budget)[0]
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "good"),
+    [
+        (100, 1000, True),
+        (50, 2000, True),
+        (100, 900, False),
+        (101, 1000, False),
+        ("4", 2000, False),
+        (None, 2000, False),
+    ],
+)
+def test_a_running_server_serves_for_a_budget_that_its_own_includes(least: object, most: int, good: bool) -> None:
+    wanted = ["vllm", "--mm-processor-kwargs", '{"min_pixels": 100, "max_pixels": 1000}', "--port", "8000"]
+    running = ["vllm", "--mm-processor-kwargs", json.dumps({"min_pixels": least, "max_pixels": most}), "--port", "8000"]
+    assert is_as_good(running, wanted) is good
+    assert not is_as_good([*running, "--dtype", "half"], wanted)
+    assert not is_as_good(["vllm", "--mm-processor-kwargs", "{", "--port", "8000"], wanted)
 
 
 @pytest.mark.parametrize("own", [["--mm-processor-kwargs={}"], ["--mm-processor-kwargs.max_pixels", "50176"]])

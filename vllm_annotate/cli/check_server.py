@@ -49,6 +49,8 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     options = {name: value for name, value in given.items() if value is not None}
     if options.get("proof"):
         return check_proof.run(options, console)
+    if "api_base" in options:
+        raise UsageError("--api-base names a server that runs: add --proof to prove it, or leave it out")
     model, launch = _launch(options)
     assumed = _gpus(options["assume_gpus"]) if "assume_gpus" in options else None
     name = options.get("model_name", model)

@@ -28,7 +28,7 @@ SMALLEST_LIMIT = 1 << 16  # tables take room too
 
 
 class _NotPlainError(Exception):
-    """The file is torn, unusual or turned: whoever decodes it decides what becomes of it."""
+    """The file is torn, unusual or turned: the decoder judges it."""
 
 
 @dataclass(frozen=True)

@@ -165,9 +165,11 @@ class Pool:
 
     async def _watch(self, endpoint: Endpoint, rest_seconds: float) -> None:
         rested_at = time.monotonic() + rest_seconds
-        while time.monotonic() < rested_at or not await endpoint.is_healthy() or not await self._is_admitted(endpoint):
-            if endpoint.lost:
-                rested_at = max(rested_at, time.monotonic() + REST_SECONDS)
+        while True:
+            if time.monotonic() >= rested_at and await endpoint.is_healthy():
+                if await self._is_admitted(endpoint):
+                    break
+                rested_at = time.monotonic() + REST_SECONDS
             if (error := self._given_up()) is not None:
                 while self._queue:
                     if not (turn := self._queue.popleft()).done():

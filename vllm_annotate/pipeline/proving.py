@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from vllm_annotate.errors import UsageError
 from vllm_annotate.inference.client import Inference
 from vllm_annotate.inference.endpoint import Endpoint
 from vllm_annotate.inference.pool import Pool
@@ -13,7 +12,7 @@ from vllm_annotate.pipeline.annotator import Annotator
 from vllm_annotate.proof.canaries import CanaryWatch
 from vllm_annotate.proof.finding import Finding
 from vllm_annotate.proof.prove import Prover, identify
-from vllm_annotate.recipe.families import FAMILIES, names_family, not_named
+from vllm_annotate.recipe.families import FAMILIES, names_family
 from vllm_annotate.recipe.guard import read_recipe
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.storage.workspace import Workspace
@@ -26,7 +25,7 @@ class Proving:
 
     def __init__(self, prover: Prover, inference: Inference, annotator: Annotator, canary_every: int) -> None:
         self._prover, self._pool, self._annotator = prover, inference.pool, annotator
-        self._canaries = CanaryWatch(prover, inference.pool, canary_every, annotator.stop)
+        self._canaries = CanaryWatch(prover, inference.pool, canary_every)
         self._inference = inference
         self._logger: Logger = logging.getLogger(__name__)
         self._said: set[str] = set()
@@ -39,6 +38,7 @@ class Proving:
     async def prove_all(self, logger: Logger) -> None:
         """Proves the endpoints that are up; the others when they come back. Raises ServerRefused."""
         self._logger, self._pool.admit, self._inference.on_answer = logger, self._admit, self._canaries.answered
+        logger.info("Asking the servers about drawn scenes: what they see, and where their boxes point")
         try:
             async with asyncio.TaskGroup() as group:
                 for endpoint in self._pool.endpoints:
@@ -61,7 +61,7 @@ class Proving:
         if finding is None:
             return False
         self._annotator.preparation.as_they_are = self._prover.as_they_are
-        self._canaries.is_right_again(endpoint)
+        self._canaries.proven(endpoint)
         self._tell(endpoint, finding)
         return True
 
@@ -86,6 +86,4 @@ async def with_family(
     if known.get("model") == model and known.get("family") in FAMILIES:
         return recipe.model_copy(update={"family": known["family"]})
     family = await identify(pool.endpoints, recipe, model, say)
-    if family is None:
-        raise UsageError(f"{not_named(model)}; its boxes for drawn scenes fit none of them")
     return recipe.model_copy(update={"family": family.name})

@@ -1,33 +1,38 @@
 """Canaries: scenes asked about during a run, to notice a server whose boxes go wrong."""
 
 import asyncio
-from collections.abc import Callable
+from itertools import cycle
 
-from vllm_annotate.errors import ServerRefused
 from vllm_annotate.inference.endpoint import Endpoint
-from vllm_annotate.inference.pool import REST_SECONDS, Pool
+from vllm_annotate.inference.pool import Pool
 from vllm_annotate.proof.pointing import GOOD_FIT
 from vllm_annotate.proof.prove import Prover
-from vllm_annotate.proof.scenes import space_of
+from vllm_annotate.proof.scenes import Kind, space_of
 
 FIRST_AFTER = 100  # answers of an endpoint
 MORE = 2  # after a wrong one; most of all decide
+SMALL, LARGE = Kind(1, 0.3), Kind(1, 1.0)  # in turn: what a server does to large images shows in no other
 
 
 class CanaryWatch:
     """Asks each endpoint about a fresh scene from time to time, if its boxes were proven."""
 
-    def __init__(self, prover: Prover, pool: Pool, every: int, stop: Callable[[BaseException], None]) -> None:
+    def __init__(self, prover: Prover, pool: Pool, every: int) -> None:
         """`every` is the number of answers between two canaries, 0 for none."""
-        self._prover, self._pool, self._every, self._stop = prover, pool, every, stop
+        self._prover, self._pool, self._every = prover, pool, every
         self._due: dict[str, int] = {}  # answers of an endpoint at its next canary, by URL
         self._right_at: dict[str, int] = {}  # answers at the last canary that was right
-        self._wrong: set[str] = set()
+        self._kinds = cycle((LARGE, SMALL))
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def proven(self, endpoint: Endpoint) -> None:
+        """Takes note of a proof; call it for each."""
+        self._right_at[endpoint.url] = endpoint.answered
+        self._due[endpoint.url] = endpoint.answered + min(FIRST_AFTER, self._every)
 
     def answered(self, endpoint: Endpoint) -> None:
         """Takes note of an answer; call it for each."""
-        if not self._every or endpoint.answered < self._due.setdefault(endpoint.url, min(FIRST_AFTER, self._every)):
+        if not self._every or endpoint.answered < self._due.get(endpoint.url, 0):
             return
         self._due[endpoint.url] = endpoint.answered + self._every
         finding = self._prover.findings.get(endpoint.url)
@@ -43,20 +48,20 @@ class CanaryWatch:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _check(self, endpoint: Endpoint) -> None:
-        asked_at = endpoint.answered
-        right = await self._is_right(endpoint)
+        asked_at, kind = endpoint.answered, next(self._kinds)
+        right = await self._is_right(endpoint, kind)
         if right is False:
-            others = await asyncio.gather(*(self._is_right(endpoint) for _ in range(MORE)))
+            others = await asyncio.gather(*(self._is_right(endpoint, kind) for _ in range(MORE)))
             if others.count(False) * 2 >= MORE:
                 self._fail(endpoint)
                 return
         if right is not None:
             self._right_at[endpoint.url] = asked_at
 
-    async def _is_right(self, endpoint: Endpoint) -> bool | None:
+    async def _is_right(self, endpoint: Endpoint, kind: Kind) -> bool | None:
         """Whether the boxes for a fresh scene are right; None if there is no answer."""
         questions, finding = self._prover.questions, self._prover.findings[endpoint.url]
-        answer = await questions.about(1, self._prover.asker(endpoint), finding.sees)
+        answer = await questions.about(kind, self._prover.asker(endpoint), finding.sees)
         if isinstance(answer, str):
             return None
         scene, text = answer
@@ -66,16 +71,8 @@ class CanaryWatch:
         return right
 
     def _fail(self, endpoint: Endpoint) -> None:
-        doubtful = endpoint.answered + endpoint.in_flight - self._right_at.get(endpoint.url, 0)
+        """Takes the endpoint down; it comes back if it is proven again."""
+        doubtful = endpoint.answered + endpoint.in_flight - self._right_at[endpoint.url]
         self._prover.findings[endpoint.url].canaries.in_doubt += doubtful
         why = f"its boxes are wrong: they missed drawn shapes; its last {doubtful} answers are in doubt"
-        self._wrong.add(endpoint.url)
-        if self._wrong >= {one.url for one in self._pool.endpoints}:
-            self._stop(ServerRefused(f"{endpoint.url}: {why}; check the server, and run again"))
-        self._pool.take_down(endpoint, why, REST_SECONDS)
-
-    def is_right_again(self, endpoint: Endpoint) -> None:
-        """Takes note that the endpoint was proven anew."""
-        self._wrong.discard(endpoint.url)
-        self._right_at[endpoint.url] = endpoint.answered
-        self._due[endpoint.url] = endpoint.answered + self._every
+        self._pool.take_down(endpoint, why)

@@ -28,6 +28,7 @@ CHINESE = {
     "circle": "圆形", "square": "正方形", "triangle": "三角形",
 }  # fmt: skip
 GAP = 8  # pixels between shapes: they never touch
+MOST_TRIES = 200
 JPEG_QUALITY = 90
 
 
@@ -66,11 +67,18 @@ class Drawing:
 def place(
     rng: random.Random, size: tuple[int, int], count: int, sides: tuple[float, float] = (0.15, 0.45)
 ) -> list[Shape]:
-    """Places `count` (at most 6) shapes, each of another colour; their sides are shares of the shorter side."""
-    shapes: list[Shape] = []
-    for colour in rng.sample(sorted(COLOURS), count):
-        box = _free_box(rng, size, sides, [shape.box for shape in shapes])
-        shapes.append(Shape(colour, rng.choice(FORMS), box))
+    """Places `count` (at most 6) shapes, each of another colour; their sides are shares of the shorter side.
+
+    In a small image that has no room for all of them, fewer.
+    """
+    for _ in range(MOST_TRIES):
+        shapes: list[Shape] = []
+        for colour in rng.sample(sorted(COLOURS), count):
+            if (box := _free_box(rng, size, sides, [shape.box for shape in shapes])) is None:
+                break
+            shapes.append(Shape(colour, rng.choice(FORMS), box))
+        if len(shapes) == count:
+            break
     return sorted(shapes, key=lambda shape: shape.box)
 
 
@@ -83,10 +91,13 @@ def draw(size: tuple[int, int], shapes: Sequence[Shape], background: Colour) -> 
     return Drawing(image, shapes)
 
 
-def _free_box(rng: random.Random, size: tuple[int, int], sides: tuple[float, float], taken: Sequence[Box]) -> Box:
+def _free_box(
+    rng: random.Random, size: tuple[int, int], sides: tuple[float, float], taken: Sequence[Box]
+) -> Box | None:
+    """A box that touches none of those that are taken; None if none was found."""
     width, height = size
     smallest, largest = sides
-    while True:
+    for _ in range(MOST_TRIES):
         side = int(rng.uniform(smallest, largest) * min(size))
         x, y = rng.randint(1, width - side - 1), rng.randint(1, height - side - 1)
         if all(
@@ -94,6 +105,7 @@ def _free_box(rng: random.Random, size: tuple[int, int], sides: tuple[float, flo
         ):
             return (x, y, x + side, y + side)
         largest = max(smallest, largest * 0.97)
+    return None
 
 
 def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape) -> None:

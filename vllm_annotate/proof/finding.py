@@ -24,6 +24,7 @@ class Finding(BaseModel):
     points: Pointing
     as_they_are: bool  # whether images within the budget may be sent unchanged
     refused: str = ""  # why it gets no images
+    advice: str = ""  # what it does to images, and what to set
     canaries: Canaries = Canaries()
 
     @property
@@ -42,12 +43,13 @@ def find(recipe: Recipe, family: Family, sees: Sight, points: Pointing) -> Findi
         family=family.name,
         sees=sees,
         points=points,
+        advice=_differs(sees, recipe, family) if sees.verdict == "differs" else "",
         as_they_are=sees.verdict == "agrees" or not family.grid,
     )
     if points.verdict == "other":
         finding.refused = _other_space(finding)
     elif sees.verdict == "differs" and family.space == "pixels":
-        finding.refused = f"{_differs(sees, recipe, family)}; boxes in pixels would lie elsewhere"
+        finding.refused = f"{finding.advice}; boxes in pixels would lie elsewhere"
     return finding
 
 
@@ -61,7 +63,7 @@ def _sees(finding: Finding) -> str:
         counts = f"its token counts {grid}" if sees.counts else "its answers have no usage"
         return f"{counts}, and boxes of {finding.family} do not depend on that; {sent}"
     if sees.verdict == "differs":
-        return f"its token counts do not match the grid of {finding.family}; {sent}"
+        return f"{finding.advice}; {sent}"
     return f"what it sees is unknown, as {sees.why}; {sent}"
 
 

@@ -8,13 +8,14 @@ from typing import Literal
 from pydantic import BaseModel
 
 from vllm_annotate.inference.responses import Completion
-from vllm_annotate.proof.scenes import FAMILY_OF, SPACES, Scene, Space, draw_scene, space_of
+from vllm_annotate.proof.scenes import FAMILY_OF, SPACES, Kind, Scene, Space, draw_scene, space_of
 from vllm_annotate.proof.sight import Ask, Sight
 from vllm_annotate.recipe.families import Family
 from vllm_annotate.recipe.request import RequestTemplate
 from vllm_annotate.recipe.settings import Recipe
 
-SHAPES = (1, 1, 1, 1, 2, 2)  # of the scenes
+# One of the largest: what a server does to large images shows in no other.
+SCENES = (Kind(1, 0.1), Kind(1, 0.3), Kind(1, 0.5), Kind(1, 1.0), Kind(2, 0.2), Kind(2, 0.5))
 GOOD_FIT = 0.5  # mean IoU from which the family's space fits
 OTHER_FIT = 0.35  # and another, in which the model was not asked
 CLEARLY = 0.3  # by so much another space must fit better
@@ -48,10 +49,10 @@ class Questions:
         self._language = recipe.language
         self._rng = rng
 
-    async def about(self, shapes: int, ask: Ask, sees: Sight) -> tuple[Scene, str] | str:
+    async def about(self, kind: Kind, ask: Ask, sees: Sight) -> tuple[Scene, str] | str:
         """Asks about a fresh scene: returns the scene and the model's text, or why there is none."""
         servers, on_grid = sees.as_seen(self.budget), sees.verdict != "agrees"
-        scene = draw_scene(self._rng, self.budget, servers, shapes, self._language, on_grid=on_grid)
+        scene = draw_scene(self._rng, self.budget, servers, kind, self._language, on_grid=on_grid)
         answer = await ask(self._template.body(scene.caption, scene.drawing.url()))
         return (scene, answer.text) if isinstance(answer, Completion) else answer
 
@@ -60,12 +61,12 @@ async def point(questions: Questions, ask: Ask, sees: Sight) -> Pointing:
     """Asks about scenes; about twice as many if the answer to one is in another space."""
     found: list[tuple[Scene, str]] = []
     while True:
-        answers = await asyncio.gather(*(questions.about(shapes, ask, sees) for shapes in SHAPES))
+        answers = await asyncio.gather(*(questions.about(kind, ask, sees) for kind in SCENES))
         found += [answer for answer in answers if isinstance(answer, tuple)]
         if why := next((answer for answer in answers if isinstance(answer, str)), ""):
             return Pointing(verdict="unproven", why=why)
         pointing = judge(found, questions.family)
-        if not pointing.strays or len(found) > len(SHAPES):
+        if not pointing.strays or len(found) > len(SCENES):
             return pointing
 
 

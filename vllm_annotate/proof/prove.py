@@ -2,16 +2,17 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Sequence
 
-from vllm_annotate.errors import ImageFailure, ServerRefused
+from vllm_annotate.errors import ImageFailure, ServerRefused, UsageError
 from vllm_annotate.inference.endpoint import Endpoint
 from vllm_annotate.inference.responses import Completion
 from vllm_annotate.inference.tries import Tries
 from vllm_annotate.proof.finding import Finding, find
-from vllm_annotate.proof.pointing import GOOD_FIT, Questions, point
+from vllm_annotate.proof.pointing import GOOD_FIT, Pointing, Questions, point
 from vllm_annotate.proof.sight import Sight, look
-from vllm_annotate.recipe.families import FAMILIES, Family
+from vllm_annotate.recipe.families import FAMILIES, Family, not_named
 from vllm_annotate.recipe.settings import Recipe
 
 # One for each space, for a model whose name tells nothing. The first of those that fit about equally well is taken.
@@ -25,9 +26,14 @@ class Asker:
     """Asks an endpoint about drawings: as many at once as its limit allows, and in none of its figures."""
 
     def __init__(self, endpoint: Endpoint, patience_seconds: float) -> None:
-        """`patience_seconds` is how long a request may be declined for the server's load, or by a gateway."""
-        self._endpoint, self._patience_seconds = endpoint, patience_seconds
+        """After `patience_seconds` no request is tried again."""
+        self._endpoint, self._deadline = endpoint, time.monotonic() + patience_seconds
         self._room = asyncio.Semaphore(endpoint.limit)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether there is no time left."""
+        return time.monotonic() > self._deadline
 
     async def __call__(self, body: bytes) -> Completion | str:
         """Returns the completion, or why there is none."""
@@ -43,7 +49,7 @@ class Asker:
             if answer.cause == "lost" and not await self._endpoint.is_healthy():
                 return answer.message
             tries.count(answer, up=True)
-            if tries.are_over or tries.declined_for() > self._patience_seconds:
+            if tries.are_over or self.is_late:
                 return answer.message
             await asyncio.sleep(tries.pause_seconds())
 
@@ -77,14 +83,18 @@ class Prover:
         return Asker(endpoint, self._patience_seconds)
 
     async def prove(self, endpoint: Endpoint) -> Finding | None:
-        """What the endpoint sees, and where it points; None if it went away.
+        """What the endpoint sees, and where it points; None if it does not answer.
 
         Raises ServerRefused if its boxes would be wrong.
         """
         asking, family = self.asker(endpoint), self._family
         sees = await look(asking, self._model, family, self.questions.budget, self.rng)
-        points = await point(self.questions, asking, sees)
-        if (sees.why or points.why) and not await endpoint.is_healthy():
+        if sees.why and asking.is_late:
+            points = Pointing(verdict="unproven", why=sees.why)
+        else:
+            points = await point(self.questions, asking, sees)
+        unanswered = bool(points.why) and endpoint.url in self._steady
+        if unanswered or ((sees.why or points.why) and not await endpoint.is_healthy()):
             return None
         finding, before = find(self._recipe, family, sees, points), self.findings.get(endpoint.url)
         if before is not None:
@@ -99,21 +109,21 @@ class Prover:
         return finding
 
 
-async def identify(
-    endpoints: Sequence[Endpoint], recipe: Recipe, model: str, say: Callable[[str], None]
-) -> Family | None:
-    """The family whose space fits a model's boxes for drawn scenes best; None if none fits."""
-    fits: dict[str, float] = {}
+async def identify(endpoints: Sequence[Endpoint], recipe: Recipe, model: str, say: Callable[[str], None]) -> Family:
+    """The family whose space fits a model's boxes for drawn scenes best. Raises UsageError if none fits."""
+    fits, whys = dict.fromkeys(CANDIDATES, 1.0), set[str]()
     for endpoint in endpoints:
         if not endpoint.up.is_set():
             continue
         for name in CANDIDATES:
             questions = Questions(recipe, FAMILIES[name], model, random.Random())
             pointing = await point(questions, Asker(endpoint, PATIENCE_SECONDS), UNSEEN)
-            fits[name] = min(fits.get(name, 1.0), pointing.mean_iou)
-    best = max(fits.values(), default=0.0)
+            fits[name] = min(fits[name], pointing.mean_iou)
+            whys |= {pointing.why} - {""}
+    best = max(fits.values())
     if best < GOOD_FIT:
-        return None
+        because = f" ({'; '.join(sorted(whys))})" if whys else ""
+        raise UsageError(f"{not_named(model)}; its boxes for drawn scenes fit none of them{because}")
     name = next(name for name, fit in fits.items() if fit >= best - ABOUT)
     say(f"the model's name, {model!r}, does not tell its family; its boxes for drawn scenes fit {name} ({best:.2f})")
     return FAMILIES[name]

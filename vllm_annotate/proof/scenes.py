@@ -16,9 +16,17 @@ from vllm_annotate.recipe.image_budget import ImageBudget
 MARKS = {"en": "Test drawing", "zh": "测试图"}  # how captions begin
 SIDES = (0.25, 0.45)  # of the shapes: large, so that a wrong box is the server's and not the model's
 APART = 0.35  # largest IoU of a box with itself read in another space
+SMALLEST_PIXELS = 224**2  # models miss shapes in smaller images
 MANY_TRIES = 500
 NEAR_A_THOUSAND = (800, 1250)  # pixels: sides at which pixels and thousandths look alike
 MOST_ASPECT = 1.8
+
+
+class Kind(NamedTuple):
+    """How many shapes a scene has, and where its size is within the budget: 0 is the smallest, 1 the largest."""
+
+    shapes: int
+    share: float
 
 
 class Space(NamedTuple):
@@ -83,14 +91,15 @@ def thousandths(shape: Shape, size: tuple[int, int]) -> list[float]:
 
 
 def draw_scene(
-    rng: random.Random, budget: ImageBudget, servers: ImageBudget, shapes: int, language: str, *, on_grid: bool
+    rng: random.Random, budget: ImageBudget, servers: ImageBudget, kind: Kind, language: str, *, on_grid: bool
 ) -> Scene:
     """Draws a scene within the image budget; `on_grid`: of a size that no resizing changes.
 
     `servers` is the budget that the server shows.
     """
+    shapes, share = kind
     for _ in range(MANY_TRIES):
-        size = _size(rng, budget, on_grid=on_grid)
+        size = _size(rng, budget, share, on_grid=on_grid)
         placed, seen = place(rng, size, shapes, SIDES), smart_resize(*size, budget)
         if all(is_apart(thousandths(shape, size), seen) for shape in placed):
             break
@@ -106,9 +115,10 @@ def caption_of(shapes: Sequence[Shape] = (), *, chinese: bool = False) -> str:
     return f"{MARKS['en']}: {' and '.join(('an ' if name[0] in 'aeiou' else 'a ') + name for name in names)}"
 
 
-def _size(rng: random.Random, budget: ImageBudget, *, on_grid: bool) -> tuple[int, int]:
-    """A random size within the budget, with sides away from 1,000 if possible."""
-    sizes = [random_size(rng, budget, rng.uniform(0, 0.5), on_grid=on_grid) for _ in range(20)]
+def _size(rng: random.Random, budget: ImageBudget, share: float, *, on_grid: bool) -> tuple[int, int]:
+    """A random size within the budget, not tiny and with sides away from 1,000 if possible."""
+    budget = replace(budget, min_pixels=min(budget.max_pixels, max(budget.min_pixels, SMALLEST_PIXELS)))
+    sizes = [random_size(rng, budget, share, on_grid=on_grid) for _ in range(20)]
     low, high = NEAR_A_THOUSAND
     return next((size for size in sizes if not any(low < side < high for side in size)), sizes[0])
 

@@ -18,7 +18,8 @@ OUTPUT_FIELDS = {  # what each means
     "width": "of the upright image, pixels",
     "height": "of the upright image, pixels",
     "sent_size": "width and height of the image that the model saw, pixels",
-    "sent_as": "`original`: the file's own pixels, without metadata; `jpeg`: a JPEG made from it, upright and resized",
+    "sent_as": "`original`: the file's own pixels, without metadata other than a colour profile; `jpeg`: a JPEG made "
+    "from it, upright and resized",
     "flags": "only if something was flagged: see the next table",
     "parse_stage": "only if the text was not valid JSON as it stood: `repaired` or `tags`",
     "attempts": "only if the model was asked more than once",

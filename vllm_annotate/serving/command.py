@@ -16,6 +16,7 @@ from pathlib import Path
 from vllm_annotate.errors import UsageError
 from vllm_annotate.recipe.image_budget import ImageBudget
 from vllm_annotate.serving.launch import Launch
+from vllm_annotate.storage.json_text import json_object
 
 BUDGET_FLAG = "--mm-processor-kwargs"
 VERSION_SECONDS = 180  # `vllm --version` imports PyTorch
@@ -111,10 +112,29 @@ def _pixels(budget: ImageBudget) -> str:
     return json.dumps({"min_pixels": budget.min_pixels, "max_pixels": budget.max_pixels})
 
 
-def without_budget(command: Sequence[str]) -> list[str]:
-    """The command without its image budget: the proof shows what a server sees."""
-    flags = [number for number, argument in enumerate(command) if argument == BUDGET_FLAG]
-    return [argument for number, argument in enumerate(command) if not {number, number - 1} & set(flags)]
+def is_as_good(running: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether a server that was started with one command serves for another.
+
+    They are equal but for the image budget, which the running server may leave to the model, or have a wider one of.
+    """
+    (rest, budget), (wanted_rest, wanted_budget) = _without_budget(running), _without_budget(wanted)
+    if rest != wanted_rest:
+        return False
+    if budget in ("", wanted_budget):
+        return True
+    ours, others = json_object(wanted_budget) or {}, json_object(budget) or {}
+    least, most = (others.get(name) for name in ("min_pixels", "max_pixels"))
+    if others.keys() != ours.keys() or not (isinstance(least, int) and isinstance(most, int)):
+        return False
+    return bool(least <= ours["min_pixels"] and most >= ours["max_pixels"])
+
+
+def _without_budget(command: Sequence[str]) -> tuple[list[str], str]:
+    """The command without its image budget, and the budget; empty if there is none."""
+    if BUDGET_FLAG not in command[:-1]:
+        return list(command), ""
+    at = command.index(BUDGET_FLAG)
+    return [*command[:at], *command[at + 2 :]], command[at + 1]
 
 
 def _sizes(launch: Launch) -> list[list[str]]:

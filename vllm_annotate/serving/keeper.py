@@ -17,7 +17,7 @@ from vllm_annotate.errors import ServerUnavailable, UsageError
 from vllm_annotate.inference.endpoint import Endpoint
 from vllm_annotate.inference.pool import Pool
 from vllm_annotate.serving import guardian
-from vllm_annotate.serving.command import without_budget
+from vllm_annotate.serving.command import is_as_good
 from vllm_annotate.serving.listeners import is_a_strangers, stranger_behind, users_behind
 from vllm_annotate.serving.log_causes import Cause, cause_of, last_line
 from vllm_annotate.serving.preflight import Replica
@@ -127,7 +127,7 @@ class Keeper:
 
     async def _find_or_start(self) -> None:
         replica, record, models = self.replica, read_record(self._record_path), await self._served_models()
-        same = record is None or without_budget(record.command) == without_budget(replica.command)
+        same = record is None or is_as_good(record.command, replica.command)
         if models and replica.model in models and same:
             whose = "an earlier run left running" if record is not None else "was started by somebody else"
             if record is None and not users_behind(replica.url):

@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.recipe.image_budget import ImageBudget
-from vllm_annotate.serving.command import find_version, serve_command, server_environment, without_budget
+from vllm_annotate.serving.command import find_version, is_as_good, serve_command, server_environment
 from vllm_annotate.serving.fit import DEFAULT_UTILIZATION, Split, need, split_problems, suggestion
 from vllm_annotate.serving.gpus import Gpu, find_gpus
 from vllm_annotate.serving.launch import MAX_MODEL_LEN, Launch
@@ -189,7 +189,7 @@ def _check_ports(found: Preflight) -> int:
             found.problems.append(is_a_strangers(replica.url, stranger))
             continue
         models, record = served_models(replica.url, found.api_key), read_record(record_path(replica.port))
-        same = record is None or without_budget(record.command) == without_budget(replica.command)
+        same = record is None or is_as_good(record.command, replica.command)
         if models is not None and found.model_name in models and same:
             found.notes.append(f"{replica.url} already serves {found.model_name}: it will be used")
             running += 1
