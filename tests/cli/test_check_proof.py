@@ -81,6 +81,23 @@ def test_a_server_that_is_down_is_refused_with_the_remedy(capsys: pytest.Capture
     assert "start one" in err
 
 
+def test_of_two_servers_one_that_is_down_is_named(
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, nobody: str
+) -> None:
+    code, out, _ = check(capsys, "--api-base", f"{stand_in.url}/v1", f"{nobody}/v1")
+    assert code == 2
+    assert f"{nobody}/v1 does not answer" in out
+    assert "its boxes are proven" in out
+
+
+def test_options_that_would_start_a_server_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = check(capsys, "--model-path", "/models/qwen")
+    assert code == 2
+    assert "--proof asks a server that runs, and --model-path would start one" in err
+    assert main(["check-server", "--api-base", "http://localhost:8000/v1"]) == 2
+    assert "add --proof to prove it" in capsys.readouterr().err
+
+
 def test_a_name_that_tells_nothing_is_identified(capsys: pytest.CaptureFixture[str]) -> None:
     with StandIn.started("--family", "internvl", "--model", "ours") as server:
         code, out, err = check(capsys, "--api-base", f"{server.url}/v1")

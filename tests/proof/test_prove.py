@@ -7,6 +7,7 @@ import pytest
 
 from stand_in.process import StandIn
 from tests.proof.conftest import Server
+from vllm_annotate.errors import ServerRefused, UsageError
 from vllm_annotate.inference.client import Inference
 from vllm_annotate.proof.finding import Finding
 from vllm_annotate.proof.prove import CANDIDATES, Prover, identify
@@ -120,4 +121,36 @@ async def test_a_model_whose_boxes_fit_nothing_is_not_identified(stand_in: Stand
     stand_in.set_faults({"kind": "text", "text": '{"objects": []}', "count": None, "proof": True})
     async with Inference([f"{stand_in.url}/v1"], "none", max_concurrency=8) as inference:
         model = await inference.check(None)
-        assert await identify(inference.pool.endpoints, Recipe(), model, print) is None
+        with pytest.raises(UsageError, match="its boxes for drawn scenes fit none of them"):
+            await identify(inference.pool.endpoints, Recipe(), model, print)
+
+
+async def test_a_model_that_cannot_be_identified_for_a_fault_is_refused_with_the_fault(stand_in: StandIn) -> None:
+    stand_in.set_faults({"kind": "400", "count": None, "proof": True})
+    async with Inference([f"{stand_in.url}/v1"], "none", max_concurrency=8) as inference:
+        model = await inference.check(None)
+        with pytest.raises(UsageError, match=r"fit none of them \(HTTP 400: stand-in fault 400\)"):
+            await identify(inference.pool.endpoints, Recipe(), model, print)
+
+
+async def test_a_server_that_was_proven_and_answers_no_more_is_asked_again(
+    stand_in: StandIn, rng: random.Random
+) -> None:
+    async with Inference([f"{stand_in.url}/v1"], "none", max_concurrency=8) as inference:
+        model, (endpoint,) = await inference.check(None), inference.pool.endpoints
+        prover = Prover(Recipe(), FAMILIES["qwen2.5-vl"], model, rng, patience_seconds=0)
+        assert await prover.prove(endpoint) is not None
+        stand_in.set_faults({"kind": "503", "count": None, "proof": True})
+        assert await prover.prove(endpoint) is None
+        stand_in.set_faults({"kind": "shift", "count": None})
+        with pytest.raises(ServerRefused, match="its boxes were right, and are not any more"):
+            await prover.prove(endpoint)
+        stand_in.set_faults()
+        assert await prover.prove(endpoint) is not None
+
+
+@pytest.mark.parametrize("tokens", [128, 512, 499])
+async def test_a_budget_of_one_size_is_proven(server: Server, prove: Prove, tokens: int) -> None:
+    finding = await prove(server(), "qwen2.5-vl", min_visual_tokens=tokens, max_visual_tokens=tokens)
+    assert not finding.refused
+    assert finding.points.verdict == "proven"

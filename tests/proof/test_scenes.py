@@ -44,6 +44,13 @@ def test_sizes_are_within_the_budget(budget: ImageBudget, rng: random.Random) ->
                 assert rounded == (width, height)
 
 
+def test_in_a_budget_that_no_size_is_within_the_size_is_one_that_a_run_sends(rng: random.Random) -> None:
+    budget = ImageBudget(499 * 784, 499 * 784)
+    width, height = random_size(rng, budget, 0.5)
+    assert (width % 28, height % 28) == (0, 0)
+    assert 450 <= width * height // 784 <= 550
+
+
 def test_sizes_reach_both_ends_of_the_budget(rng: random.Random) -> None:
     budget = BUDGETS[0]
     pixels = [width * height for width, height in (random_size(rng, budget, share) for share in (0, 1) * 20)]

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from vllm_annotate.images.prepare import smart_resize
-from vllm_annotate.proof.scenes import random_size
+from vllm_annotate.proof.scenes import Kind, draw_scene, random_size
 from vllm_annotate.proof.sight import SHARES, Count, Sight, judge
 from vllm_annotate.recipe.families import FAMILIES
 from vllm_annotate.recipe.image_budget import ImageBudget
@@ -78,6 +78,15 @@ def test_families_without_a_grid_are_only_recorded(rng: random.Random) -> None:
     ]
     assert judge(tiles, FAMILIES["internvl"], BUDGET).verdict == "recorded"
     assert judge(tiles, QWEN, BUDGET).verdict == "differs"
+
+
+def test_counts_that_no_honest_server_gives_are_no_error(rng: random.Random) -> None:
+    for wrong in (0, 1, 12, 10_000_000):
+        counts = counted(rng, ImageBudget(4 * 784, 16384 * 784))
+        counts[3] = Count(*counts[3][:2], wrong)
+        sight = judge(counts, QWEN, BUDGET, 34)
+        assert sight.verdict == "differs"
+        assert draw_scene(rng, BUDGET, sight.as_seen(BUDGET), Kind(1, 0.5), "en", on_grid=True).really_seen
 
 
 def test_what_a_server_shows_of_its_budget_is_used_to_read_its_boxes(rng: random.Random) -> None:

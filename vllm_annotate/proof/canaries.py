@@ -23,7 +23,7 @@ class CanaryWatch:
         self._due: dict[str, int] = {}  # answers of an endpoint at its next canary, by URL
         self._right_at: dict[str, int] = {}  # answers at the last canary that was right
         self._kinds = cycle((LARGE, SMALL))
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # under way, by URL
 
     def proven(self, endpoint: Endpoint) -> None:
         """Takes note of a proof; call it for each."""
@@ -32,20 +32,21 @@ class CanaryWatch:
 
     def answered(self, endpoint: Endpoint) -> None:
         """Takes note of an answer; call it for each."""
-        if not self._every or endpoint.answered < self._due.get(endpoint.url, 0):
+        url = endpoint.url
+        if not self._every or endpoint.answered < self._due.get(url, 0) or url in self._tasks:
             return
-        self._due[endpoint.url] = endpoint.answered + self._every
-        finding = self._prover.findings.get(endpoint.url)
+        self._due[url] = endpoint.answered + self._every
+        finding = self._prover.findings.get(url)
         if finding is not None and finding.points.steady:
-            task = asyncio.create_task(self._check(endpoint))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks[url] = asyncio.create_task(self._check(endpoint))
+            self._tasks[url].add_done_callback(lambda _: self._tasks.pop(url))
 
     async def close(self) -> None:
         """Ends those under way."""
-        for task in self._tasks:
+        under_way = list(self._tasks.values())
+        for task in under_way:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _check(self, endpoint: Endpoint) -> None:
         asked_at, kind = endpoint.answered, next(self._kinds)

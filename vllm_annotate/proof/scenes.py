@@ -136,8 +136,8 @@ def random_size(rng: random.Random, budget: ImageBudget, share: float, *, on_gri
         if on_grid:
             size = (max(1, round(size[0] / factor)) * factor, max(1, round(size[1] / factor)) * factor)
         if is_within(*size, budget):
-            break
-    return size
+            return size
+    return smart_resize(*size, budget)  # in a budget of about one size: what a run sends
 
 
 def is_apart(box: Sequence[float], seen: tuple[int, int]) -> bool:

@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple
 import orjson
 from pydantic import BaseModel
 
-from vllm_annotate.images.prepare import smart_resize
 from vllm_annotate.inference.responses import Completion
 from vllm_annotate.proof.drawings import BACKGROUNDS, draw, place
 from vllm_annotate.proof.scenes import caption_of, random_size
@@ -71,7 +70,7 @@ async def look(ask: Ask, model: str, family: Family, budget: ImageBudget, rng: r
         return Sight(verdict="recorded")
     if not all(tokens):
         return Sight(verdict="uncounted", why="its answers have no usage")
-    if family.grid and len(set(tokens)) == 1 < len({_tokens(count, budget.factor, budget) for count in counts}):
+    if family.grid and len(set(tokens)) == 1 < len({_tokens(count, budget.factor) for count in counts}):
         return Sight(verdict="uncounted", counts=counts, why=f"it counts {tokens[0]} tokens whatever the image")
     return judge(counts, family, budget, bare.prompt_tokens if isinstance(bare, Completion) else 0)
 
@@ -82,7 +81,7 @@ def judge(counts: Sequence[Count], family: Family, budget: ImageBudget, bare_tok
     `bare_tokens` are those of the same request without an image, 0 if unknown.
     """
     counts = list(counts)
-    fits = [_fit(counts, grid, budget) for grid in dict.fromkeys((budget.factor, *GRIDS))]
+    fits = [_fit(counts, grid) for grid in dict.fromkeys((budget.factor, *GRIDS))]
     grid = next((fit.grid for fit in fits if fit.agree == len(counts)), None)
     if not family.grid:
         return Sight(verdict="recorded", counts=counts, grid=grid)
@@ -93,7 +92,7 @@ def judge(counts: Sequence[Count], family: Family, budget: ImageBudget, bare_tok
         if not bare_tokens:
             return Sight(verdict="differs", counts=counts)
         fit = _Fit(0, budget.factor, bare_tokens + AROUND_IMAGE)
-    seen = [(max(1, count.tokens - fit.text), _tokens(count, fit.grid, budget)) for count in counts]
+    seen = [(max(1, count.tokens - fit.text), _tokens(count, fit.grid)) for count in counts]
     reduced = [tokens for tokens, whole in seen if tokens < whole]
     enlarged = [tokens for tokens, whole in seen if tokens > whole]
     return Sight(
@@ -111,20 +110,16 @@ class _Fit(NamedTuple):
     text: int  # tokens of a request beside its image
 
 
-def _fit(counts: Sequence[Count], grid: int, budget: ImageBudget) -> _Fit:
-    texts = Counter(count.tokens - _tokens(count, grid, budget) for count in counts)
+def _fit(counts: Sequence[Count], grid: int) -> _Fit:
+    texts = Counter(count.tokens - _tokens(count, grid) for count in counts)
     # Of those equally frequent the largest: a server that reduces images leaves too few.
     text, agree = max(texts.items(), key=lambda item: (item[1], item[0]))
     return _Fit(agree if text >= 0 else 0, grid, text)
 
 
-def _tokens(count: Count, grid: int, budget: ImageBudget) -> int:
-    """Visual tokens of an image: those of the recipe's budget, or in another grid those of the image's own size."""
-    if grid == budget.factor:
-        width, height = smart_resize(count.width, count.height, budget)
-    else:
-        width, height = (max(grid, round(side / grid) * grid) for side in count[:2])
-    return width * height // grid**2
+def _tokens(count: Count, grid: int) -> int:
+    """Visual tokens of an image that is only rounded to the grid."""
+    return max(1, round(count.width / grid)) * max(1, round(count.height / grid))
 
 
 def _request(model: str, rng: random.Random, size: tuple[int, int] | None) -> bytes:
