@@ -120,7 +120,7 @@ def test_the_server_is_proven(vllm: str) -> None:
     assert finding["points"]["mean_iou"] > 0.9
 
 
-@pytest.mark.parametrize("family", ["qwen2-vl", "qwen3-vl", "gemini"])
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen3-vl", "glm-v"])
 def test_a_recipe_with_another_family_is_refused(tmp_path: Path, vllm: str, family: str) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(yaml.safe_load(TINY_GROUNDER_RECIPE.read_text()) | {"family": family}))
