@@ -18,6 +18,8 @@ from vllm_annotate.recipe.settings import Recipe
 Prove = Callable[..., Awaitable[Finding]]
 
 
+@pytest.mark.fuzz
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("really", FAMILIES)
 async def test_the_right_family_is_proven_and_those_of_other_spaces_are_refused(
     really: str, server: Server, prove: Prove, fuzzing: bool
