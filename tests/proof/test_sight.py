@@ -60,6 +60,13 @@ def test_another_grid_is_recognised(rng: random.Random) -> None:
         assert (sight.verdict, sight.grid) == ("differs", 32)
 
 
+def test_another_grid_is_recognised_though_its_limits_are_narrow(rng: random.Random) -> None:
+    budget, server = ImageBudget(49 * 1024, 81 * 1024, 32), ImageBudget(49 * 784, 81 * 784)
+    found = [judge(counted(rng, server, budget), FAMILIES["qwen3-vl"], budget, 34) for _ in range(50)]
+    assert all(sight.verdict == "differs" for sight in found)
+    assert sum(sight.grid == 28 for sight in found) >= 45
+
+
 def test_one_of_several_servers_behind_one_address_that_reduces_images_is_noticed(rng: random.Random) -> None:
     whole, small = ImageBudget(4 * 784, 16384 * 784), ImageBudget(4 * 784, 500 * 784)
     for _ in range(50):

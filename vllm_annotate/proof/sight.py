@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import orjson
 from pydantic import BaseModel
 
+from vllm_annotate.images.prepare import smart_resize
 from vllm_annotate.inference.responses import Completion
 from vllm_annotate.proof.drawings import BACKGROUNDS, draw, place
 from vllm_annotate.proof.scenes import caption_of, random_size
@@ -91,16 +92,31 @@ def judge(counts: Sequence[Count], family: Family, budget: ImageBudget, bare_tok
     if 2 * fit.agree < len(counts):  # by chance
         if not bare_tokens:
             return Sight(verdict="differs", counts=counts)
-        fit = _Fit(0, budget.factor, bare_tokens + AROUND_IMAGE)
+        fit = _Fit(0, _likely_grid(counts, budget, bare_tokens + AROUND_IMAGE), bare_tokens + AROUND_IMAGE)
     seen = [(max(1, count.tokens - fit.text), _tokens(count, fit.grid)) for count in counts]
     reduced = [tokens for tokens, whole in seen if tokens < whole]
     enlarged = [tokens for tokens, whole in seen if tokens > whole]
     return Sight(
         verdict="differs",
         counts=counts,
-        grid=fit.grid if fit.agree else None,
+        grid=fit.grid,
         least=min(enlarged, default=None),
         most=max(reduced, default=None),
+    )
+
+
+def _likely_grid(counts: Sequence[Count], budget: ImageBudget, text: int) -> int:
+    """The grid that explains most counts, within the limits that they show; the family's own if none is better."""
+    tokens = [max(1, count.tokens - text) for count in counts]
+
+    def explained(grid: int, slack: float) -> int:
+        limits = ImageBudget(min(tokens) * grid**2, int(slack * max(tokens) * grid**2), grid)
+        sizes = [smart_resize(count.width, count.height, limits) for count in counts]
+        return sum(width * height == seen * grid**2 for (width, height), seen in zip(sizes, tokens, strict=True))
+
+    # Images are reduced to whole tokens of the grid: the limit is up to an eighth above the most that was counted.
+    return max(
+        dict.fromkeys((budget.factor, *GRIDS)), key=lambda grid: max(explained(grid, s) for s in (1, 1.06, 1.12))
     )
 
 
