@@ -125,7 +125,7 @@ CASES = [
              "auto"),
     ],
 ]  # fmt: skip
-SECONDS = 10
+SECONDS, AUTO_SECONDS = 10, 30  # auto climbs for up to ten of them
 
 
 async def found_in(case: Case, job: Job) -> Verdict:
@@ -133,7 +133,8 @@ async def found_in(case: Case, job: Job) -> Verdict:
     with StandIn.started("--canned", *case.options.split()) as server:
         if case.killed_after is not None:
             asyncio.get_running_loop().call_later(case.killed_after, server.kill)
-        return await verdict_of(server, job, case.max_concurrency, SECONDS)
+        seconds = AUTO_SECONDS if case.max_concurrency == "auto" else SECONDS
+        return await verdict_of(server, job, case.max_concurrency, seconds)
 
 
 @pytest.mark.alone
