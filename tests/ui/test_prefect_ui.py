@@ -56,7 +56,8 @@ def test_charts_and_sample_images_are_drawn(
 ) -> None:
     show(page, prefect_api, artifacts[key], ui)
     drawn = "[...document.querySelectorAll('img')].filter(i => i.src.startsWith('data:') && i.naturalWidth > 50).length"
-    page.wait_for_function(f"{drawn} === {pictures}")  # the text comes first, and the page may be drawn again
+    # The text comes first, and the page may be drawn again.
+    assert page.wait_for_function(f"{drawn} === {pictures} && {drawn}").json_value() == pictures
     page.screenshot(path=screenshots / f"prefect-{key.removeprefix('annotate-')}{ui.replace('/', '-')}.png")
 
 
