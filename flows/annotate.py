@@ -1,4 +1,4 @@
-"""The flow that annotates: check the server → plan → annotate chunks → merge → report."""
+"""The flow that annotates: check the server → plan → prove the servers → annotate chunks → merge → report."""
 
 if __name__ == "__main__":
     # Before the imports below: the command line settles Prefect's environment first, and imports this module under its

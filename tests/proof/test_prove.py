@@ -89,6 +89,19 @@ async def test_passing_faults_of_a_server_do_not_matter(stand_in: StandIn, prove
     assert (await prove(stand_in, "qwen2.5-vl")).is_proven
 
 
+async def test_a_refused_server_does_not_decide_how_images_are_sent(
+    stand_in: StandIn, server: Server, rng: random.Random
+) -> None:
+    urls = [f"{stand_in.url}/v1", f"{server('--max-visual-tokens', '600').url}/v1"]
+    async with Inference(urls, "none", max_concurrency=8) as inference:
+        prover = Prover(Recipe(), FAMILIES["qwen2.5-vl"], await inference.check(None), rng)
+        right, small = inference.pool.endpoints
+        await prover.prove(right)
+        with pytest.raises(ServerRefused):
+            await prover.prove(small)
+        assert prover.as_they_are
+
+
 async def test_requests_of_a_proof_count_in_no_figure(stand_in: StandIn, rng: random.Random) -> None:
     async with Inference([f"{stand_in.url}/v1"], "none", max_concurrency=8) as inference:
         model, (endpoint,) = await inference.check(None), inference.pool.endpoints

@@ -1,4 +1,4 @@
-"""The steps of a run: plan → annotate chunks → merge → report."""
+"""The steps of a run: plan → prove the servers → annotate chunks → merge → report."""
 
 import asyncio
 import logging

@@ -75,8 +75,9 @@ class Prover:
 
     @property
     def as_they_are(self) -> bool:
-        """Whether images within the budget may be sent unchanged to every endpoint that was proven."""
-        return bool(self.findings) and all(finding.as_they_are for finding in self.findings.values())
+        """Whether images within the budget may be sent unchanged to every endpoint that gets any."""
+        used = [finding for finding in self.findings.values() if not finding.refused]
+        return bool(used) and all(finding.as_they_are for finding in used)
 
     def asker(self, endpoint: Endpoint) -> Asker:
         """Asks the endpoint about drawings."""
