@@ -5,7 +5,7 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from stand_in.process import StandIn
+from tests.support.raw_server import Talk, listening
 from vllm_annotate.errors import ImageFailure, ServerRefused, ServerUnavailable
 from vllm_annotate.images.prepare import PreparedImage
 from vllm_annotate.inference.client import Inference
@@ -41,14 +42,10 @@ async def inference(
 
 
 @asynccontextmanager
-async def raw_server(
-    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
-) -> AsyncIterator[str]:
+async def raw_server(talk: Talk) -> AsyncIterator[str]:
     """A server that sends these bytes; yields its base URL."""
-    server = await asyncio.start_server(talk, "127.0.0.1", 0)
-    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    server.close()
-    await asyncio.sleep(0.2)  # lets its handlers finish before the loop
+    async with listening(talk) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 async def test_an_answer_comes_with_its_tokens(stand_in: StandIn) -> None:

@@ -16,6 +16,7 @@ import pytest
 from stand_in.process import StandIn
 from tests.inference.test_client import body, inference
 from tests.support.certificates import certificate, server_context
+from tests.support.raw_server import listening
 from vllm_annotate.errors import ImageFailure, ServerRefused, ServerUnavailable
 from vllm_annotate.inference.client import Inference
 from vllm_annotate.inference.transport import MAX_BODY_BYTES
@@ -47,12 +48,8 @@ async def web(
         except (OSError, asyncio.IncompleteReadError):
             pass
 
-    server = await asyncio.start_server(talk, "127.0.0.1", 0, ssl=tls)
-    try:
-        yield f"http{'s' if tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}", heads
-    finally:
-        server.close()
-        await asyncio.sleep(0.05)
+    async with listening(talk, tls) as port:
+        yield f"http{'s' if tls else ''}://127.0.0.1:{port}", heads
 
 
 def ok(content: bytes, more: str = "") -> bytes:
