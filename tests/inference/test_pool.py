@@ -26,9 +26,11 @@ async def test_the_limit_of_an_endpoint_is_found() -> None:
             concurrency = client.counts()[f"{server.url}/v1"]["concurrency"]
         assert server.most_at_once() <= 16
     assert concurrency["mode"] == "auto"
-    assert 8 <= concurrency["limit"] <= 12
     assert concurrency["changes"][0]["limit"] == 8
     assert "of its share" in concurrency["changes"][0]["why"]
+    found = next(change for change in concurrency["changes"] if change["why"].startswith("the engine runs"))
+    assert 8 <= found["limit"] <= 12
+    assert concurrency["limit"] <= 16  # a trial may be under way
 
 
 @pytest.mark.alone

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from vllm_annotate.inference.samples import (
     Level,
-    Looks,
+    Noise,
     Sample,
     full_at,
     is_a_new_start,
@@ -35,10 +35,10 @@ RAMP_POLL_SECONDS, HOLD_POLL_SECONDS = 0.05, 0.5
 SURE_SECONDS = 0.8  # at the first limit
 # The worth (see `worth`) of a ramp step that justifies another one: much at once, less after `END_SECONDS`.
 NEARLY_ALL, STILL_CLIMBING, END_SECONDS = 0.75, 0.1, 3.0
-GIVE_UP_SECONDS = 6.0  # at a limit that brings too little, before the ramp ends
+GIVE_UP_SECONDS = 4.0  # at a limit that brings too little, before the ramp ends
 STILL_CLIMBING_BY_REQUESTS = 0.75  # higher, as requests from before the step blur its effect
 HOLD_SECONDS = 2.5  # of a look at a limit that holds
-LOOKS = 2  # before the smaller of two limits wins
+LOOKS, MOST_TRIAL_LOOKS = 2, 3  # before the smaller of two limits wins; while a trial of less is undecided
 WORTHWHILE = 0.1  # from this worth on, the larger of two limits wins
 CLEARLY, CLEARLY_WORSE = 0.5, 0.25  # worth of the larger limit that needs no second look: in a trial of more; of less
 TRIAL, NEXT_TRIAL = 1.6, 1.3  # ratio of the larger to the smaller limit: the first time; after one that did not pay
@@ -50,6 +50,7 @@ MOVED = 1.25  # if the pace changes by this factor at a constant limit, the knee
 FULL_CACHE = 0.95
 PREEMPTED = 0.5  # preemptions per answer
 KEPT_CHANGES = 200
+LESS_MAY_DO = "trial: a lower limit may be enough"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class ConcurrencyController:
         self._next_trial = 0.0
         self._window: list[Sample] = []  # at this limit, while it is in use
         self._settled = False  # the window begins when the limit shows
-        self._looks = Looks()  # at this limit
+        self._mean: Level | None = None  # of the looks at this limit
+        self._noise = Noise()
         self._moved = False  # the last look showed another pace
 
     @property
@@ -166,7 +168,9 @@ class ConcurrencyController:
         if (level := level_of(self.limit, settled)) is None:
             return
         self._window, self._settled = [sample], True
-        usual, mean = self._looks.mean, self._looks.add(level)
+        self._noise.add(settled)
+        usual = self._mean
+        mean = self._mean = usual.with_look(level) if usual is not None else level
         always_waiting = min(one.waiting for one in settled)
         # Others may use the server too: only our share of the queue is ours to remove.
         ours = sample.in_flight / max(1.0, sample.in_flight, sample.running + sample.waiting)
@@ -179,14 +183,14 @@ class ConcurrencyController:
         else:
             self._watch_pace(usual, level)
             if trial := self._due_trial(settled, always_waiting):
-                self._before = self._looks.mean
-                self._set(sample.at, trial[0], f"trial: {trial[1]}")
+                self._before = self._mean
+                self._set(sample.at, *trial)
 
     def _watch_pace(self, usual: Level | None, level: Level) -> None:
         """Makes a trial due if the pace has moved for two looks: of less if it is slower, of more if it is faster."""
         moved = usual is not None and not usual.pace / MOVED < level.pace < MOVED * usual.pace
         if usual is not None and moved and self._moved:
-            self._looks, self._next_trial = Looks(level, 1), 0.0
+            self._mean, self._next_trial = level, 0.0
             self._less = math.floor(self.limit * max(0.5, usual.pace / level.pace))
         self._moved = moved and not self._moved
 
@@ -196,34 +200,51 @@ class ConcurrencyController:
         if last.at < self._next_trial:
             return None
         if last.preemptions - first.preemptions > PREEMPTED * (last.answered - first.answered):
-            return math.floor(self.limit / LESS_MEMORY), "the KV cache overflows, requests are preempted"
+            return math.floor(self.limit / LESS_MEMORY), "trial: the KV cache overflows, requests are preempted"
         if always_waiting >= 1:
             return None  # a short queue is right
         less, self._less = self._less, 0
         if 1 <= less < self.limit:
-            return less, "a lower limit may be enough"
+            return less, LESS_MAY_DO
         if last.kv_cache_usage < FULL_CACHE and self.limit < self._ceiling:
-            return math.ceil(self.limit * self._ratio), "no requests wait"
+            return math.ceil(self.limit * self._ratio), "trial: no requests wait"
         return None
 
     def _judge(self, at: float, before: Level, level: Level) -> None:
         """Ends a trial and adopts the better limit; waits for another look before the smaller wins."""
         small, large = sorted((before, level), key=lambda one: one.limit)
-        share = worth(small, large) if small.limit < large.limit else 0.0
-        if self._looks.count < LOOKS and share < (CLEARLY if level is large else CLEARLY_WORSE):
+        if small.limit == large.limit:
+            share = doubt = 0.0
+        else:
+            share = worth(small, large)
+            doubt = self._noise.error(small, large) if level is small else 0.0
+        clear = CLEARLY if level is large else CLEARLY_WORSE
+        undecided = level.looks < MOST_TRIAL_LOOKS and abs(share - WORTHWHILE) < doubt
+        if share < clear and (level.looks < LOOKS or undecided):
             return
-        better = large if share >= WORTHWHILE else small
-        clearly = better is large and share >= CLEARLY
+        better = large if share + doubt >= WORTHWHILE else small
         self._end_trial(at, worth_it=better is level)
-        if better is level is large:  # keep climbing
-            self._less = 0 if clearly else math.ceil(ROOM * knee(small, large, share))
-            self._before, self._ratio = level, min(2.0, 1 + share) if clearly else TRIAL
-            self._set(at, math.ceil(self.limit * self._ratio), f"{large.limit} gained {share:.0%} of its share")
-            return
-        self._ratio = TRIAL if better is large else NEXT_TRIAL
         gain = 100 * (large.tokens_per_second / max(1e-9, small.tokens_per_second) - 1)
-        self._set(at, better.limit, f"{large.limit} gave {gain:+.0f} % tokens over {small.limit}")
-        self._looks = Looks(better, LOOKS)
+        why = f"{large.limit} gave {gain:+.0f} % tokens over {small.limit}"
+        if better is large and share >= WORTHWHILE:
+            self._climb_on(at, small, large, share, why, to_less=level is small)
+            return
+        if better is large:
+            self._less = small.limit  # in doubt: compare them again later
+        self._ratio = TRIAL if better is large else NEXT_TRIAL
+        self._set(at, better.limit, why)
+        self._mean = better
+
+    def _climb_on(self, at: float, small: Level, large: Level, share: float, why: str, *, to_less: bool) -> None:
+        """Tries more than the larger limit, as its extra requests were worth this share; `to_less`: in a trial of less."""
+        sharp_knee = knee(small, large, share)
+        if to_less:
+            self._ratio = min(TRIAL, max(1.0, 2 * sharp_knee / large.limit))
+        else:
+            self._less = 0 if share >= CLEARLY else math.ceil(ROOM * sharp_knee)
+            self._ratio = min(2.0, 1 + share) if share >= CLEARLY else TRIAL
+        self._before = large
+        self._set(at, math.ceil(large.limit * self._ratio), why)
 
     def _end_trial(self, at: float, *, worth_it: bool) -> None:
         """Schedules the next trial: soon after a successful upward one, later after each failure."""
@@ -253,4 +274,4 @@ class ConcurrencyController:
         self._forget()
 
     def _forget(self) -> None:
-        self._window, self._settled, self._looks, self._moved = [], False, Looks(), False
+        self._window, self._settled, self._mean, self._moved = [], False, None, False

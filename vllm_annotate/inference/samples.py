@@ -1,5 +1,6 @@
 """What looks at an endpoint show: how fast it is at a limit, whether it is full, and what more requests are worth."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ AWAY_SECONDS = 8.0  # between two samples; a look takes up to 5
 # Gauges change once a step, and requests that arrive together wait for one step: on a slow server for seconds.
 FEWEST_STEPS = 4
 MOST_LOOKS = 6  # of a mean; what a server did before has less and less weight
+USUAL_NOISE = 0.03  # relative error of a look, before any was seen
+MOST_DIFFERENCES = 20  # looks that tell it; what a server did before has less and less weight
 
 
 @dataclass(frozen=True)
@@ -31,28 +34,40 @@ class Sample:
 
 @dataclass(frozen=True)
 class Level:
-    """What a limit achieved: tokens per second, and seconds between two tokens of an answer."""
+    """What a limit achieved: tokens per second, and seconds between two tokens of an answer; a mean of looks."""
 
     limit: int
     tokens_per_second: float
     pace: float
+    looks: int = 1
+
+    def with_look(self, look: "Level") -> "Level":
+        """The mean with another look: one alone is off by a fifth on a busy machine."""
+        looks = min(MOST_LOOKS, self.looks + 1)
+        old, new = (looks - 1) / looks, 1 / looks
+        tokens = old * self.tokens_per_second + new * look.tokens_per_second
+        return Level(self.limit, tokens, old * self.pace + new * look.pace, looks)
 
 
-class Looks:
-    """The mean of what a limit achieved: one look is off by a fifth on a busy machine."""
+class Noise:
+    """How much looks at one limit differ: what a comparison of two limits must exceed."""
 
-    def __init__(self, mean: Level | None = None, count: int = 0) -> None:
-        self.mean, self.count = mean, count
+    def __init__(self) -> None:
+        self._variance, self._count = USUAL_NOISE**2, 1
 
-    def add(self, level: Level) -> Level:
-        """Adds a look; returns the new mean."""
-        self.count = min(MOST_LOOKS, self.count + 1)
-        old, new = (self.count - 1) / self.count, 1 / self.count
-        if self.mean is not None:
-            tokens = old * self.mean.tokens_per_second + new * level.tokens_per_second
-            level = Level(level.limit, tokens, old * self.mean.pace + new * level.pace)
-        self.mean = level
-        return level
+    def add(self, look: Sequence[Sample]) -> None:
+        """Takes in a look: how much its halves differ."""
+        half = len(look) // 2
+        first, second = (level_of(1, part) for part in (look[: half + 1], look[half:]))
+        if first is not None and second is not None and min(first.tokens_per_second, second.tokens_per_second) > 0:
+            difference = math.log(second.tokens_per_second / first.tokens_per_second)
+            self._count = min(MOST_DIFFERENCES, self._count + 1)
+            self._variance += (difference**2 / 4 - self._variance) / self._count
+
+    def error(self, small: Level, large: Level) -> float:
+        """The standard error of the worth of the larger limit's extra requests."""
+        of_ratio = math.sqrt(self._variance * (1 / small.looks + 1 / large.looks))
+        return large.tokens_per_second / max(1e-9, small.tokens_per_second) * of_ratio / (large.limit / small.limit - 1)
 
 
 def level_of(limit: int, samples: Sequence[Sample]) -> Level | None:
