@@ -61,6 +61,9 @@ async def annotate_images(
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 600,
     chunk_retries: Annotated[int, Field(ge=0, le=10)] = 1,
     canary_every: Annotated[int, Field(ge=0)] = 500,
+    limit: Annotated[int, Field(ge=0)] = 0,
+    sample: Annotated[int, Field(ge=0)] = 0,
+    sample_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0,
 ) -> State[Any]:
     """Writes a rationale and named boxes for every image of a JSONL or Parquet file. Run it again to resume.
 
@@ -83,6 +86,9 @@ async def annotate_images(
         chunk_retries: How often to retry a chunk whose server went down.
         canary_every: Answers of an endpoint between two drawn test scenes, which show whether its boxes are still
             right; 0 for none.
+        limit: Only the first so many distinct images of the input; 0 for all.
+        sample: Only so many distinct images of the input, at random; a larger sample contains a smaller one. 0 for all.
+        sample_seed: Another seed draws another sample.
 
     """
     job = Job(**locals())

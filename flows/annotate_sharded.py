@@ -32,6 +32,7 @@ from vllm_annotate.storage.shard import MAX_SHARDS, Shard
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
+SELECTING = {"limit", "sample", "sample_seed"}
 RETRY_SECONDS = 15.0  # a lost run may need a while to release its shard
 
 
@@ -98,7 +99,7 @@ async def annotate_sharded(
         source, _ = await run_to_end(found_source, input, image_column, caption_column)
         await asyncio.to_thread(check_count, output, shards)
         blocks = {"server": run_parameter(server), "recipe": run_parameter(recipe)}
-        parameters = job.model_dump(mode="json", exclude={"server", "recipe", "shard"}) | blocks
+        parameters = job.model_dump(mode="json", exclude={"server", "recipe", "shard", *SELECTING}) | blocks
         await check_deployment(deployment)
         async with ended_by_sigterm():
             lost = await run_shards(shards, at_once, shard_retries, deployment, parameters)

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from vllm_annotate.inputs.selection import Selection
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.atomic import write_json
@@ -72,6 +73,17 @@ class Job(BaseModel):
         description="Answers of an endpoint between two drawn test scenes, which show whether its boxes are still "
         "right; 0 for none.",
     )
+    limit: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Only the first so many distinct images of the input; 0 for all."
+    )
+    sample: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="Only so many distinct images of the input, at random; a larger sample contains a smaller one. 0 "
+        "for all.",
+    )
+    sample_seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        default=0, description="Another seed draws another sample."
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -79,6 +91,16 @@ class Job(BaseModel):
         """Refuses a boolean, which pydantic takes for 0 or 1: in YAML, `yes` and `on` are booleans."""
         if isinstance(value, bool):
             raise ValueError("no field of a job is true or false")  # noqa: TRY004
+        return value
+
+    @field_validator("limit", "sample")
+    @classmethod
+    def is_alone(cls, value: int, info: ValidationInfo) -> int:
+        """Refuses what would select twice."""
+        if value and info.data.get("shard"):
+            raise ValueError("selects from the whole input: leave shard empty")
+        if value and info.field_name == "sample" and info.data.get("limit"):
+            raise ValueError("cannot be combined with limit: set one of them")
         return value
 
     @classmethod
@@ -98,6 +120,11 @@ class Job(BaseModel):
             if isinstance(where := getattr(self, name), Path):
                 fields[name] = os.path.realpath(where.expanduser())
         write_json(path, fields)
+
+    @property
+    def selection(self) -> Selection:
+        """Which of the input's images."""
+        return Selection(self.limit, self.sample, self.sample_seed)
 
 
 class OutputOf(BaseModel):

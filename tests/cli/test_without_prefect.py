@@ -161,3 +161,52 @@ def test_an_early_interruption_names_no_missing_folder(make_job: MakeJob) -> Non
     assert process.returncode == 130, err
     assert err.strip() == "interrupted: nothing was written; run the same command again to resume"
     assert not job.work.exists()
+
+
+def test_a_limit_a_larger_one_and_a_sample_annotate_each_image_once(
+    command: Command, make_job: MakeJob, stand_in: StandIn
+) -> None:
+    job = make_job(8)
+    arguments = ["annotate", *job.arguments(stand_in.url), "--without-prefect"]
+    first = command(*arguments, "--limit", "2")
+    assert first.code == 0
+    assert "2 images: 2 answered, 0 failed, 6 not selected" in first.err
+    again = command(*arguments, "--limit", "2")
+    assert "2 images: 0 answered, 2 already answered, 0 failed, 6 not selected" in again.err
+    assert [row["image_path"] for row in lines_of(job.output)] == job.names[:2]
+    assert command(*arguments, "--limit", "5").code == 0
+    assert [row["image_path"] for row in lines_of(job.output)] == job.names[:5]
+    assert command(*arguments, "--sample", "8").code == 0
+    assert [row["image_path"] for row in lines_of(job.output)] == job.names
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--limit", "2", "--sample", "2"], "--sample '2': cannot be combined with limit"),
+        (["--sample", "2", "--shard", "1/2"], "--sample '2': selects from the whole input: leave shard empty"),
+        (["--limit", "-1"], "--limit '-1': Input should be greater than or equal to 0"),
+    ],
+)
+def test_a_selection_that_makes_no_sense_is_refused(
+    command: Command, make_job: MakeJob, stand_in: StandIn, options: list[str], why: str
+) -> None:
+    done = command("annotate", *make_job(3).arguments(stand_in.url), "--without-prefect", *options)
+    assert done.code == 2
+    assert why in done.err
+
+
+def test_a_dry_run_says_what_is_open_without_a_server_and_writes_nothing(
+    command: Command, make_job: MakeJob, stand_in: StandIn, nobody: str
+) -> None:
+    job = make_job(8)
+    dry = ["annotate", *job.arguments(nobody), "--dry-run"]
+    before = set(job.folder.iterdir())
+    assert command(*dry).out == "8 of 8 images are open; nothing was sent or written\n"
+    assert set(job.folder.iterdir()) == before
+    assert command("annotate", *job.arguments(stand_in.url), "--without-prefect", "--limit", "3").code == 0
+    assert command(*dry).out == "5 of 8 images are open; nothing was sent or written\n"
+    selected = command(*dry, "--limit", "4").out
+    assert selected == "1 of 4 images are open (4 of 8 are selected); nothing was sent or written\n"
+    (job.folder / "labeled.work" / "parts" / "000001.jsonl").write_text(json.dumps({"image_path": job.names[7]}) + "\n")
+    assert command(*dry).out == "4 of 8 images are open; nothing was sent or written\n"

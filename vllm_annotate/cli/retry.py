@@ -14,7 +14,15 @@ from vllm_annotate.cli.work import Work, saved_answers
 from vllm_annotate.errors import FailureKind, UsageError
 from vllm_annotate.job import Job
 
-NOT_HERE = ("input", "image_column", "shard", "error_budget")  # fields of a job that a retry sets itself
+NOT_HERE = (
+    "input",
+    "image_column",
+    "shard",
+    "error_budget",
+    "limit",
+    "sample",
+    "sample_seed",
+)  # fields of a job that a retry sets itself
 KINDS = get_args(FailureKind)
 
 

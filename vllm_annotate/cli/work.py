@@ -9,6 +9,7 @@ from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.jobs import job_fields
 from vllm_annotate.errors import UsageError
 from vllm_annotate.job import Job
+from vllm_annotate.results.parts import answer_files
 from vllm_annotate.storage.locations import location
 from vllm_annotate.storage.workspace import Workspace
 
@@ -50,9 +51,10 @@ def saved_answers(given: Mapping[str, Any]) -> str:
         where = location(known.get("output"))
         if not isinstance(where, Path):
             return f"all answers so far are saved beside {where} and on this machine"
-        parts = Workspace.at(where, known.get("shard", "")).parts
+        workspace = Workspace.at(where, known.get("shard", ""))
     except (UsageError, ValueError):
         return "nothing was written"
-    answers = [path for path in parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl")]
-    saved = sum(path.read_bytes().count(b"\n") for path in answers)
-    return f"{saved} answers so far are saved in {parts}" if parts.is_dir() else "nothing was written"
+    saved = sum(path.read_bytes().count(b"\n") for path in answer_files(workspace))
+    return (
+        f"{saved} answers so far are saved in {workspace.parts}" if workspace.parts.is_dir() else "nothing was written"
+    )

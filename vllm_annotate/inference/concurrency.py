@@ -236,7 +236,7 @@ class ConcurrencyController:
         self._mean = better
 
     def _climb_on(self, at: float, small: Level, large: Level, share: float, why: str, *, to_less: bool) -> None:
-        """Tries more than the larger limit, as its extra requests were worth this share; `to_less`: in a trial of less."""
+        """Tries more than the larger limit, whose extra requests were worth it; `to_less`: in a trial of less."""
         sharp_knee = knee(small, large, share)
         if to_less:
             self._ratio = min(TRIAL, max(1.0, 2 * sharp_knee / large.limit))

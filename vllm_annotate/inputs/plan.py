@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import polars as pl
 
@@ -61,20 +62,19 @@ def _plan_rows(source: Source, workspace: Workspace, chunk_size: int) -> tuple[C
     """Writes plan.parquet. Reads the input twice: for the keys, then for the pending rows."""
     lines, written = input_lines(source), output_lines(*workspace.outputs)
     keys_file = workspace.plan_rows.with_suffix(".keys")
-    _write_keys(lines, keys_file)
-    keys = without_broken_paths(source, pl.scan_parquet(keys_file, glob=False))
-    named = keys.filter(pl.col("image_path") != "")
-    first = named.unique("image_path", keep="first", maintain_order=True)
-    pending = first.join(distinct_paths(written), on="image_path", how="anti", maintain_order="left")
+    keys = _keys(source, lines, keys_file)
+    named, all_distinct, selected, pending = _pending(source, keys, written)
     broken = written.filter(pl.col("image_path").is_null()).select(pl.len(), first=pl.col("line").min())
-    total, with_path, distinct, broken_lines, pending_keys = pl.collect_all(
-        [keys.select(pl.len()), named.select(pl.len()), first.select(pl.len()), broken, pending], engine="streaming"
+    counted = [keys, named, all_distinct, selected]
+    total, with_path, found, distinct, broken_lines, pending_keys = pl.collect_all(
+        [*(rows.select(pl.len()) for rows in counted), broken, pending], engine="streaming"
     )
     counts = Counts(
         input=total.item(),
         distinct=distinct.item(),
+        not_selected=found.item() - distinct.item(),
         already_done=distinct.item() - len(pending_keys),
-        duplicates=with_path.item() - distinct.item(),
+        duplicates=with_path.item() - found.item(),
         broken_in_output=broken_lines["len"].item(),
         first_broken=broken_lines["first"].item() or 0,
         **_write_skipped(keys, workspace.skipped),
@@ -87,6 +87,37 @@ def _plan_rows(source: Source, workspace: Workspace, chunk_size: int) -> tuple[C
         )
     _write_rows(lines, pending_keys, workspace.plan_rows)
     return counts, list(_cut(workspace.plan_rows, chunk_size))
+
+
+def count_open(source: Source, *answered: Path) -> tuple[int, int, int]:
+    """Counts the distinct images, those selected, and those of them without an answer in any of these files.
+
+    Writes nothing beside them.
+    """
+    with TemporaryDirectory(prefix="vllm-annotate-") as folder:
+        keys = _keys(source, input_lines(source), Path(folder) / "keys.parquet")
+        _, *counted = _pending(source, keys, output_lines(*answered))
+        found, selected, pending = pl.collect_all([rows.select(pl.len()) for rows in counted], engine="streaming")
+    return found.item(), selected.item(), pending.item()
+
+
+def _keys(source: Source, lines: pl.LazyFrame, path: Path) -> pl.LazyFrame:
+    """Writes the keys of the lines to a file, and returns them without paths that cannot be."""
+    _write_keys(lines, path)
+    return without_broken_paths(source, pl.scan_parquet(path, glob=False))
+
+
+def _pending(source: Source, keys: pl.LazyFrame, written: pl.LazyFrame) -> tuple[pl.LazyFrame, ...]:
+    """Returns the rows with a path, the distinct ones, those of them that are selected, and those not written yet."""
+    named = keys.filter(pl.col("image_path") != "")
+    distinct = named.unique("image_path", keep="first", maintain_order=True)
+    selected = source.selection.of(distinct)
+    return (
+        named,
+        distinct,
+        selected,
+        selected.join(distinct_paths(written), on="image_path", how="anti", maintain_order="left"),
+    )
 
 
 def keep_plan(workspace: Workspace, source: Source, plan: Plan) -> None:

@@ -31,7 +31,8 @@ class Counts:
     """Counts of the input. `already_done` are the distinct images that were in the output before the plan."""
 
     input: int = 0  # lines that are not blank
-    distinct: int = 0
+    distinct: int = 0  # of those selected
+    not_selected: int = 0  # distinct images that limit or sample leave out
     already_done: int = 0
     malformed: int = 0
     without_path: int = 0

@@ -1,7 +1,7 @@
 """Lines of the input and of outputs, with the image path of each."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import polars as pl
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.hints import remedy
+from vllm_annotate.inputs.selection import ALL, Selection
 from vllm_annotate.inputs.sharding import in_shard
 from vllm_annotate.storage.json_text import json_object, text_member
 from vllm_annotate.storage.shard import Shard
@@ -22,12 +23,13 @@ PATH_MISSING = pl.col("image_path").fill_null("") == ""
 
 @dataclass(frozen=True)
 class Source:
-    """The input, its column names (`caption_column` is "" if there are no captions), and the shard."""
+    """The input, its column names (`caption_column` is "" if there are no captions), and which of its images."""
 
     path: Path
     image_column: str = "image_path"
     caption_column: str = "caption"
     shard: Shard | None = None
+    selection: Selection = ALL
 
     @cached_property
     def is_parquet(self) -> bool:
@@ -41,13 +43,14 @@ class Source:
             return False
 
     def identity(self) -> dict[str, Any]:
-        """Returns values that change when the file, the image column or the shard does."""
+        """Returns values that change when the file, the image column, the shard or the selection does."""
+        chosen = {"selection": asdict(self.selection)} if self.selection else {}  # earlier plans have none
         return {
             "path": os.path.realpath(self.path),
             "version": file_version(self.path),
             "image_column": self.image_column,
             "shard": str(self.shard or ""),
-        }
+        } | chosen
 
 
 def check_source(source: Source) -> list[str]:

@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
@@ -70,7 +70,7 @@ async def run_files(job: Job, say: Callable[[str], None], warn: Callable[[str], 
                 "model and the output get as U+FFFD: convert the file, as with iconv -f GB18030 -t UTF-8, "
                 "unless they are few"
             )
-        yield RunFiles(source, root, files, warn)
+        yield RunFiles(replace(source, selection=job.selection), root, files, warn)
 
 
 def replaced_columns(source: Source) -> set[str]:

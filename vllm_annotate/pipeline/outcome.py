@@ -25,6 +25,7 @@ def outcome(
         images=Images(
             input=counts.input,
             distinct=counts.distinct,
+            not_selected=counts.not_selected,
             already_done=counts.distinct - merged.answered - merged.failures.total(),
             answered=merged.answered,
             answered_before_an_interruption=max(0, merged.answered - tally.answered),

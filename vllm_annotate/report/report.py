@@ -21,7 +21,8 @@ class Images(Figures):
     """Counts of images. `answered` includes those of an interrupted run, `already_done` does not."""
 
     input: int  # lines that are not blank
-    distinct: int
+    distinct: int  # of those selected
+    not_selected: int = 0  # distinct images that limit or sample left out
     already_done: int  # in the output before the run
     answered: int  # rows added to the output
     answered_before_an_interruption: int = 0

@@ -41,6 +41,8 @@ def sentence(report: Report) -> str:
         parts.append(f"{images.without_caption} without a caption")
     if images.annotations_error:
         parts.append(f"{images.annotations_error} answers without an annotation")
+    if images.not_selected:
+        parts.append(f"{images.not_selected} not selected")
     text = f"{images.distinct} images: " + ", ".join(parts)
     return text + (f"; failed chunks: {chunk_names(report.failed_chunks)}" if report.failed_chunks else "")
 

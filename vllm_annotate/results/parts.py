@@ -115,6 +115,11 @@ def failures_path(workspace: Workspace, chunk: Chunk) -> Path:
     return workspace.parts / f"{chunk.name}.failures.jsonl"
 
 
+def answer_files(workspace: Workspace) -> list[Path]:
+    """Returns the files of answers that are not merged yet."""
+    return [path for path in workspace.parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl")]
+
+
 def pending_rows(workspace: Workspace, chunk: Chunk, source: Source) -> list[Row]:
     """Returns the chunk's open rows, in input order: neither in the output nor in its part files.
 

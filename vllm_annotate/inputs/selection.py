@@ -1,0 +1,43 @@
+"""Some of an input's images: the first, or a random sample that stays the same when the input grows or is resumed."""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import polars as pl
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The first `limit` distinct images, or `sample` at random; 0 for all."""
+
+    limit: int = 0
+    sample: int = 0
+    seed: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.limit or self.sample)
+
+    def of(self, distinct: pl.LazyFrame) -> pl.LazyFrame:
+        """The selected rows of a frame with columns line and image_path, in input order.
+
+        A sample has the paths of the smallest hashes: a larger one contains it, and rows that come later replace few.
+        """
+        if self.limit:
+            return distinct.head(self.limit)
+        if self.sample:
+            ranked = distinct.with_columns(rank=self._rank(pl.col("image_path")))
+            return ranked.bottom_k(self.sample, by=["rank", "line"]).drop("rank").sort("line")
+        return distinct
+
+    def _rank(self, image_path: pl.Expr) -> pl.Expr:
+        key = self.seed.to_bytes(8, "little", signed=True)
+
+        def ranks(paths: pl.Series) -> pl.Series:
+            # Not Polars' hash, which may change between versions.
+            hashes = [int.from_bytes(blake2b(path.encode(), digest_size=8, key=key).digest()) for path in paths]
+            return pl.Series(paths.name, hashes, dtype=pl.UInt64)
+
+        return image_path.map_batches(ranks, return_dtype=pl.UInt64, is_elementwise=True)
+
+
+ALL = Selection()
