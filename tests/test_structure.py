@@ -17,6 +17,7 @@ deployments
 flows cli
 blocks
 pipeline
+evaluation
 report
 telemetry
 results

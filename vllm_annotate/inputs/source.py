@@ -1,6 +1,7 @@
 """Lines of the input and of outputs, with the image path of each."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -135,6 +136,12 @@ def input_lines(source: Source) -> pl.LazyFrame:
     """Returns columns line (from 1), row and image_path of the shard's lines that are not blank."""
     lines = _scan(source).filter(pl.col("row").str.strip_chars() != "")
     return lines if source.shard is None else lines.filter(in_shard(source.shard, pl.col("image_path")))
+
+
+def input_rows(source: Source) -> Iterator[str]:
+    """Yields the text of each row, blank ones included, without holding more than some thousands at once."""
+    for rows in _scan(source).select("row").collect_batches(maintain_order=True):
+        yield from rows["row"]
 
 
 def output_lines(*outputs: Path) -> pl.LazyFrame:

@@ -37,7 +37,7 @@ def read_fields(path: Path, what: str, model: type[BaseModel]) -> dict[str, Any]
         raise UsageError(f"{named} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(content) > MOST_BYTES:
         raise UsageError(f"{named} is over {MOST_BYTES >> 10} KiB: name the file with any of these fields: {known}")
-    fields = _parsed(content, named)
+    fields = parsed(content, named)
     if not isinstance(fields, dict):
         raise UsageError(f"{named} must be a mapping with any of these fields: {known}")
     check_names(fields, named, model)
@@ -51,7 +51,8 @@ def check_names(fields: Mapping[Any, Any], named: str, model: type[BaseModel]) -
         raise UsageError(f"{named} has unknown fields {', '.join(unknown)}; use any of {known}")
 
 
-def _parsed(content: bytes, named: str) -> Any:
+def parsed(content: bytes, named: str) -> Any:
+    """Returns the value of a YAML text. Raises UsageError that begins with `named`."""
     try:
         text = content.decode("utf-8-sig")
         _check_events(text, named)

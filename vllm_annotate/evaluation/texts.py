@@ -1,0 +1,60 @@
+"""Text files, plain or compressed, in pieces."""
+
+import codecs
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.source import Source, input_rows
+
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+LONGEST_LINE_BYTES = 64 << 20
+
+
+def check_file(path: Path, option: str) -> None:
+    """Raises UsageError if the path is not a file with content."""
+    named = f"{option} {str(path)!r}"
+    if "://" in str(path) or ":/" in str(path):
+        raise UsageError(f"{named} is a URL, and only local files are read: download it first")
+    if not path.is_file():
+        raise UsageError(f"{named} {'is not a file' if path.exists() else 'does not exist'}: correct the path")
+    if not path.stat().st_size:
+        raise UsageError(f"{named} is empty: a truth or an output has at least one row")
+
+
+def lines_of(path: Path, named: str) -> Iterator[tuple[int, bytes]]:
+    """Yields the lines that are not blank, with their numbers. Raises UsageError that begins with `named`."""
+    if _start(path) == ZSTD:
+        lines: Iterator[bytes] = (row.encode() for row in input_rows(Source(path)))
+        yield from _not_blank(lines)
+        return
+    with opened(path, named) as file:
+        yield from _not_blank(iter(lambda: file.readline(LONGEST_LINE_BYTES), b""))
+
+
+def _not_blank(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(lines, start=1):
+        text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if text.strip():
+            yield number, text
+
+
+@contextmanager
+def opened(path: Path, named: str) -> Iterator[IO[bytes]]:
+    """The file, unpacked if it is a .gz. Raises UsageError if it is truncated or corrupt."""
+    is_gzip = _start(path).startswith(GZIP)
+    try:
+        file: Any = gzip.open(path) if is_gzip else path.open("rb")
+        with file:
+            yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UsageError(f"{named} is truncated or corrupt ({error}): restore it") from None
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(ZSTD))

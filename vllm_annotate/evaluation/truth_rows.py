@@ -1,0 +1,86 @@
+"""Reads a truth in the form of the output: a row an image, boxes 0–1000."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.evaluation.names import Names
+from vllm_annotate.evaluation.packed import MOST_BOXES, SCALE, Packer
+from vllm_annotate.evaluation.texts import lines_of
+from vllm_annotate.evaluation.truth import FORMS, Truth
+from vllm_annotate.storage.json_text import json_object
+
+
+def read_rows(path: Path, names: Names, named: str) -> Truth:
+    """Reads all rows; if any is reviewed, only those count. Raises UsageError for the first that is wrong."""
+    packer, index, again, largest = Packer(), dict[str, int](), 0, 0.0
+    reviewed: set[str] = set()
+    for number, line in lines_of(path, named):
+        where = f"line {number} of {named}"
+        row = json_object(line)
+        if row is None:
+            raise UsageError(f"{where} {_what_it_is(line)}: {FORMS}")
+        image = row.get("image_path")
+        if not isinstance(image, str) or not image:
+            raise UsageError(f"{where} has no image_path: {FORMS}")
+        objects = list(_objects(row, where))
+        again += image in index
+        index[image] = len(packer)  # of two rows, the later one is the correction
+        sides = [side for _, (x1, y1, x2, y2) in objects for side in (x1, y1, x2 - x1, y2 - y1)]
+        packer.add([names.number(name) for name, _ in objects], sides, (SCALE, SCALE))
+        largest = max(largest, max((max(box) for _, box in objects), default=0.0))
+        if row.get("reviewed") is True:
+            reviewed.add(image)
+        else:
+            reviewed.discard(image)
+    if not index:
+        raise UsageError(f"{named} has no rows: {FORMS}")
+    if 0 < largest <= 1:
+        raise UsageError(f"{named} has no box with a coordinate over 1: multiply by 1000, as boxes are 0–1000")
+    notes = [f"{again:,} images have several rows in the truth: the last one counts"] if again else []
+    if reviewed:
+        if left := len(index) - len(reviewed):
+            notes.append(f"{left:,} rows of the truth are not reviewed, and so are no truth")
+        index = {image: at for image, at in index.items() if image in reviewed}
+    return Truth(packer.packed(), index, "rows", notes=notes)
+
+
+def _what_it_is(line: bytes) -> str:
+    start = line.strip()[:40]
+    if start.startswith(b"["):
+        return "is a JSON array"
+    if start.startswith(b"{"):
+        return "is broken off or not valid JSON"
+    return f"is not JSON ({start.decode(errors='replace')!r})"
+
+
+def _objects(row: dict[str, Any], where: str) -> Iterator[tuple[str, list[float]]]:
+    objects = row.get("objects")
+    if not isinstance(objects, list):
+        raise UsageError(f"{where} has no list of objects (it may be empty): {FORMS}")
+    if len(objects) > MOST_BOXES:
+        raise UsageError(f"{where} has {len(objects):,} objects: at most {MOST_BOXES:,} of an image are compared")
+    for number, item in enumerate(objects, start=1):
+        place = f"object {number} in {where}"
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            raise UsageError(f"{place} has no name: {FORMS}")
+        yield item["name"], checked_box(item.get("bbox"), place)
+
+
+def checked_box(box: Any, place: str) -> list[float]:
+    """The box of the output's form. Raises UsageError that begins with `place`."""
+    if not isinstance(box, list) or len(box) != 4 or not all(type(number) in (int, float) for number in box):
+        raise UsageError(f"{place} has the bbox {box!r:.80}: write [x1, y1, x2, y2], four numbers")
+    x1, y1, x2, y2 = box
+    if not all(map(math.isfinite, box)):
+        raise UsageError(f"{place} has the bbox {box!r:.80}: its numbers must be finite; correct or remove it")
+    if not 0 <= min(box) <= max(box) <= SCALE:
+        raise UsageError(
+            f"{place} has the bbox {box!r:.80}: coordinates are 0–1000 of the upright image; divide pixels by width "
+            "and height and multiply by 1000, or give COCO, which has pixels"
+        )
+    if x1 >= x2 or y1 >= y2:
+        raise UsageError(f"{place} has the bbox {box!r:.80}: x1 < x2 and y1 < y2 is required; order its corners")
+    return box
