@@ -39,8 +39,8 @@ NOT_RUN = {  # how a command begins → why no test runs it
     "python -m vllm.entrypoints.openai.api_server ": "fails, as its page says, in a real vLLM",
 }
 RUN_HERE = (
-    "README.md", "contributing.md", "object-storage.md", "observability.md", "output.md", "quickstart.md", "resume.md",
-    "proof.md", "scale-out.md", "servers.md", "three-24gb-gpus.md", "troubleshooting.md",
+    "README.md", "contributing.md", "evaluation.md", "object-storage.md", "observability.md", "output.md",
+    "quickstart.md", "resume.md", "proof.md", "scale-out.md", "servers.md", "three-24gb-gpus.md", "troubleshooting.md",
 )  # fmt: skip
 
 
@@ -174,6 +174,16 @@ def test_output(place: Place) -> None:
     for command in commands("output.md"):
         place.run(command)
     assert len(lines_of(place.folder / "reparsed.jsonl")) == 24
+
+
+def test_evaluation(place: Place) -> None:
+    place.annotate()
+    place.job.output.rename(place.folder / "truth.jsonl")
+    shutil.copy(place.folder / "truth.jsonl", place.job.output)
+    for command in commands("evaluation.md"):
+        assert "24 images scored." in place.run(command)
+    page = (place.folder / "labeled.evaluation.html").read_text()
+    assert "Every box of the truth was found" in page
 
 
 def test_observability(place: Place) -> None:

@@ -13,6 +13,7 @@ from vllm_annotate.evaluation.truth import AMBIGUOUS, Truth
 from vllm_annotate.storage.locations import name_of
 
 BATCH_IMAGES, BATCH_PAIRS = 8192, 4_000_000
+BY_PATH, BY_BASE_NAME = 1, 2
 OTHER_SHAPE = 0.02  # how far two aspect ratios of one image may be apart, for rounded thumbnails
 
 
@@ -38,7 +39,7 @@ class Join:
     again: int = 0  # further rows of an image
     by_base_name: int = 0
     other_shape: int = 0
-    seen: bytearray = field(init=False)
+    seen: bytearray = field(init=False)  # how each image of the truth was found, or 0
 
     def __post_init__(self) -> None:
         self.seen = bytearray(len(self.truth.boxes.starts) - 1)
@@ -46,7 +47,7 @@ class Join:
     @property
     def truth_only(self) -> int:
         """Images of the truth that the output lacks."""
-        return len(self.truth.index) - sum(self.seen)
+        return len(self.truth.index) - len(self.seen) + self.seen.count(0)
 
     def notes(self) -> list[str]:
         """What the reader of the scores has to know about the two files."""
@@ -86,23 +87,23 @@ class Join:
 
     def _image(self, path: str) -> int | None:
         """The image in the truth, unless it is not there or was seen. Raises UsageError if two could be meant."""
-        image = self.truth.index.get(path)
-        if image is not None:
-            if self.seen[image]:
-                self.again += 1
-                return None
-        elif (image := self.truth.by_base_name.get(name_of(path))) is None:
+        how, image = BY_PATH, self.truth.index.get(path)
+        if image is None:
+            how, image = BY_BASE_NAME, self.truth.by_base_name.get(name_of(path))
+        if image is None:
             self.output_only += 1
             return None
-        elif image == AMBIGUOUS or self.seen[image]:
-            where = "several images of the truth have" if image == AMBIGUOUS else "another image of the output has"
+        if image == AMBIGUOUS or (self.seen[image] and BY_BASE_NAME in (how, self.seen[image])):
+            where = "several images of the truth have" if image == AMBIGUOUS else "two images of the output have"
             raise UsageError(
-                f"image {path!r:.200} is not in the truth, and {where} the base name {name_of(path)!r:.200}: write "
-                "file_name in the truth as image_path in the output"
+                f"image {path!r:.200}: {where} the base name {name_of(path)!r:.200}: write file_name in the truth as "
+                "image_path in the output"
             )
-        else:
-            self.by_base_name += 1
-        self.seen[image] = 1
+        if self.seen[image]:
+            self.again += 1
+            return None
+        self.by_base_name += how == BY_BASE_NAME
+        self.seen[image] = how
         return image
 
     def _batch(self, packer: Packer, images: list[int], answers: list[Answer]) -> Batch:

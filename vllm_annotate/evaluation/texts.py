@@ -48,7 +48,7 @@ def opened(path: Path, named: str) -> Iterator[IO[bytes]]:
     """The file, unpacked if it is a .gz. Raises UsageError if it is truncated or corrupt."""
     is_gzip = _start(path).startswith(GZIP)
     try:
-        file: Any = gzip.open(path) if is_gzip else path.open("rb")
+        file: Any = gzip.open(path) if is_gzip else path.open("rb")  # noqa: SIM115 - closed below
         with file:
             yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

@@ -1,0 +1,29 @@
+"""Writes the files of an evaluation beside the output."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vllm_annotate.evaluation.evaluate import evaluate
+from vllm_annotate.evaluation.files import beside, image_root_of
+from vllm_annotate.evaluation.page import evaluation_page
+from vllm_annotate.storage.atomic import replacing, write_json
+
+
+def evaluate_to_files(
+    output: Path, truth: Path, synonyms: Path | None = None, image_root: Path | str | None = None
+) -> tuple[dict[str, Any], list[Path]]:
+    """Returns the figures, and the files that have them. Raises UsageError."""
+    root = image_root_of(output, image_root)
+    found = evaluate(output, truth, synonyms)
+    page = evaluation_page(found.figures, found.worst, root)
+    return found.figures, write_files(output, "evaluation", found.figures, page)
+
+
+def write_files(output: Path, kind: str, figures: Mapping[str, Any], page: bytes) -> list[Path]:
+    """Replaces the JSON and the page of this kind; returns their paths."""
+    files = [beside(output, f".{kind}.json"), beside(output, f".{kind}.html")]
+    write_json(files[0], dict(figures))
+    with replacing(files[1]) as file:
+        file.write(page)
+    return files
