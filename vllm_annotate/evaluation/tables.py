@@ -2,7 +2,12 @@
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from vllm_annotate.printable import printable
+from vllm_annotate.report import markdown
+from vllm_annotate.storage.locations import name_of
 
 TITLES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 SCORED = ("F1", "precision", "recall", "F1 at 0.75", "mean IoU", "in truth", "answered")
@@ -85,3 +90,23 @@ def _width(text: str) -> int:
     return sum(
         0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text
     )
+
+
+def evaluation_sentence(figures: Mapping[str, Any]) -> str:
+    """`labeled.jsonl: F1 0.812 (0.790–0.834) at IoU 0.5, 200 images scored`."""
+    f1 = with_interval(figures["f1"]["0.5"], figures["intervals"]["f1"]["0.5"])
+    return printable(f"{name_of(figures['output'])}: F1 {f1} at IoU 0.5, {image_counts(figures['images'])}")
+
+
+def evaluation_markdown(figures: Mapping[str, Any], files: Sequence[Path]) -> str:
+    """An evaluation as an artifact; `files` have the rest."""
+    parts = [
+        f"{markdown.code(figures['output'])} against {markdown.code(figures['truth'])}: "
+        f"{image_counts(figures['images'])}.",
+        "\n".join(f"- {markdown.plain(note)}." for note in figures["notes"]),
+        markdown.table(score_rows(figures)) + "\nIn brackets: 95 % intervals over images.",
+        markdown.table(size_rows(figures)),
+        markdown.table(name_rows(figures, IN_A_TERMINAL)),
+        f"All names and the worst images: {', '.join(markdown.code(str(file)) for file in files)}",
+    ]
+    return "\n\n".join(part for part in parts if part)
