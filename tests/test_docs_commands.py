@@ -180,10 +180,11 @@ def test_evaluation(place: Place) -> None:
     place.annotate()
     place.job.output.rename(place.folder / "truth.jsonl")
     shutil.copy(place.folder / "truth.jsonl", place.job.output)
-    for command in commands("evaluation.md"):
-        assert "24 images scored." in place.run(command)
-    page = (place.folder / "labeled.evaluation.html").read_text()
-    assert "Every box of the truth was found" in page
+    shutil.copy(place.folder / "truth.jsonl", place.folder / "other.jsonl")
+    evaluate, compare = commands("evaluation.md")
+    assert "24 images scored." in place.run(evaluate)
+    assert "Every box of the truth was found" in (place.folder / "labeled.evaluation.html").read_text()
+    assert "A and B are equally good." in place.run(compare)
 
 
 def test_observability(place: Place) -> None:

@@ -98,7 +98,7 @@ def test_an_exact_path_is_never_ambiguous(tmp_path: Path) -> None:
 def test_files_without_a_common_image_are_refused(tmp_path: Path) -> None:
     output = write_rows(tmp_path / "o.jsonl", [row("images/a", CAT)])
     truth = write_rows(tmp_path / "t.jsonl", [row("a", CAT)])
-    with pytest.raises(UsageError, match="no image in common: the output has 'images/a', the truth 'a'; write paths"):
+    with pytest.raises(UsageError, match="no image in common: the former has 'images/a', the latter 'a'; write"):
         evaluate(output, truth)
 
 

@@ -19,7 +19,7 @@ async def test_the_scores_are_an_artifact_of_the_run(prefect_api: str, tmp_path:
         return_state=True,
     )
     assert state.is_completed(), state.message
-    assert state.message.startswith("labeled.jsonl: F1 0.")
+    assert str(state.message).startswith("labeled.jsonl: F1 0.")
     assert (tmp_path / "labeled.evaluation.html").is_file()
     run = str(state.state_details.flow_run_id)
     (artifact,) = ask_prefect(prefect_api, "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})

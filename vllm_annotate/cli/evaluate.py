@@ -12,7 +12,7 @@ from cyclopts import App
 
 from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.interrupts import Interrupts
-from vllm_annotate.cli.options import Option, command, option
+from vllm_annotate.cli.options import Option, command, flag_of, option
 from vllm_annotate.errors import UsageError
 
 
@@ -40,7 +40,7 @@ def common_options() -> list[Option]:
 
 def paths_in(given: Mapping[str, Any], *required: str) -> list[Path]:
     """The paths of these options. Raises UsageError if one is missing."""
-    if missing := [f"--{name}" for name in required if not given.get(name)]:
+    if missing := [flag_of(name) for name in required if not given.get(name)]:
         raise UsageError(f"{' and '.join(missing)}: required")
     return [Path(given[name]).expanduser() for name in required]
 

@@ -32,6 +32,7 @@ COMMANDS = {  # name → its module, and what it does. Modules are imported when
     "reparse": ("reparse", "Re-parse the stored answers of an output, without calling the model."),
     "report": ("report", "Rebuild report.html of an output."),
     "evaluate": ("evaluate", "Score the boxes of an output against a truth."),
+    "compare": ("compare", "Compare two outputs of one input."),
     "check-server": ("check_server", "Check whether vLLM would start with these settings, without starting it."),
     "config": ("config", "Write, change or show a job file."),
 }

@@ -35,6 +35,7 @@ class Join:
 
     answers: Answers
     truth: Truth
+    other: str = "the truth"  # what messages call it
     output_only: int = 0
     again: int = 0  # further rows of an image
     by_base_name: int = 0
@@ -81,8 +82,8 @@ class Join:
             yield self._batch(packer, images, pending)
         elif not any(self.seen):
             raise UsageError(
-                f"{self.answers.named} and the truth have no image in common: the output has {example!r:.200}, the "
-                f"truth {next(iter(self.truth.index), '')!r:.200}; write paths as the output has them"
+                f"{self.answers.named} and {self.other} have no image in common: the former has {example!r:.200}, the "
+                f"latter {next(iter(self.truth.index), '')!r:.200}; write the same paths in both"
             )
 
     def _image(self, path: str) -> int | None:

@@ -24,7 +24,6 @@ def evaluation_page(figures: Mapping[str, Any], worst: Sequence[Shown], image_ro
     """The page of an evaluation. Decodes images: run it in a thread."""
     images = figures["images"]
     named = name_rows(figures, NAMES_ON_PAGE)
-    more = len(figures["by_name"]) + figures["names_left_out"] - len(named) + 1
     return rendered(
         worst,
         image_root,
@@ -40,9 +39,9 @@ def evaluation_page(figures: Mapping[str, Any], worst: Sequence[Shown], image_ro
         ],
         notes=figures["notes"],
         rates_title="Scores",
-        rates=[(f"IoU {at} or more", _rates(figures, at)) for at in figures["f1"]],
+        rates=[(f"IoU {at} or more", rates_of(figures, at)) for at in figures["f1"]],
         tables=[("By size of box", size_rows(figures), F1_COLUMN), ("By name", named, F1_COLUMN)],
-        more_names=f"{more:,} more names are in the JSON file, or too rare to be listed." if more else "",
+        more_names=more_names(figures, named),
         gallery_title="Images with the lowest F1",
         legend=[(kind, COLOURS[kind]) for kind in ("missed", "extra", "found", "ignored")],
         dashed="the truth",
@@ -60,7 +59,14 @@ def rendered(images: Sequence[Shown], image_root: ImageRoot | None, **data: Any)
     return printable(text).encode()
 
 
-def _rates(figures: Mapping[str, Any], at: str) -> list[dict[str, Any]]:
+def more_names(figures: Mapping[str, Any], named: Sequence[Any]) -> str:
+    """What a table without all names says; `named` are its rows."""
+    more = len(figures["by_name"]) + figures["names_left_out"] - len(named) + 1
+    return f"{more:,} more names are in the JSON file, or too rare to be listed." if more else ""
+
+
+def rates_of(figures: Mapping[str, Any], at: str) -> list[dict[str, Any]]:
+    """Precision, recall and F1 at a threshold."""
     return [rate(title, figures[name][at], figures["intervals"][name][at]) for name, title in TITLES.items()]
 
 

@@ -1,9 +1,11 @@
-"""Writes the files of an evaluation beside the output."""
+"""Writes the files of an evaluation or a comparison beside the output."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vllm_annotate.evaluation.compare import compare
+from vllm_annotate.evaluation.comparison_page import comparison_page
 from vllm_annotate.evaluation.evaluate import evaluate
 from vllm_annotate.evaluation.files import beside, image_root_of
 from vllm_annotate.evaluation.page import evaluation_page
@@ -18,6 +20,20 @@ def evaluate_to_files(
     found = evaluate(output, truth, synonyms)
     page = evaluation_page(found.figures, found.worst, root)
     return found.figures, write_files(output, "evaluation", found.figures, page)
+
+
+def compare_to_files(
+    one: Path,
+    other: Path,
+    truth: Path | None = None,
+    synonyms: Path | None = None,
+    image_root: Path | str | None = None,
+) -> tuple[dict[str, Any], list[Path]]:
+    """Returns the figures, and the files beside the first output that have them. Raises UsageError."""
+    root = image_root_of(one, image_root)
+    found = compare(one, other, truth, synonyms)
+    page = comparison_page(found.figures, found.most_different, root)
+    return found.figures, write_files(one, "comparison", found.figures, page)
 
 
 def write_files(output: Path, kind: str, figures: Mapping[str, Any], page: bytes) -> list[Path]:
