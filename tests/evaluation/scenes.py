@@ -42,8 +42,11 @@ def answers_to(rng: random.Random, truth: list[dict[str, Any]]) -> list[dict[str
     return found
 
 
-def write_scenes(folder: Path, count: int, seed: int = 0) -> dict[str, Any]:
-    """Writes truth.json (COCO), truth.jsonl without its crowds, and labeled.jsonl; returns the COCO."""
+def write_scenes(folder: Path, count: int, seed: int = 0, *, plain: bool = False) -> dict[str, Any]:
+    """Writes truth.json (COCO), truth.jsonl and labeled.jsonl; returns the COCO.
+
+    Unless they are `plain`, COCO has crowds and boxes without width, which rows cannot have.
+    """
     rng = random.Random(seed)
     coco: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     coco["categories"] = [{"id": number, "name": name} for number, name in enumerate(NAMES, start=1)]
@@ -55,7 +58,9 @@ def write_scenes(folder: Path, count: int, seed: int = 0) -> dict[str, Any]:
         truth += [dict(item) for item in truth[:1]] * rng.randrange(2)  # twice the same box
         for item in truth:
             box = in_pixels(item["bbox"], size)
-            crowd = int(rng.random() < 0.1)
+            crowd = int(not plain and rng.random() < 0.1)
+            if not plain and rng.random() < 0.02:
+                box[2] = 0.0
             coco["annotations"].append({
                 "id": len(coco["annotations"]) + 1, "image_id": number, "category_id": NAMES.index(item["name"]) + 1,
                 "bbox": box, "area": box[2] * box[3], "iscrowd": crowd,

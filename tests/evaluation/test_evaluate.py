@@ -15,11 +15,8 @@ from vllm_annotate.evaluation.report import evaluate_to_files
 from vllm_annotate.evaluation.tables import aligned, evaluation_text
 
 
-def test_rows_and_coco_of_the_same_truth_without_crowds_give_the_same_scores(tmp_path: Path) -> None:
-    coco = write_scenes(tmp_path, 60)
-    for one in coco["annotations"]:
-        one["iscrowd"] = 0
-    (tmp_path / "truth.json").write_text(json.dumps(coco))
+def test_rows_and_coco_of_the_same_truth_give_the_same_scores(tmp_path: Path) -> None:
+    write_scenes(tmp_path, 60, plain=True)
     one, other = (
         evaluate(tmp_path / "labeled.jsonl", tmp_path / name).figures for name in ("truth.json", "truth.jsonl")
     )

@@ -66,7 +66,10 @@ def test_a_name_that_is_no_text_is_a_name_all_the_same(tmp_path: Path) -> None:
 def test_synonyms_count_as_one_name(tmp_path: Path) -> None:
     output = write_rows(tmp_path / "o.jsonl", [row("a", CAT | {"name": "Kitty"})])
     truth = write_rows(tmp_path / "t.jsonl", [row("a", CAT)])
-    assert evaluate(output, truth).figures["f1"]["0.5"] == 0
+    figures = evaluate(output, truth).figures
+    assert figures["f1"]["0.5"] == 0
+    (note,) = figures["notes"]
+    assert note.startswith("1 answered boxes have a name that these images' truth never has")
     (tmp_path / "s.yaml").write_text("- [cat, kitty]\n")
     figures = evaluate(output, truth, tmp_path / "s.yaml").figures
     assert [(each["name"], each["f1"]["0.5"]) for each in figures["by_name"]] == [("cat", 1)]

@@ -159,8 +159,7 @@ def test_only_reviewed_rows_are_truth_where_there_are_any_and_the_last_of_an_ima
         (coco_with("annotations", bbox=[1, 2, 3, float("nan")]), "four finite numbers"),
         (coco_with("annotations", bbox=[1, 2, 3, float("inf")]), "four finite numbers"),
         (coco_with("annotations", bbox=[1, 2, 3]), "four finite numbers"),
-        (coco_with("annotations", bbox=[1, 2, 0, 4]), "must be over 0"),
-        (coco_with("annotations", bbox=[1, 2, -3, 4]), "must be over 0"),
+        (coco_with("annotations", bbox=[1, 2, -3, 4]), "must not be negative"),
         (json.dumps(COCO | {"annotations": COCO["annotations"] * 2001}), "2,001 boxes: at most 2,000"),
         ('{"images": ' + "[" * 100_000, "is broken off"),
         ("{" + '"' * 99, "is broken off or not valid JSON"),
@@ -184,6 +183,19 @@ def test_another_file_is_refused_with_what_it_should_be(text: str | bytes, messa
 def test_a_path_without_a_file_is_refused(path: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         read(Path(path))
+
+
+def test_flat_boxes_which_coco_itself_has_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "truth.json"
+    path.write_text(coco_with("annotations", bbox=[1, 2, 30, 0]))
+    truth, _ = read(path)
+    assert truth.notes == ["1 boxes of the truth have no width or no height, and so are missed by any answer"]
+
+
+def test_coordinates_that_rounding_moved_over_the_edge_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "truth.jsonl"
+    path.write_text(row_with_box([-1e-13, 2, 1000.0000000000001, 1000]))
+    assert len(read(path)[0].boxes.box) == 1
 
 
 def test_annotations_of_one_image_keep_their_order(tmp_path: Path) -> None:

@@ -28,13 +28,12 @@ LISTS = tuple(NEEDED)
 
 
 def looks_like_coco(path: Path, named: str) -> bool:
-    """Whether the first line is, or begins, one large JSON object, and not a row."""
-    for _, line in lines_of(path, named):
-        row = json_object(line)
-        if row is not None:
-            return any(isinstance(row.get(name), list) for name in LISTS) or ("image_path" not in row and "info" in row)
-        return line.lstrip().startswith(b"{") and b'"image_path"' not in line[:PIECE_BYTES]
-    return False
+    """Whether the file is, or begins, one large JSON object, and its first line is not a row."""
+    _, line = next(lines_of(path, named, PIECE_BYTES), (0, b""))
+    row = json_object(line)
+    if row is None:
+        return line.lstrip().startswith(b"{") and b'"image_path"' not in line
+    return "image_path" not in row and any(isinstance(row.get(name), list) for name in LISTS)
 
 
 def read_coco(path: Path, names: Names, named: str) -> Truth:
@@ -59,46 +58,45 @@ class _File:
     of: "array[int]" = field(default_factory=lambda: array("q"))
     name: "array[int]" = field(default_factory=lambda: array("i"))
     crowds: bytearray = field(default_factory=bytearray)
+    flat: int = 0  # boxes without width or height: COCO's own files have a few
 
     def add(self, member: str, item: Any) -> None:
-        """Adds one image, annotation or category."""
-        where = f"{member} of {self.named}: {json.dumps(item, ensure_ascii=False)[:120]}"
-        if not isinstance(item, dict):
-            raise UsageError(f"{where} is not an object: {FORMS}")
-        needed = {
-            "images": ("id", "file_name"),
-            "categories": ("id", "name"),
-            "annotations": ("image_id", "bbox", "category_id"),
-        }
-        if missing := [key for key in needed[member] if key not in item]:
-            raise UsageError(f"{where} has no {' and no '.join(missing)}: add it, or remove the entry")
-        if any(isinstance(item.get(key), dict | list) for key in ("id", "image_id", "category_id")):
-            raise UsageError(f"{where} has an id that is not a number: number images and categories")
-        getattr(self, f"_add_{member}")(item, where)
+        """Adds one image, annotation or category. Raises UsageError if it is wrong."""
+        try:
+            if not isinstance(item, dict):
+                raise ValueError(f"is not an object: {FORMS}")  # noqa: TRY004, TRY301
+            if missing := [key for key in NEEDED[member] if key not in item]:
+                raise ValueError(f"has no {' and no '.join(missing)}: add it, or remove the entry")  # noqa: TRY301
+            getattr(self, f"_add_{member}")(item)
+        except (ValueError, TypeError) as error:  # TypeError: a list as an id
+            why = str(error) if isinstance(error, ValueError) else "has an id that is not a number: number all entries"
+            shown = json.dumps(item, ensure_ascii=False)[:120]
+            raise UsageError(f"{member} of {self.named}: {shown} {why}") from None
 
-    def _add_images(self, item: dict[str, Any], where: str) -> None:
+    def _add_images(self, item: dict[str, Any]) -> None:
         number, name = self.image.setdefault(item["id"], len(self.image)), item["file_name"]
         if not isinstance(name, str) or not name or name in self.file_names or number in self.size:
-            raise UsageError(f"{where} repeats an id or a file_name, or has no file_name: give each image its own")
+            raise ValueError("repeats an id or a file_name, or has no file_name: give each image its own")
         self.file_names[name] = number
         size: tuple[Any, Any] = item.get("width"), item.get("height")
         if size == (None, None):
             size = 0.0, 0.0  # the output's are taken
         elif not all(_is_number(side) and side > 0 for side in size):
-            raise UsageError(f"{where} has width {size[0]!r} and height {size[1]!r}: both must be numbers over 0")
+            raise ValueError(f"has width {size[0]!r} and height {size[1]!r}: both must be numbers over 0")
         self.size[number] = size
 
-    def _add_categories(self, item: dict[str, Any], where: str) -> None:
+    def _add_categories(self, item: dict[str, Any]) -> None:
         if not isinstance(item["name"], str) or item["id"] in self.category:
-            raise UsageError(f"{where} repeats an id or has no name: give each category its own")
+            raise ValueError("repeats an id or has no name: give each category its own")
         self.category[item["id"]] = item["name"]
 
-    def _add_annotations(self, item: dict[str, Any], where: str) -> None:
+    def _add_annotations(self, item: dict[str, Any]) -> None:
         box = item["bbox"]
         if not isinstance(box, list) or len(box) != 4 or not all(_is_number(number) for number in box):
-            raise UsageError(f"{where} has the bbox {box!r:.80}: write [x, y, width, height], four finite numbers")
-        if min(box[2:]) <= 0:
-            raise UsageError(f"{where} has the bbox {box!r:.80}: width and height must be over 0; correct or remove it")
+            raise ValueError(f"has the bbox {box!r:.80}: write [x, y, width, height], four finite numbers")
+        if min(box[2:]) < 0:
+            raise ValueError(f"has the bbox {box!r:.80}: width and height must not be negative; correct or remove it")
+        self.flat += min(box[2:]) == 0
         self.boxes.extend(box)
         self.of.append(self.image.setdefault(item["image_id"], len(self.image)))
         self.name.append(self.categories.setdefault(item["category_id"], len(self.categories)))
@@ -127,7 +125,8 @@ class _File:
             np.concatenate([[0], np.cumsum(counts)]),
             np.array([self.size[number] for number in range(len(self.image))], np.float32).reshape(-1, 2),
         )
-        return Truth(packed, self.file_names, "coco", _by_base_name(self.file_names))
+        flat = f"{self.flat:,} boxes of the truth have no width or no height, and so are missed by any answer"
+        return Truth(packed, self.file_names, "coco", _by_base_name(self.file_names), notes=[flat] if self.flat else [])
 
 
 def _by_base_name(file_names: dict[str, int]) -> dict[str, int]:

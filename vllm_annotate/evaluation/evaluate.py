@@ -70,7 +70,7 @@ def evaluate(output: Path, truth: Path, synonyms: Path | None = None) -> Evaluat
              "extra": each.names("extra")}
             for each in found.worst
         ],
-        "notes": found.join.notes(),
+        "notes": [*found.join.notes(), *_unknown_names(found.tally.by_name)],
     }  # fmt: skip
     return Evaluation(figures, found.worst)
 
@@ -90,6 +90,12 @@ def boxes_counted(counts: Floats) -> dict[str, int]:
     """The boxes behind the counts: those of the truth and those of the answers."""
     hit, extra, missed = (round(float(count)) for count in counts[:3])
     return {"truth_boxes": hit + missed, "answer_boxes": hit + extra}
+
+
+def _unknown_names(by_name: Floats) -> list[str]:
+    unknown = round(float(by_name[by_name[:, 0] + by_name[:, 2] == 0, 1].sum()))
+    what = "answered boxes have a name that these images' truth never has, and count as extra: see --synonyms"
+    return [f"{unknown:,} {what}"] if unknown else []
 
 
 def named_scores(by_name: Floats, texts: Sequence[str]) -> tuple[list[dict[str, Any]], int]:

@@ -28,14 +28,17 @@ def check_file(path: Path, option: str) -> None:
         raise UsageError(f"{named} is empty: a truth or an output has at least one row")
 
 
-def lines_of(path: Path, named: str) -> Iterator[tuple[int, bytes]]:
-    """Yields the lines that are not blank, with their numbers. Raises UsageError that begins with `named`."""
+def lines_of(path: Path, named: str, most: int = LONGEST_LINE_BYTES) -> Iterator[tuple[int, bytes]]:
+    """Yields the lines that are not blank, with their numbers, those over `most` bytes in pieces.
+
+    Raises UsageError that begins with `named`.
+    """
     if _start(path) == ZSTD:
         lines: Iterator[bytes] = (row.encode() for row in input_rows(Source(path)))
         yield from _not_blank(lines)
         return
     with opened(path, named) as file:
-        yield from _not_blank(iter(lambda: file.readline(LONGEST_LINE_BYTES), b""))
+        yield from _not_blank(iter(lambda: file.readline(most), b""))
 
 
 def _not_blank(lines: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:

@@ -12,6 +12,8 @@ from vllm_annotate.evaluation.texts import lines_of
 from vllm_annotate.evaluation.truth import FORMS, Truth
 from vllm_annotate.storage.json_text import json_object
 
+ROUNDING = 1e-3  # of what a program made of pixels
+
 
 def read_rows(path: Path, names: Names, named: str) -> Truth:
     """Reads all rows; if any is reviewed, only those count. Raises UsageError for the first that is wrong."""
@@ -76,7 +78,7 @@ def checked_box(box: Any, place: str) -> list[float]:
     x1, y1, x2, y2 = box
     if not all(map(math.isfinite, box)):
         raise UsageError(f"{place} has the bbox {box!r:.80}: its numbers must be finite; correct or remove it")
-    if not 0 <= min(box) <= max(box) <= SCALE:
+    if not -ROUNDING <= min(box) <= max(box) <= SCALE + ROUNDING:
         raise UsageError(
             f"{place} has the bbox {box!r:.80}: coordinates are 0–1000 of the upright image; divide pixels by width "
             "and height and multiply by 1000, or give COCO, which has pixels"
