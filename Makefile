@@ -59,6 +59,7 @@ bench: .venv/.installed
 	$(BIN)/python -m benchmarks.capacity
 	$(BIN)/python -m benchmarks.scale 1 3 10
 	$(BIN)/python -m benchmarks.long_run
+	$(BIN)/python -m benchmarks.evaluation
 
 # Installs the fastest comparable system, which `make bench` then measures too.
 bench-peers: .venv-peers/datatrove/.installed
