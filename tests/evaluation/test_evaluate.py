@@ -59,7 +59,7 @@ def test_only_the_most_frequent_names_are_listed_and_the_rest_are_counted(tmp_pa
     figures = evaluate(path, path).figures
     assert [each["name"] for each in figures["by_name"][:4]] == ["name 227", "name 228", "name 229", "name 0"]
     assert (len(figures["by_name"]), figures["names_left_out"]) == (MOST_NAMES, 30)
-    assert "more names are in the JSON" in evaluation_text(figures)
+    assert "(more names in the JSON or on the page: 215)" in evaluation_text(figures)
 
 
 def test_files_stand_beside_the_output_and_agree_with_each_other(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_page_of_crowded_images_stays_small(tmp_path: Path) -> None:
     page = evaluation_page(found.figures, found.worst, None)
     assert len(page) < 10_000_000
     assert b"more objects" in page
-    assert "left out, as at most 2,000" in found.figures["notes"][0]
+    assert "left out, as at most 2,000 of an image are compared: 35,000" in found.figures["notes"][0]
 
 
 def test_an_output_without_any_box_has_scores_and_a_page(tmp_path: Path) -> None:

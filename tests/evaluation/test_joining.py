@@ -52,9 +52,9 @@ def test_what_cannot_be_read_in_an_output_costs_itself_and_is_told(tmp_path: Pat
     truth = write_rows(tmp_path / "t.jsonl", [row("a", CAT), row("b", CAT), row("c", CAT)])
     figures = evaluate(output, truth).figures
     assert figures["boxes"] == {"truth_boxes": 3, "answer_boxes": 1}
-    assert [note.split()[0] for note in figures["notes"]] == ["1", "2", "10", "1"], figures["notes"]
-    assert "count as images without boxes" in figures["notes"][0]
-    assert "the first one counts" in figures["notes"][3]
+    assert [note.rpartition(": ")[2] for note in figures["notes"]] == ["1", "2", "10", "1"], figures["notes"]
+    assert "which count as images without boxes" in figures["notes"][0]
+    assert "of which the first one counts" in figures["notes"][3]
 
 
 def test_a_name_that_is_no_text_is_a_name_all_the_same(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_synonyms_count_as_one_name(tmp_path: Path) -> None:
     figures = evaluate(output, truth).figures
     assert figures["f1"]["0.5"] == 0
     (note,) = figures["notes"]
-    assert note.startswith("1 answered boxes have a name that these images' truth never has")
+    assert note.startswith("answered boxes with a name that the truth of these images never has")
     (tmp_path / "s.yaml").write_text("- [cat, kitty]\n")
     figures = evaluate(output, truth, tmp_path / "s.yaml").figures
     assert [(each["name"], each["f1"]["0.5"]) for each in figures["by_name"]] == [("cat", 1)]
@@ -80,7 +80,7 @@ def test_coco_is_joined_by_path_or_by_a_unique_base_name(tmp_path: Path) -> None
     figures = evaluate(output, coco(tmp_path, "a.jpg", "train/b.jpg", "train/c.jpg")).figures
     assert figures["f1"]["0.5"] == 1
     assert figures["images"]["scored"] == 3
-    assert figures["notes"] == ["2 images have another path in the truth, and were found by their base name"]
+    assert figures["notes"] == ["images with another path in the truth, found by their base name: 2"]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_coco_without_sizes_takes_those_of_the_output(tmp_path: Path) -> None:
 def test_an_image_that_lies_on_its_side_in_the_truth_is_told(tmp_path: Path) -> None:
     truth = coco(tmp_path, "a.jpg", size={"width": 500, "height": 1000})
     output = write_rows(tmp_path / "o.jsonl", [row("a.jpg", CAT)])
-    assert "1 images have another shape in the truth" in evaluate(output, truth).figures["notes"][0]
+    assert "images with another shape in the truth" in evaluate(output, truth).figures["notes"][0]
 
 
 def test_boxes_of_unknown_pixels_are_in_no_size(tmp_path: Path) -> None:

@@ -5,13 +5,12 @@ Exit codes: 0 compared, however much they differ; 2 refused, nothing written.
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from cyclopts import App
 
 from vllm_annotate.cli.console import Console
-from vllm_annotate.cli.evaluate import common_options, paths_in
+from vllm_annotate.cli.evaluate import common_options, path_in, paths_in
 from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.options import command, option
 
@@ -36,7 +35,7 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     from vllm_annotate.evaluation.report import compare_to_files
 
     one, other = paths_in(given, "output", "with_")
-    truth, synonyms = (Path(given[name]).expanduser() if given.get(name) else None for name in ("truth", "synonyms"))
+    truth, synonyms = (path_in(given, name) if given.get(name) else None for name in ("truth", "synonyms"))
     figures, files = compare_to_files(one, other, truth, synonyms, given.get("image_root"))
     if given.get("json"):
         console.show(json.dumps(figures, ensure_ascii=False, indent=2))

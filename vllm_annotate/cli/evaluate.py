@@ -14,6 +14,7 @@ from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.options import Option, command, flag_of, option
 from vllm_annotate.errors import UsageError
+from vllm_annotate.storage.locations import URL
 
 
 def app() -> App:
@@ -42,7 +43,14 @@ def paths_in(given: Mapping[str, Any], *required: str) -> list[Path]:
     """The paths of these options. Raises UsageError if one is missing."""
     if missing := [flag_of(name) for name in required if not given.get(name)]:
         raise UsageError(f"{' and '.join(missing)}: required")
-    return [Path(given[name]).expanduser() for name in required]
+    return [path_in(given, name) for name in required]
+
+
+def path_in(given: Mapping[str, Any], name: str) -> Path:
+    """The path of an option. Raises UsageError if it is a URL."""
+    if URL.match(given[name]):
+        raise UsageError(f"{flag_of(name)} {given[name]!r} is a URL, and only local files are read: download it first")
+    return Path(given[name]).expanduser()
 
 
 def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> int:
@@ -51,7 +59,7 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     from vllm_annotate.evaluation.tables import evaluation_text
 
     output, truth = paths_in(given, "output", "truth")
-    synonyms = Path(given["synonyms"]).expanduser() if given.get("synonyms") else None
+    synonyms = path_in(given, "synonyms") if given.get("synonyms") else None
     figures, files = evaluate_to_files(output, truth, synonyms, given.get("image_root"))
     if given.get("json"):
         console.show(json.dumps(figures, ensure_ascii=False, indent=2))

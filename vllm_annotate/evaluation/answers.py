@@ -51,12 +51,12 @@ class Answers:
     def notes(self) -> list[str]:
         """What could not be used."""
         counted = {
-            "rows without an annotation count as images without boxes": self.unparsed,
-            "lines are no rows of an output": self.malformed,
-            "boxes are not four numbers 0–1000 in order, and are left out": self.bad_boxes,
-            f"boxes are left out, as at most {MOST_BOXES:,} of an image are compared": self.left_out,
+            "rows without an annotation, which count as images without boxes": self.unparsed,
+            "lines of the output that are no rows, and are left out": self.malformed,
+            "boxes that are not four numbers 0–1000 in order, and are left out": self.bad_boxes,
+            f"boxes that are left out, as at most {MOST_BOXES:,} of an image are compared": self.left_out,
         }
-        return [f"{count:,} {text}" for text, count in counted.items() if count]
+        return [f"{text}: {count:,}" for text, count in counted.items() if count]
 
     def _boxes(self, objects: Any) -> tuple[list[int], list[float]]:
         names: list[int] = []

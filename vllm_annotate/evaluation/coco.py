@@ -125,7 +125,7 @@ class _File:
             np.concatenate([[0], np.cumsum(counts)]),
             np.array([self.size[number] for number in range(len(self.image))], np.float32).reshape(-1, 2),
         )
-        flat = f"{self.flat:,} boxes of the truth have no width or no height, and so are missed by any answer"
+        flat = f"boxes of the truth without width or height, which any answer misses: {self.flat:,}"
         return Truth(packed, self.file_names, "coco", _by_base_name(self.file_names), notes=[flat] if self.flat else [])
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_annotate.evaluation.tables import IN_A_TERMINAL, TITLES, Rows, aligned, with_interval
+from vllm_annotate.evaluation.tables import IN_A_TERMINAL, TITLES, Rows, aligned, counted, notes_text, with_interval
 from vllm_annotate.storage.locations import name_of
 
 
@@ -31,17 +31,17 @@ def against_truth_rows(figures: Mapping[str, Any]) -> Rows:
 def compared_images(figures: Mapping[str, Any]) -> str:
     """What was compared, and what is in one output only."""
     images = figures["images"]
-    text = f"{images['compared']:,} images compared"
+    text = f"{counted(images['compared'], 'image')} compared"
     for which, key in (("A", "output_only"), ("B", "with_only")):
         if images[key]:
-            text += f"; {images[key]:,} are in {which} only"
+            text += f"; in {which} alone: {images[key]:,}"
     return text
 
 
 def verdict_text(against: Mapping[str, Any]) -> tuple[str, str]:
     """The verdict, and what it rests on."""
     difference, interval = against["f1_difference"], against["f1_difference_interval"]
-    evidence = f"{against['images']['scored']:,} images and {against['boxes']:,} boxes of {name_of(against['file'])}"
+    evidence = f"{counted(against['images']['scored'], 'image')} of {name_of(against['file'])}"
     if difference is not None and interval:
         evidence = (
             f"F1 at IoU 0.5 changes by {difference:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f}), on {evidence}"
@@ -60,12 +60,12 @@ def comparison_text(figures: Mapping[str, Any]) -> str:
         f"Boxes: {boxes['output']:,} in A, {boxes['with']:,} in B; {boxes['kept']:,} kept, {boxes['moved']:,} moved, "
         f"{boxes['lost']:,} lost, {boxes['gained']:,} gained.",
         aligned(names) if len(names) > 1 else "",
-        f"{more:,} more names are in the JSON or the page" if more else "",
+        f"(more names in the JSON or on the page: {more:,})" if more else "",
     ]
     notes = list(figures["notes"])
     if figures["truth"]:
         said, evidence = verdict_text(figures["truth"])
         parts += [aligned(against_truth_rows(figures["truth"])), f"{said}. {evidence}"]
         notes += figures["truth"]["notes"]
-    parts.append("\n".join(f"Note: {note}." for note in notes))
+    parts.append(notes_text(notes))
     return "\n\n".join(part for part in parts if part)

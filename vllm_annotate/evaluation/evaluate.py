@@ -94,8 +94,8 @@ def boxes_counted(counts: Floats) -> dict[str, int]:
 
 def _unknown_names(by_name: Floats) -> list[str]:
     unknown = round(float(by_name[by_name[:, 0] + by_name[:, 2] == 0, 1].sum()))
-    what = "answered boxes have a name that these images' truth never has, and count as extra: see --synonyms"
-    return [f"{unknown:,} {what}"] if unknown else []
+    what = "answered boxes with a name that the truth of these images never has, which count as extra (see --synonyms)"
+    return [f"{what}: {unknown:,}"] if unknown else []
 
 
 def named_scores(by_name: Floats, texts: Sequence[str]) -> tuple[list[dict[str, Any]], int]:

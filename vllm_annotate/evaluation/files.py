@@ -22,7 +22,7 @@ def beside(output: Path, suffix: str) -> Path:
 def image_root_of(output: Path, given: Path | str | None) -> ImageRoot | None:
     """The image root that is given, or that the output's run had; None if neither is known."""
     known = given
-    if known is None and output.suffix == ".jsonl":
+    if known is None and output.suffix == ".jsonl" and output.is_file():
         known = remembered_job(output).get("image_root")
     if known is None:
         return None

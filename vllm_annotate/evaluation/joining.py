@@ -53,12 +53,12 @@ class Join:
     def notes(self) -> list[str]:
         """What the reader of the scores has to know about the two files."""
         counted = {
-            "images have several rows in the output: the first one counts": self.again,
-            "images have another path in the truth, and were found by their base name": self.by_base_name,
-            "images have another shape in the truth than in the output: check that its boxes are of the upright image":
+            "further rows of an image in the output, of which the first one counts": self.again,
+            "images with another path in the truth, found by their base name": self.by_base_name,
+            "images with another shape in the truth than in the output, so check that its boxes are of upright images":
                 self.other_shape,
         }  # fmt: skip
-        found = [f"{count:,} {text}" for text, count in counted.items() if count]
+        found = [f"{text}: {count:,}" for text, count in counted.items() if count]
         return [*self.answers.notes(), *self.truth.notes, *found]
 
     def batches(self) -> Iterator[Batch]:

@@ -62,7 +62,7 @@ def rendered(images: Sequence[Shown], image_root: ImageRoot | None, **data: Any)
 def more_names(figures: Mapping[str, Any], named: Sequence[Any]) -> str:
     """What a table without all names says; `named` are its rows."""
     more = len(figures["by_name"]) + figures["names_left_out"] - len(named) + 1
-    return f"{more:,} more names are in the JSON file, or too rare to be listed." if more else ""
+    return f"More names, in the JSON file or too rare to be listed: {more:,}." if more else ""
 
 
 def rates_of(figures: Mapping[str, Any], at: str) -> list[dict[str, Any]]:

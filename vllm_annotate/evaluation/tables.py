@@ -53,12 +53,17 @@ def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
 
 def image_counts(images: Mapping[str, int]) -> str:
     """What was scored, and what is in one file only."""
-    text = f"{images['scored']:,} images scored"
+    text = f"{counted(images['scored'], 'image')} scored"
     if images["truth_only"]:
-        text += f"; {images['truth_only']:,} of the truth are not in the output and not scored"
+        text += f"; in the truth alone, and so not scored: {images['truth_only']:,}"
     if images["output_only"]:
-        text += f"; {images['output_only']:,} of the output are not in the truth"
+        text += f"; in the output alone: {images['output_only']:,}"
     return text
+
+
+def counted(count: int, what: str) -> str:
+    """`1 image`, `2,000 images`."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def evaluation_text(figures: Mapping[str, Any]) -> str:
@@ -69,10 +74,15 @@ def evaluation_text(figures: Mapping[str, Any]) -> str:
         f"{image_counts(figures['images'])}.",
         aligned(score_rows(figures)) + "\n(in brackets: 95 % intervals over images)",
         aligned(size_rows(figures)),
-        aligned(names) + (f"\n{more:,} more names are in the JSON or the page" if more else ""),
-        "\n".join(f"Note: {note}." for note in figures["notes"]),
+        aligned(names) + (f"\n(more names in the JSON or on the page: {more:,})" if more else ""),
+        notes_text(figures["notes"]),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def notes_text(notes: Sequence[str]) -> str:
+    """What the reader has to know, a line each."""
+    return "\n".join(f"Note: {note}." for note in notes)
 
 
 def aligned(rows: Rows) -> str:

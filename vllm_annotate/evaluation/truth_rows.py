@@ -41,10 +41,10 @@ def read_rows(path: Path, names: Names, named: str) -> Truth:
         raise UsageError(f"{named} has no rows: {FORMS}")
     if 0 < largest <= 1:
         raise UsageError(f"{named} has no box with a coordinate over 1: multiply by 1000, as boxes are 0–1000")
-    notes = [f"{again:,} images have several rows in the truth: the last one counts"] if again else []
+    notes = [f"further rows of an image in the truth, of which the last one counts: {again:,}"] if again else []
     if reviewed:
         if left := len(index) - len(reviewed):
-            notes.append(f"{left:,} rows of the truth are not reviewed, and so are no truth")
+            notes.append(f"images of the truth that are not reviewed, and so are no truth: {left:,}")
         index = {image: at for image, at in index.items() if image in reviewed}
     return Truth(packer.packed(), index, "rows", notes=notes)
 
