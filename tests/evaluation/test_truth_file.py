@@ -101,14 +101,23 @@ def test_a_coco_file_larger_than_a_piece_is_read_to_its_end(tmp_path: Path) -> N
 
 
 def test_only_reviewed_rows_are_truth_where_there_are_any_and_the_last_of_an_image_counts(tmp_path: Path) -> None:
-    rows = [ROW, ROW | {"reviewed": True, "objects": []}, ROW | {"image_path": "b.jpg"}]
+    rows = [ROW, ROW | {"reviewed": True, "objects": []}, ROW | {"image_path": "b.jpg"}, ROW]
     truth, names = read(write_rows(tmp_path / "truth.jsonl", rows))
     assert list(truth.index) == ["a.jpg"]
     assert boxes(truth, names, "a.jpg") == []
     assert truth.notes == [
-        "further rows of an image in the truth, of which the last one counts: 1",
+        "further rows of an image in the truth, of which the last one counts, or the last reviewed one: 2",
         "images of the truth that are not reviewed, and so are no truth: 1",
     ]
+
+
+def test_a_row_without_an_annotation_is_no_truth_unless_it_is_reviewed(tmp_path: Path) -> None:
+    failed = {"image_path": "b.jpg", "objects": [], "annotations_error": True}
+    path = tmp_path / "truth.jsonl"
+    truth, _ = read(write_rows(path, [ROW, failed]))
+    assert list(truth.index) == ["a.jpg"]
+    assert truth.notes == ["rows of the truth without an annotation, which are left out: 1"]
+    assert list(read(write_rows(path, [ROW, failed | {"reviewed": True}]))[0].index) == ["b.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +144,8 @@ def test_only_reviewed_rows_are_truth_where_there_are_any_and_the_last_of_an_ima
         (json.dumps([ROW]), "line 1 of .* is a JSON array"),
         ("[\n" + json.dumps(ROW) + "\n]", "line 1 of .* is a JSON array"),
         ("image_path,name,x1\na.jpg,cat,1\n", r"is not JSON \('image_path,name,x1'\)"),
-        ("\n\n", "has no rows"),
+        ("\n\n", "has no rows with an annotation"),
+        (row_with(objects=[], annotations_error=True), "has no rows with an annotation"),
         ("", "is empty"),
         ("null", "is not JSON"),
         (b"\xff\xfe{\x00", "is not JSON"),

@@ -17,36 +17,48 @@ ROUNDING = 1e-3  # of what a program made of pixels
 
 def read_rows(path: Path, names: Names, named: str) -> Truth:
     """Reads all rows; if any is reviewed, only those count. Raises UsageError for the first that is wrong."""
-    packer, index, again, largest = Packer(), dict[str, int](), 0, 0.0
+    packer, index, largest = Packer(), dict[str, int](), 0.0
+    again = unparsed = 0
     reviewed: set[str] = set()
     for number, line in lines_of(path, named):
-        where = f"line {number} of {named}"
-        row = json_object(line)
-        if row is None:
-            raise UsageError(f"{where} {_what_it_is(line)}: {FORMS}")
-        image = row.get("image_path")
-        if not isinstance(image, str) or not image:
-            raise UsageError(f"{where} has no image_path: {FORMS}")
-        objects = list(_objects(row, where))
+        image, row = _row(line, f"line {number} of {named}")
+        objects = list(_objects(row, f"line {number} of {named}"))
+        is_reviewed = row.get("reviewed") is True
+        if row.get("annotations_error") is True and not is_reviewed:
+            unparsed += 1  # nobody has said that there is nothing in the image
+            continue
         again += image in index
-        index[image] = len(packer)  # of two rows, the later one is the correction
+        if image in reviewed and not is_reviewed:
+            continue
+        index[image] = len(packer)
         sides = [side for _, (x1, y1, x2, y2) in objects for side in (x1, y1, x2 - x1, y2 - y1)]
         packer.add([names.number(name) for name, _ in objects], sides, (SCALE, SCALE))
         largest = max(largest, max((max(box) for _, box in objects), default=0.0))
-        if row.get("reviewed") is True:
+        if is_reviewed:
             reviewed.add(image)
-        else:
-            reviewed.discard(image)
     if not index:
-        raise UsageError(f"{named} has no rows: {FORMS}")
+        raise UsageError(f"{named} has no rows with an annotation: {FORMS}")
     if 0 < largest <= 1:
         raise UsageError(f"{named} has no box with a coordinate over 1: multiply by 1000, as boxes are 0–1000")
-    notes = [f"further rows of an image in the truth, of which the last one counts: {again:,}"] if again else []
+    others = len(index) - len(reviewed) if reviewed else 0
+    notes = {
+        "further rows of an image in the truth, of which the last one counts, or the last reviewed one": again,
+        "rows of the truth without an annotation, which are left out": unparsed,
+        "images of the truth that are not reviewed, and so are no truth": others,
+    }
     if reviewed:
-        if left := len(index) - len(reviewed):
-            notes.append(f"images of the truth that are not reviewed, and so are no truth: {left:,}")
         index = {image: at for image, at in index.items() if image in reviewed}
-    return Truth(packer.packed(), index, "rows", notes=notes)
+    return Truth(packer.packed(), index, "rows", notes=[f"{text}: {count:,}" for text, count in notes.items() if count])
+
+
+def _row(line: bytes, where: str) -> tuple[str, dict[str, Any]]:
+    row = json_object(line)
+    if row is None:
+        raise UsageError(f"{where} {_what_it_is(line)}: {FORMS}")
+    image = row.get("image_path")
+    if not isinstance(image, str) or not image:
+        raise UsageError(f"{where} has no image_path: {FORMS}")
+    return image, row
 
 
 def _what_it_is(line: bytes) -> str:
