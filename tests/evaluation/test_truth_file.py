@@ -175,6 +175,7 @@ def test_a_row_without_an_annotation_is_no_truth_unless_it_is_reviewed(tmp_path:
         ('{"images": ' + "[" * 100_000, "is broken off"),
         ("{" + '"' * 99, "is broken off or not valid JSON"),
         (gzip.compress(json.dumps(COCO).encode() * 99)[:-20], "truncated or corrupt"),
+        (b"(\xb5/\xfd not zstd", "truncated or corrupt"),
         (gzip.compress(json.dumps(ROW).encode() * 99)[:-20], "truncated or corrupt"),
     ],
 )

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import polars as pl
+
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.source import Source, input_rows
 
@@ -34,8 +36,10 @@ def lines_of(path: Path, named: str, most: int = LONGEST_LINE_BYTES) -> Iterator
     Raises UsageError that begins with `named`.
     """
     if _start(path) == ZSTD:
-        lines: Iterator[bytes] = (row.encode() for row in input_rows(Source(path)))
-        yield from _not_blank(lines)
+        try:
+            yield from _not_blank(row.encode() for row in input_rows(Source(path)))
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise UsageError(f"{named} is truncated or corrupt ({error!s:.200}): restore it") from None
         return
     with opened(path, named) as file:
         yield from _not_blank(iter(lambda: file.readline(most), b""))
