@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, Secret
 
+from flows.annotate_approved import annotate_approved
 from flows.annotate_sharded import annotate_sharded
 from flows.retry import retry_failures
 from vllm_annotate.cli.main import EXIT_CODES
@@ -89,6 +90,7 @@ def named(first: str, others: Iterable[str], meanings: dict[Any, Any]) -> list[R
 TABLES: dict[str, Callable[[], list[Row]]] = {
     "parameters": parameters,
     "annotate-sharded": lambda: own_parameters(annotate_sharded),
+    "annotate-approved": lambda: own_parameters(annotate_approved),
     "retry-failures": lambda: own_parameters(retry_failures),
     "server": lambda: fields(Server),
     "start": lambda: fields(Launch),

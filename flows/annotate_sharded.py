@@ -7,16 +7,14 @@ from typing import Annotated, Any, Literal
 
 from prefect import get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Failed
 from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
 from flows.support.flow import flow
 from flows.support.shown_secrets import hide_secrets
-from flows.support.sub_runs import ended_run, run_parameter
+from flows.support.sub_runs import check_deployment, ended_run, run_parameter
 from flows.support.termination import ended_by_sigterm
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.source import Source
@@ -171,12 +169,3 @@ def check_count(output: Path | str, count: int) -> None:
             f"{output} has unmerged answers from a run in {min(others)} shards: resume with shards={min(others)}, or "
             "merge them first (vllm-annotate merge-shards)"
         )
-
-
-async def check_deployment(name: str) -> None:
-    """Raises UsageError if the deployment does not exist."""
-    async with get_client() as client:
-        try:
-            await client.read_deployment_by_name(name)
-        except (ObjectNotFound, ValueError):
-            raise UsageError(f"deployment {name!r} for the shards does not exist: prefect deploy --all") from None

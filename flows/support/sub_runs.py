@@ -45,6 +45,21 @@ async def ended_run(deployment: str, parameters: Mapping[str, Any], name: str) -
             raise
 
 
+async def begun_run(deployment: str, parameters: Mapping[str, Any], name: str) -> FlowRun:
+    """Runs a deployment, or finds a run of it under way; does not wait for its end. Raises UsageError."""
+    async with get_client() as client:
+        return await _started_run(client, deployment, parameters, name)
+
+
+async def check_deployment(name: str) -> None:
+    """Raises UsageError if the deployment does not exist."""
+    async with get_client() as client:
+        try:
+            await client.read_deployment_by_name(name)
+        except (ObjectNotFound, ValueError):
+            raise UsageError(f"deployment {name!r} does not exist: prefect deploy --all") from None
+
+
 async def _started_run(client: PrefectClient, deployment: str, parameters: Mapping[str, Any], name: str) -> FlowRun:
     while True:
         try:
@@ -106,7 +121,8 @@ def run_parameter(block: Block | None) -> Any:
         return block.model_dump(mode="json", exclude_defaults=True, exclude={"block_type_slug"})
     if secrets := block.secrets():
         raise UsageError(
-            f"the parameters of every shard's run would show the server's {', '.join(secrets)}: save the server as a "
-            "block and choose that, or set the variables for the workers (VLLM_API_KEY; others in environment_from)"
+            f"the parameters of the runs that this one starts would show the server's {', '.join(secrets)}: save the "
+            "server as a block and choose that, or set the variables for the workers (VLLM_API_KEY; others in "
+            "environment_from)"
         )
     return block.without_secrets()

@@ -107,4 +107,4 @@ def test_a_shard_that_keeps_failing_is_named_and_the_others_are_merged(
     assert state["name"] == "Failed"
     assert "no shard has any answers to merge. 1/1: Failed: none of 12 sampled images exists" in state["message"]
     run = deployed.run(SHARDED, **parameters(job, stand_in.url, shards=1, deployment="no/such"))
-    assert "deployment 'no/such' for the shards does not exist" in deployed.wait_for(run, *ENDED)["message"]
+    assert "deployment 'no/such' does not exist" in deployed.wait_for(run, *ENDED)["message"]

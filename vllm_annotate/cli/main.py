@@ -27,6 +27,7 @@ NO_MEMORY = (
 )
 COMMANDS = {  # name → its module, and what it does. Modules are imported when they are needed: help comes at once
     "annotate": ("annotate", "Annotate the images of a file; run it again to resume."),
+    "pilot": ("pilot", "Annotate a random sample, and estimate what the rest will take."),
     "retry": ("retry", "Retry the images in the failures file of an output."),
     "merge-shards": ("merge_shards", "Merge the shards of an output, in the order of the input."),
     "reparse": ("reparse", "Re-parse the stored answers of an output, without calling the model."),

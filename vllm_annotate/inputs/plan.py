@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -124,6 +125,13 @@ def keep_plan(workspace: Workspace, source: Source, plan: Plan) -> None:
     """Updates the plan after our own merge changed the output, so that it can be resumed."""
     outputs = output_versions(workspace)
     write_plan_file(workspace, PlanFile(source.identity(), plan.counts, plan.chunks, outputs))
+
+
+def plan_with_taken(workspace: Workspace, source: Source, plan: Plan, taken: int) -> Plan:
+    """Updates the plan with the number of answers that its parts already have."""
+    plan = replace(plan, counts=replace(plan.counts, taken=taken))
+    write_plan_file(workspace, PlanFile(source.identity(), plan.counts, plan.chunks, plan.outputs))
+    return plan
 
 
 def output_versions(workspace: Workspace) -> list[list[int] | None]:

@@ -38,6 +38,7 @@ class Counts:
     without_path: int = 0
     duplicates: int = 0
     broken_in_output: int = 0  # output lines that are torn, malformed or without a path; their images are sent
+    taken: int = 0  # of the pilot's answers
     first_broken: int = 0  # line number of the first, from 1
 
 

@@ -15,6 +15,7 @@ from vllm_annotate.grounding.answers import Answer, answer_fields, read_answer
 from vllm_annotate.grounding.parse import is_clean
 from vllm_annotate.images.prepare import PreparedImage
 from vllm_annotate.inference.client import Inference
+from vllm_annotate.inference.responses import Completion
 from vllm_annotate.inputs.plan_file import Chunk
 from vllm_annotate.inputs.rows import Row
 from vllm_annotate.pipeline.preparation import PendingRow, Preparation
@@ -29,6 +30,7 @@ from vllm_annotate.storage.locations import ImageRoot
 CHUNKS_AHEAD = 2  # started chunks with rows left to submit: keeps requests coming at the end of a chunk
 BUDGET_FREE_FAILURES = 10  # three corrupt files in a chunk of five images do not mean that the server is broken
 RATE_WINDOW_SECONDS = 30
+MOST_TIMES = 20_000  # 2 MiB
 
 
 @dataclass
@@ -42,6 +44,8 @@ class Tally:
     completion_tokens: int = 0
     sent: Counter[str] = field(default_factory=Counter)  # images, by how they were sent
     failures: Counter[str] = field(default_factory=Counter)
+    # The newest images: when each was done, and its prompt and completion tokens.
+    done_at: deque[tuple[float, int, int]] = field(default_factory=lambda: deque(maxlen=MOST_TIMES))
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque([(time.monotonic(), 0)]))
 
     @property
@@ -194,23 +198,27 @@ class Annotator:
         row = pending.row
         image, body = await pending.request()
         self.tally.sent[image.sent_as] += 1
-        best, attempt = await self._try(body, image), 1
+        used: list[Completion] = []
+        best, attempt = await self._try(body, image, used), 1
         while not best.is_good and attempt <= self._recipe.reasks:
             attempt += 1
             body = await self.preparation.in_thread(self._body, attempt, row.caption, image)
-            best = max(best, await self._try(body, image), key=Answer.rank)
+            best = max(best, await self._try(body, image, used), key=Answer.rank)
         if best.annotation is None and not best.whole:
             message = f"{attempt} answers reached max_tokens or looped; the best starts with {best.text[:80]!r}"
             raise ImageFailure("truncated", message, attempt)
         part.answer(row, answer_line(row, image, best.text, answer_fields(best, attempt)))
         self.tally.answered += 1
+        tokens = (sum(one.prompt_tokens for one in used), sum(one.completion_tokens for one in used))
+        self.tally.done_at.append((time.monotonic(), *tokens))
         self.tally.without_caption += not row.caption
 
     def _body(self, attempt: int, caption: str, image: PreparedImage) -> bytes:
         return self._requests[attempt - 1].body(caption, image.url())
 
-    async def _try(self, body: bytes, image: PreparedImage) -> Answer:
+    async def _try(self, body: bytes, image: PreparedImage, used: list[Completion]) -> Answer:
         completion = await self._inference.ask(body)
+        used.append(completion)
         self.tally.prompt_tokens += completion.prompt_tokens
         self.tally.completion_tokens += completion.completion_tokens
         size, whole = (image.sent_width, image.sent_height), completion.finish_reason == "stop"

@@ -7,8 +7,9 @@ from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.pipeline.recording import Telemetry
 from vllm_annotate.pipeline.session import Run
 from vllm_annotate.report.charts import duration
+from vllm_annotate.report.estimate import Estimate, estimate
 from vllm_annotate.report.figures import telemetry_figures
-from vllm_annotate.report.report import Images, Proof, Report, SkippedLines, Tokens
+from vllm_annotate.report.report import Images, Proof, Report, Seen, SkippedLines, Tokens
 from vllm_annotate.results.merge import Merged
 from vllm_annotate.results.provenance import made_by, maker, makers_in
 
@@ -18,6 +19,7 @@ def outcome(
 ) -> Report:
     """The report of a run that has just merged."""
     tally, annotating, counts = run.annotator.tally, telemetry.seconds, plan.counts
+    seen = telemetry_figures(telemetry)
     starts = {keeper.replica.url: {"starts": keeper.starts} for keeper in run.keepers}
     started = started_before(seconds)
     own = maker(run.recipe_fingerprint, run.recipe_settings, run.model, run.versions, started)
@@ -28,7 +30,8 @@ def outcome(
             not_selected=counts.not_selected,
             already_done=counts.distinct - merged.answered - merged.failures.total(),
             answered=merged.answered,
-            answered_before_an_interruption=max(0, merged.answered - tally.answered),
+            answered_before_an_interruption=max(0, merged.answered - tally.answered - counts.taken),
+            taken_from_pilot=counts.taken,
             without_caption=tally.without_caption,
             failed=merged.failures.total(),
             annotations_error=merged.annotations_error,
@@ -55,7 +58,25 @@ def outcome(
         },
         proof=proofs(run),
         bottleneck=telemetry.bottleneck.verdict(),
-        telemetry=telemetry_figures(telemetry),
+        telemetry=seen,
+        estimate=estimated(run, plan, seen, seconds, annotating),
+    )
+
+
+def estimated(run: Run, plan: Plan, seen: Seen, seconds: float, annotating_seconds: float) -> Estimate | None:
+    """What the images that were not selected will take."""
+    watts = [gpu["power_watts_mean"] for gpu in seen.gpus.values()]
+    output = run.workspace.output
+    rows = plan.counts.already_done + run.annotator.tally.answered
+    return estimate(
+        plan.counts.not_selected,
+        run.annotator.tally.done_at,
+        in_flight=sum(endpoint.most_in_flight for endpoint in run.annotator.pool.endpoints),
+        seconds=seconds,
+        annotating_seconds=annotating_seconds,
+        bytes_per_row=output.stat().st_size / max(1, rows) if output.exists() else 0.0,
+        gpus=len(seen.gpus),
+        watts=sum(power for power in watts if power is not None) if any(watts) else None,
     )
 
 

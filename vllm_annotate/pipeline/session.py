@@ -14,7 +14,7 @@ import polars as pl
 from vllm_annotate.errors import MachineFault, UsageError
 from vllm_annotate.images.files import check_root
 from vllm_annotate.inference.client import Inference
-from vllm_annotate.inputs.plan import POLARS_ERRORS, make_plan, open_plan, plan_is_for, remove_plan
+from vllm_annotate.inputs.plan import POLARS_ERRORS, make_plan, open_plan, plan_is_for, plan_with_taken, remove_plan
 from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.inputs.source import Source
 from vllm_annotate.job import Job
@@ -27,6 +27,7 @@ from vllm_annotate.recipe.fingerprint import fingerprint, recipe_settings
 from vllm_annotate.recipe.guard import guard_recipe, record_recipe
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.results.merge import settle
+from vllm_annotate.results.pilot import take_pilot
 from vllm_annotate.results.provenance import makers_in
 from vllm_annotate.serving.keeper import Keeper, kept_servers, watching
 from vllm_annotate.serving.preflight import Preflight, preflight
@@ -195,6 +196,8 @@ def plan_or_resume(run: Run) -> Plan:
             remove_plan(workspace)
             plan = make_plan(run.source, workspace, run.job.chunk_size)
             _check_image_root(run, plan)
+            if taken := take_pilot(workspace, plan, run.source, run.recipe_fingerprint):
+                plan = plan_with_taken(workspace, run.source, plan, taken)
         if plan.rows:
             check_root(run.files.image_root)
     except POLARS_ERRORS as error:

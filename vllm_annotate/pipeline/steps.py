@@ -33,6 +33,8 @@ async def plan_chunks(run: Run, logger: Logger) -> Plan:
         "Resuming an unfinished plan" if plan.resumed else "New plan",
         plan.rows, len(plan.chunks), counts.already_done, counts.distinct,
     )  # fmt: skip
+    if counts.taken:
+        logger.info("%d of them have an answer of the pilot, %s", counts.taken, run.workspace.pilot.output)
     if size := plan.other_chunk_size(run.job.chunk_size):
         logger.info(
             "Chunks have %d images, not chunk_size=%d: a plan keeps its chunks until all are complete",

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.plan_file import Counts
+from vllm_annotate.report.estimate import Estimate
 from vllm_annotate.storage.atomic import read_json, write_json
 from vllm_annotate.telemetry.bottleneck import Verdict
 
@@ -26,6 +27,7 @@ class Images(Figures):
     already_done: int  # in the output before the run
     answered: int  # rows added to the output
     answered_before_an_interruption: int = 0
+    taken_from_pilot: int = 0
     without_caption: int = 0
     failed: int
     annotations_error: int = 0  # answers without an annotation
@@ -97,6 +99,7 @@ class Report(Figures):
     proof: dict[str, Proof] = {}  # by URL; empty if the run asked for no image
     bottleneck: Verdict
     telemetry: Seen
+    estimate: Estimate | None = None  # of the images that were not selected
     shards: dict[str, dict[str, Any]] | None = None  # by name, if the output was merged from shards
 
 

@@ -27,7 +27,9 @@ def sentence(report: Report) -> str:
     """A one-line summary of the run."""
     images = report.images
     earlier = images.answered_before_an_interruption
-    parts = [f"{images.answered} answered" + (f" ({earlier} of them before an interruption)" if earlier else "")]
+    whence = [f"{earlier} of them before an interruption"] if earlier else []
+    whence += [f"{images.taken_from_pilot} of them by the pilot"] if images.taken_from_pilot else []
+    parts = [f"{images.answered} answered" + (f" ({', '.join(whence)})" if whence else "")]
     if images.already_done:
         parts.append(f"{images.already_done} already answered")
     if images.failed:

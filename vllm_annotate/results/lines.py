@@ -36,12 +36,22 @@ def answer_line(row: Row, image: PreparedImage, vlm_output: str, parsed: Mapping
     `parsed` has the fields of the parsed answer. Input columns with the name of one of our fields are dropped: an old
     flag would look like ours.
     """
+    sizes = {"width": image.width, "height": image.height, "sent_size": [image.sent_width, image.sent_height]}
+    ours = {"vlm_output": vlm_output} | dict(parsed) | sizes | {"sent_as": image.sent_as}
+    return object_line(*_row_members(row), dumped(ours))
+
+
+def begins_with_row(line: bytes, row: Row) -> bool:
+    """Whether an output line is an answer to exactly this row."""
+    return line.startswith(object_line(*_row_members(row), b'"vlm_output":').removesuffix(b"}\n"))
+
+
+def _row_members(row: Row) -> list[str | bytes]:
+    """The members of the line that come from the input."""
     identity = {"image_path": row.image_path}
     if row.has_caption or "caption" not in raw_members(row.text):
         identity["caption"] = row.caption
-    sizes = {"width": image.width, "height": image.height, "sent_size": [image.sent_width, image.sent_height]}
-    ours = {"vlm_output": vlm_output} | dict(parsed) | sizes | {"sent_as": image.sent_as}
-    return object_line(dumped(identity), *other_members(row.text, *identity, *OUR_FIELDS), dumped(ours))
+    return [dumped(identity), *other_members(row.text, *identity, *OUR_FIELDS)]
 
 
 def other_members(text: str, *names: str) -> Iterator[str]:

@@ -130,7 +130,7 @@ def pending_rows(workspace: Workspace, chunk: Chunk, source: Source) -> list[Row
     settled.update(whole_lines(answers_path(workspace, chunk)))
     rows = read_chunk(workspace, chunk).filter(~pl.col("merged"))
     return [
-        _row(image_path, text, source, workspace)
+        row_of(image_path, text, source, workspace)
         for image_path, text in rows.select("image_path", "row").iter_rows()
         if image_path not in settled
     ]
@@ -142,7 +142,8 @@ def _attempts(line: bytes) -> int:
     return attempts if isinstance(attempts, int) else 0
 
 
-def _row(image_path: str, text: str, source: Source, workspace: Workspace) -> Row:
+def row_of(image_path: str, text: str, source: Source, workspace: Workspace) -> Row:
+    """Returns a planned row, with its caption. Raises UsageError if it is another image's."""
     columns, own = json_object(text), text_member(text, source.image_column)
     if columns is None or (own is not None and own != image_path and not source.is_parquet):
         raise UsageError(

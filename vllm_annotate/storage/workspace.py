@@ -150,6 +150,11 @@ class Workspace:
         """The report as an HTML page."""
         return self._beside(".report.html")
 
+    @property
+    def pilot(self) -> "Workspace":
+        """The pilot of this output, whose answers a run takes."""
+        return Workspace(self._beside(".pilot.jsonl"))
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Creates the workspace and locks it. The kernel releases the lock however the process ends.

@@ -63,6 +63,8 @@ def test_a_script_without_a_prefect_server_runs_quietly_and_is_recorded(
     [
         ("flows/annotate.py:annotate_images", "annotate-images"),
         ("flows/annotate_sharded.py:annotate_sharded", "annotate-sharded"),
+        ("flows/pilot.py:pilot", "pilot"),
+        ("flows/annotate_approved.py:annotate_approved", "annotate-approved"),
         ("flows/retry.py:retry_failures", "retry-failures"),
         ("flows/export_report.py:export_report", "export-report"),
         ("flows/serve.py:serve", "serve"),

@@ -1,0 +1,82 @@
+"""The flow that annotates a random sample, and estimates what the rest will take."""
+
+from typing import Annotated, Any, Literal
+
+from prefect import get_run_logger, runtime
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from blocks import AnnotationRecipe, VLLMServer
+from flows.annotate import annotate_images
+from flows.support.artifacts import sample_pictures
+from flows.support.flow import flow
+from flows.support.outcome import ended
+from flows.support.shown_secrets import hide_secrets
+from vllm_annotate.errors import UsageError
+from vllm_annotate.pipeline.pilot import estimate_in_words, pilot_output
+from vllm_annotate.storage.disk_errors import explained
+from vllm_annotate.storage.locations import Location, image_root_at, run_name
+from vllm_annotate.threads import run_to_end
+from vllm_annotate.version import VERSION
+
+
+def flow_run_name() -> str:
+    """Names a run after output and machine."""
+    return f"pilot of {run_name(runtime.flow_run.parameters)}"
+
+
+@flow(name="pilot", flow_run_name=flow_run_name, version=VERSION)
+async def pilot(
+    input: Location,  # noqa: A002 - as in annotate_images
+    image_root: Location,
+    output: Location,
+    server: VLLMServer | None = None,
+    recipe: AnnotationRecipe | None = None,
+    sample: Annotated[int, Field(ge=30)] = 200,
+    sample_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0,
+    max_concurrency: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = "auto",
+    image_column: Annotated[str, Field(min_length=1)] = "image_path",
+    caption_column: str = "caption",
+) -> State[Any]:
+    """Annotates a random sample into an output of its own, and estimates what the rest will take.
+
+    A later run of annotate with the same recipe takes the answers of the pilot.
+
+    Args:
+        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row. A path,
+            or a URL such as s3://bucket/captions.jsonl.
+        image_root: Folder or URL that image paths are relative to; nothing outside it is read.
+        output: The result of the whole, such as labeled.jsonl; the pilot writes labeled.pilot.jsonl beside it.
+        server: Endpoints of vLLM, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
+        recipe: Prompts, sampling, schema and image budget; empty uses the built-in recipe.
+        sample: How many images, at random; a larger sample contains a smaller one.
+        sample_seed: Another seed draws another sample.
+        max_concurrency: Maximum requests in flight; auto finds and follows what each server can use.
+        image_column: Input column with the image path.
+        caption_column: Input column with the caption; empty if there are no captions.
+
+    """
+    parameters = dict(locals())
+    await hide_secrets(server)
+    try:
+        own = await run_to_end(pilot_output, output)
+    except (UsageError, OSError) as error:
+        message = explained(error, output) if isinstance(error, OSError) else str(error)
+        get_run_logger().error("%s", message)
+        return ended(Failed(message=message))
+    state: State[Any] = await annotate_images(**parameters | {"output": own}, return_state=True)
+    # A new state: Prefect drops message and data of a subflow's state.
+    result = await state.aresult(raise_on_failure=False)
+    if not state.is_completed():
+        return ended(Failed(message=state.message))
+    estimate = await run_to_end(estimate_in_words, own)
+    get_run_logger().info("%s", estimate)
+    pictures = "" if isinstance(own, str) else await run_to_end(sample_pictures, [own], image_root_at(image_root))
+    await acreate_markdown_artifact(
+        key="annotate-estimate",
+        markdown=f"{state.message}\n\n```\n{estimate}\n```\n\n{pictures}",
+        description=f"What the rest of {input} will take",
+    )
+    return ended(Completed(message=f"{state.message}\n{estimate}", data=result))

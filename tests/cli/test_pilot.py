@@ -1,0 +1,77 @@
+"""A pilot from the command line, and the run that takes its answers."""
+
+import json
+from collections.abc import Callable
+
+from stand_in.process import StandIn
+from tests.cli.conftest import Done
+from tests.conftest import Job, lines_of
+
+Command = Callable[..., Done]
+MakeJob = Callable[..., Job]
+
+
+def test_a_pilot_estimates_the_rest_and_the_run_takes_its_answers(
+    command: Command, make_job: MakeJob, stand_in: StandIn
+) -> None:
+    job = make_job(60)
+    arguments = [*job.arguments(stand_in.url), "--without-prefect"]
+    done = command("pilot", *arguments, "--sample", "40")
+    assert done.code == 0, done.err
+    assert done.out.startswith("Estimate for the other 20 images, from 40 of this pilot:\n  time      ")
+    assert not job.output.exists()
+    pilot = lines_of(job.folder / "labeled.pilot.jsonl")
+    assert len(pilot) == 40
+    report = json.loads((job.folder / "labeled.pilot.report.json").read_text())
+    assert report["images"]["not_selected"] == 20
+    assert report["estimate"]["images"] == 20
+    assert report["estimate"]["hours"].keys() == {"low", "likely", "high"}
+
+    stand_in.forget()
+    whole = command("annotate", *arguments)
+    assert whole.code == 0
+    assert "60 images: 60 answered (40 of them by the pilot), 0 failed" in whole.err
+    assert sum(stand_in.images().values()) == 20
+    rows = lines_of(job.output)
+    assert [row["image_path"] for row in rows] == job.names
+    assert [row for row in rows if row in pilot] == pilot
+    assert json.loads((job.folder / "labeled.report.json").read_text())["images"]["taken_from_pilot"] == 40
+
+
+def test_answers_of_another_recipe_or_caption_are_not_taken(
+    command: Command, make_job: MakeJob, stand_in: StandIn
+) -> None:
+    job = make_job(6)
+    arguments = [*job.arguments(stand_in.url), "--without-prefect"]
+    assert command("pilot", *arguments, "--limit", "4").code == 0
+    rows = lines_of(job.input)
+    rows[0]["caption"] = "another one"
+    job.input.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = command("annotate", *arguments)
+    assert "6 images: 6 answered (3 of them by the pilot), 0 failed" in done.err
+    assert lines_of(job.output)[0]["caption"] == "another one"
+
+    job.output.unlink()
+    recipe = job.folder / "recipe.yaml"
+    recipe.write_text("max_tokens: 999\n")
+    (job.folder / "labeled.work" / "recipe.json").unlink()
+    done = command("annotate", *arguments, "--recipe", str(recipe))
+    assert "6 images: 6 answered, 0 failed" in done.err
+
+
+def test_without_a_number_a_pilot_takes_200_and_says_if_that_is_all(
+    command: Command, make_job: MakeJob, stand_in: StandIn
+) -> None:
+    done = command("pilot", *make_job(3).arguments(stand_in.url), "--without-prefect")
+    assert done.code == 0
+    assert "3 images: 3 answered, 0 failed" in done.err
+    assert done.out == "No estimate: it needs 30 answered images or more, and others that are not selected.\n"
+
+
+def test_what_annotate_refuses_a_pilot_refuses(command: Command, make_job: MakeJob, nobody: str) -> None:
+    job = make_job(3)
+    done = command("pilot", *job.arguments(nobody), "--without-prefect")
+    assert done.code == 2
+    assert "no vLLM server" in done.err
+    assert command("pilot", "--input", "a.jsonl").err.count("--output is required") == 1
+    assert not list(job.folder.glob("*pilot*"))

@@ -1,0 +1,48 @@
+"""`vllm-annotate pilot`: annotates a random sample into an output of its own, and estimates the rest."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cyclopts import App
+
+from vllm_annotate.cli.console import Console
+from vllm_annotate.cli.interrupts import Interrupts
+from vllm_annotate.cli.jobs import job_fields, job_options, run_options
+from vllm_annotate.cli.options import command
+from vllm_annotate.cli.run import run_work
+from vllm_annotate.cli.work import FINISHED_WITH_FAILURES, Work, saved_answers
+from vllm_annotate.errors import UsageError
+
+EPILOGUE = (
+    "Takes the options of annotate; without --limit and --sample, a sample of 200 images. The answers of --output "
+    "labeled.jsonl go into labeled.pilot.jsonl, with failures, report and page beside it; the estimate is in "
+    "labeled.pilot.report.json. annotate with the same recipe takes the answers of the pilot.\n\n"
+    "Exit codes: those of annotate."
+)
+
+
+def app() -> App:
+    """The command's options."""
+    text = "Annotate a random sample into an output of its own, and estimate what the rest will take."
+    return command("pilot", text, [*job_options(), *run_options()], EPILOGUE)
+
+
+def run(given: Mapping[str, Any], console: Console, interrupts: Interrupts) -> int:
+    """Runs the pilot; returns the exit code."""
+    from vllm_annotate.pipeline.pilot import estimate_in_words, pilot_fields
+
+    fields = pilot_fields(job_fields(given))
+    code = run_work(Work(fields), console, interrupts, without_prefect=bool(given.get("without_prefect")))
+    if code <= FINISHED_WITH_FAILURES:
+        console.show(estimate_in_words(fields["output"]))
+    return code
+
+
+def interrupted(given: Mapping[str, Any]) -> str:
+    """The state after an interrupted pilot."""
+    from vllm_annotate.pipeline.pilot import pilot_fields
+
+    try:
+        return f"{saved_answers(pilot_fields(job_fields(given)))}; run the same command again to resume"
+    except UsageError:
+        return "nothing was written"

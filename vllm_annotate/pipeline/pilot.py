@@ -1,0 +1,51 @@
+"""A pilot: a run of a sample, in an output of its own, whose report estimates what the rest will take."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vllm_annotate.report.estimate import Estimate
+from vllm_annotate.storage.json_text import json_object
+from vllm_annotate.storage.locations import location, read_object
+from vllm_annotate.storage.workspace import Workspace
+
+SAMPLE = 200  # images, if none are selected
+
+
+def pilot_output(output: Path | str) -> Path | str:
+    """The output of a pilot, beside the one it is for: `labeled.pilot.jsonl`. Raises UsageError for an invalid one."""
+    if isinstance(output, str):
+        return f"{output.removesuffix('.jsonl')}.pilot.jsonl"
+    return Workspace.at(output).pilot.output
+
+
+def pilot_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a pilot's job, from those of the job it is for."""
+    found = dict(fields)
+    with suppress(ValueError):  # of an invalid location, which the job refuses
+        found["output"] = pilot_output(location(found.get("output")))
+    if not (found.get("limit") or found.get("sample")):
+        found["sample"] = SAMPLE
+    return found
+
+
+def read_estimate(report: Path | str) -> Estimate | None:
+    """The estimate in a report.json; None if there is none. Raises OSError for a store that does not answer."""
+    content = read_object(report) if isinstance(report, str) else report.read_bytes()
+    fields = (json_object(content.decode(errors="replace")) or {}).get("estimate")
+    return None if fields is None else Estimate.model_validate(fields)
+
+
+def estimate_in_words(output: Path | str) -> str:
+    """What the report of a pilot's output says about the rest."""
+    path = Workspace.at(output).report if isinstance(output, Path) else None
+    estimate = read_estimate(path if path is not None else f"{str(output).removesuffix('.jsonl')}.report.json")
+    if estimate is None:
+        return "No estimate: it needs 30 answered images or more, and others that are not selected."
+    return "\n".join(
+        [
+            f"Estimate for the other {estimate.images:,} images, from {estimate.measured_on:,} of this pilot:",
+            *(f"  {line}" for line in estimate.sentences()),
+        ]
+    )
