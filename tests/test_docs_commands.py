@@ -40,7 +40,7 @@ NOT_RUN = {  # how a command begins → why no test runs it
 }
 RUN_HERE = (
     "README.md", "contributing.md", "object-storage.md", "observability.md", "output.md", "quickstart.md", "resume.md",
-    "proof.md", "scale-out.md", "servers.md", "three-24gb-gpus.md", "troubleshooting.md",
+    "export.md", "proof.md", "scale-out.md", "servers.md", "three-24gb-gpus.md", "troubleshooting.md",
 )  # fmt: skip
 
 
@@ -174,6 +174,14 @@ def test_output(place: Place) -> None:
     for command in commands("output.md"):
         place.run(command)
     assert len(lines_of(place.folder / "reparsed.jsonl")) == 24
+
+
+def test_export(place: Place) -> None:
+    place.annotate()
+    for command in commands("export.md"):
+        place.run(command)
+    made = {path.name for path in place.folder.iterdir()}
+    assert {"boxes.json", "clean.json", "split.train.json", "split.val.json", "split.test.json"} <= made
 
 
 def test_observability(place: Place) -> None:

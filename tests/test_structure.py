@@ -17,7 +17,7 @@ deployments
 flows cli
 blocks
 pipeline
-report
+report export
 telemetry
 results
 job
