@@ -33,7 +33,7 @@ def test_what_is_there_is_never_overwritten(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--format": "yolo"}, "--format 'yolo' is unknown: use one of coco"),
+        ({"--format": "yolo"}, "--format 'yolo' is unknown: use one of coco, "),
         ({"--output": "none.jsonl"}, "--output 'none.jsonl' is not a file: name the output of a run"),
         ({"--output": "s3://bucket/labeled.jsonl"}, "copy the file to this machine"),
         ({"--to": "none/boxes.json"}, "the folder of --to 'none/boxes.json' does not exist: create it"),

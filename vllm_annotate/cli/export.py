@@ -4,6 +4,7 @@ Exit codes: 0 written; 1 written, but lines of the output that are not as a run 
 nothing written.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from vllm_annotate.errors import UsageError
 if TYPE_CHECKING:
     from vllm_annotate.export.export import Export
 
-FORMATS = ("coco",)
+FORMATS = ("coco", "odvg", "ms-swift")
 REQUIRED = ("output", "format", "to")
 
 
@@ -63,7 +64,9 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     output = Output(
         _existing(given["output"]), selection, exporting.FORMATS[name].needs_size, _root(given.get("image_root"))
     )
-    done = exporting.export(output, name, Path(given["to"]).expanduser(), splits, About({}), min_count)
+    root = given.get("image_root")
+    about = About({}, image_root=os.path.abspath(Path(root).expanduser()) if root else "")  # noqa: PTH100
+    done = exporting.export(output, name, Path(given["to"]).expanduser(), splits, about, min_count)
     _show(done, console)
     return 0 if done.is_complete else 1
 

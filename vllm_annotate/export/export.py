@@ -1,11 +1,11 @@
 """Writes an export: one file, or one for each split."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.export import coco
+from vllm_annotate.export import coco, ms_swift, odvg
 from vllm_annotate.export.about import About
 from vllm_annotate.export.rows import BROKEN, NO_PATH, NO_SIZE, Labeled
 from vllm_annotate.export.selection import Splits
@@ -27,6 +27,8 @@ class Format:
 
 FORMATS = {
     "coco": Format(coco.write, needs_categories=True),
+    "odvg": Format(odvg.write),
+    "ms-swift": Format(ms_swift.write),
 }
 
 
@@ -69,7 +71,7 @@ def export(output: Output, name: str, to: Path, splits: Splits, about: About, mi
     found = survey(output)
     categories = _categories(found, min_count, output.path, needed=form.needs_categories or min_count > 1)
     done = Export(found, categories, files)
-    about = About(categories or {}, about.model, about.image_root, about.image_url)
+    about = replace(about, categories=categories or {})
     with creating("--to", *files.values()) as unfinished:
         for split, path in zip(files, unfinished, strict=True):
             form.write(path, done.counted(exported(output, categories, splits, split), split), about)
