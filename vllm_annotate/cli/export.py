@@ -15,11 +15,12 @@ from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.options import command, option
 from vllm_annotate.errors import UsageError
+from vllm_annotate.storage.locations import URL
 
 if TYPE_CHECKING:
     from vllm_annotate.export.export import Export
 
-FORMATS = ("coco", "odvg", "ms-swift")
+FORMATS = ("coco", "odvg", "ms-swift", "label-studio")
 REQUIRED = ("output", "format", "to")
 
 
@@ -34,6 +35,8 @@ def app() -> App:
             option("to", "The new file; it must not exist. With --split, its name gets that of the split."),
             option("image_root", "Folder with the images. Rows of old outputs without width and height get them from "
                    "there; image paths in ms-swift begin with it."),
+            option("image_url", "What goes before the image path in the URLs of label-studio, such as "
+                   "https://host/images/ or /data/local-files/?d=images/."),
             option("split", "Shares of splits, as in train=0.9,val=0.05,test=0.05: a file for each. A hash of the "
                    "image path decides, so an image stays in its split.", list),
             option("names", "Names to export, or a file with one per line; case and width do not matter. "
@@ -52,6 +55,7 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     from vllm_annotate.export.about import About
     from vllm_annotate.export.selection import read_selection, read_splits
     from vllm_annotate.export.survey import Output
+    from vllm_annotate.results.provenance import model_of
 
     if missing := [f"--{name}" for name in REQUIRED if not given.get(name)]:
         raise UsageError(f"{' and '.join(missing)}: required")
@@ -64,8 +68,7 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     output = Output(
         _existing(given["output"]), selection, exporting.FORMATS[name].needs_size, _root(given.get("image_root"))
     )
-    root = given.get("image_root")
-    about = About({}, image_root=os.path.abspath(Path(root).expanduser()) if root else "")  # noqa: PTH100
+    about = About({}, model_of(output.path), _absolute(given.get("image_root")), given.get("image_url") or "")
     done = exporting.export(output, name, Path(given["to"]).expanduser(), splits, about, min_count)
     _show(done, console)
     return 0 if done.is_complete else 1
@@ -73,8 +76,6 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
 
 def _existing(where: str) -> Path:
     """Returns the output. Raises UsageError unless it is a file on this machine."""
-    from vllm_annotate.storage.locations import URL
-
     path = Path(where).expanduser()
     if URL.match(where):
         raise UsageError(f"--output {where!r} is a URL: copy the file to this machine, and name the copy")
@@ -95,6 +96,13 @@ def _root(where: str | None) -> Any:
         raise UsageError(f"--image-root {where!r}: {error}") from None
 
 
+def _absolute(where: str | None) -> str:
+    """Returns a folder as other programs find it from wherever they run."""
+    if not where or URL.match(where):
+        return where or ""
+    return os.path.abspath(Path(where).expanduser())  # noqa: PTH100
+
+
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 0 < len(text) < 10 and int(text)):
         raise UsageError(f"--min-count {text!r} is not a count: write a whole number from 1")
@@ -106,6 +114,8 @@ def _show(done: "Export", console: Console) -> None:
 
     for split, path in done.files.items():
         console.show(f"{done.images[split]} images, {done.objects[split]} objects: {path}")
+    if done.config is not None:
+        console.show(f"labelling config: {done.config}")
     if left_out := in_words(done.found):
         console.show(left_out)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.export import coco, ms_swift, odvg
+from vllm_annotate.export import coco, label_studio, ms_swift, odvg
 from vllm_annotate.export.about import About
 from vllm_annotate.export.rows import BROKEN, NO_PATH, NO_SIZE, Labeled
 from vllm_annotate.export.selection import Splits
@@ -23,12 +23,14 @@ class Format:
     write: Callable[[Path, Iterable[Labeled], About], None]
     needs_size: bool = True
     needs_categories: bool = False
+    write_config: Callable[[Path, About], None] | None = None  # a file with the suffix .xml beside the export
 
 
 FORMATS = {
     "coco": Format(coco.write, needs_categories=True),
     "odvg": Format(odvg.write),
     "ms-swift": Format(ms_swift.write),
+    "label-studio": Format(label_studio.write, needs_categories=True, write_config=label_studio.write_config),
 }
 
 
@@ -39,6 +41,7 @@ class Export:
     found: Survey
     categories: dict[str, Category] | None  # None: too many names to count
     files: dict[str, Path]  # by split
+    config: Path | None = None
     images: dict[str, int] = field(default_factory=dict)
     objects: dict[str, int] = field(default_factory=dict)
 
@@ -66,14 +69,20 @@ class Export:
 def export(output: Output, name: str, to: Path, splits: Splits, about: About, min_count: int = 1) -> Export:
     """Writes the chosen rows of an output in the format of that name. Raises UsageError."""
     form, files = FORMATS[name], splits.files(to)
-    for path in files.values():
+    configs = [to.with_suffix(".xml")] if form.write_config else []
+    if to in configs:
+        raise UsageError(f"--to {str(to)!r} is the name of the labelling config: choose one that ends in .json")
+    for path in [*files.values(), *configs]:
         check_new("--to", path)  # before the first pass, which may take minutes
     found = survey(output)
     categories = _categories(found, min_count, output.path, needed=form.needs_categories or min_count > 1)
-    done = Export(found, categories, files)
+    done = Export(found, categories, files, configs[0] if configs else None)
     about = replace(about, categories=categories or {})
-    with creating("--to", *files.values()) as unfinished:
-        for split, path in zip(files, unfinished, strict=True):
+    with creating("--to", *files.values(), *configs) as unfinished:
+        for path in unfinished[len(files) :]:
+            assert form.write_config is not None  # noqa: S101 - for the type checker
+            form.write_config(path, about)
+        for split, path in zip(files, unfinished, strict=False):
             form.write(path, done.counted(exported(output, categories, splits, split), split), about)
     done.count_rare()
     return done
