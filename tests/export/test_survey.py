@@ -118,17 +118,18 @@ def peak_mib(output: Path, form: str, to: Path) -> int:
     return int(found[1])
 
 
-def test_memory_does_not_grow_with_the_rows(tmp_path: Path, rng: random.Random) -> None:
+@pytest.mark.parametrize("form", ["coco", "parquet"])
+def test_memory_does_not_grow_with_the_rows(form: str, tmp_path: Path, rng: random.Random) -> None:
     peaks = []
-    for count in (2_000, 30_000):
+    for count in (10_000, 40_000):
         folder = tmp_path / str(count)
         folder.mkdir()
         filler = "x" * 2000
         with (folder / "labeled.jsonl").open("w") as file:
             for number in range(count):
                 file.write(json.dumps(row(number, rng, vlm_output=filler)) + "\n")
-        peaks.append(peak_mib(folder / "labeled.jsonl", "coco", folder / "out"))
-    assert peaks[1] < peaks[0] + 20, peaks
+        peaks.append(peak_mib(folder / "labeled.jsonl", form, folder / "out"))
+    assert peaks[1] < peaks[0] + 40, peaks
 
 
 def test_more_names_than_memory_should_hold_are_refused_where_each_needs_an_id(

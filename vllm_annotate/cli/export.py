@@ -20,7 +20,7 @@ from vllm_annotate.storage.locations import URL
 if TYPE_CHECKING:
     from vllm_annotate.export.export import Export
 
-FORMATS = ("coco", "odvg", "ms-swift", "label-studio")
+FORMATS = ("coco", "odvg", "ms-swift", "label-studio", "parquet")
 REQUIRED = ("output", "format", "to")
 
 

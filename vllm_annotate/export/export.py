@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.export import coco, label_studio, ms_swift, odvg
+from vllm_annotate.export import coco, label_studio, ms_swift, odvg, parquet
 from vllm_annotate.export.about import About
 from vllm_annotate.export.rows import BROKEN, NO_PATH, NO_SIZE, Labeled
 from vllm_annotate.export.selection import Splits
@@ -23,6 +23,7 @@ class Format:
     write: Callable[[Path, Iterable[Labeled], About], None]
     needs_size: bool = True
     needs_categories: bool = False
+    with_columns: bool = False  # the input's other columns
     write_config: Callable[[Path, About], None] | None = None  # a file with the suffix .xml beside the export
 
 
@@ -31,6 +32,7 @@ FORMATS = {
     "odvg": Format(odvg.write),
     "ms-swift": Format(ms_swift.write),
     "label-studio": Format(label_studio.write, needs_categories=True, write_config=label_studio.write_config),
+    "parquet": Format(parquet.write, needs_size=False, with_columns=True),
 }
 
 
@@ -74,10 +76,10 @@ def export(output: Output, name: str, to: Path, splits: Splits, about: About, mi
         raise UsageError(f"--to {str(to)!r} is the name of the labelling config: choose one that ends in .json")
     for path in [*files.values(), *configs]:
         check_new("--to", path)  # before the first pass, which may take minutes
-    found = survey(output)
+    found = survey(output, columns=form.with_columns)
     categories = _categories(found, min_count, output.path, needed=form.needs_categories or min_count > 1)
     done = Export(found, categories, files, configs[0] if configs else None)
-    about = replace(about, categories=categories or {})
+    about = replace(about, categories=categories or {}, columns=found.columns or {})
     with creating("--to", *files.values(), *configs) as unfinished:
         for path in unfinished[len(files) :]:
             assert form.write_config is not None  # noqa: S101 - for the type checker

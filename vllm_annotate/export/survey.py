@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.export.columns import Kinds, add_kinds
 from vllm_annotate.export.rows import NO_SIZE, Labeled, read_row
 from vllm_annotate.export.selection import Selection, Splits, digest_of
 from vllm_annotate.grounding.names import Category, name_key
@@ -77,11 +78,14 @@ class Survey:
     all_names: bool = True  # whether `spellings` has them all
     left_out: Counter[str] = field(default_factory=Counter)
     objects_left_out: Counter[str] = field(default_factory=Counter)
+    columns: Kinds | None = None  # the input's other columns; None: not asked for
 
     def add(self, row: Labeled) -> None:
         """Counts a chosen image."""
         self.images += 1
         self.objects += len(row.objects)
+        if self.columns is not None:
+            add_kinds(self.columns, row.text)
         for item in row.objects:
             if item.name in self.spellings or len(self.spellings) < MAX_NAMES:
                 self.spellings[item.name] += 1
@@ -115,13 +119,13 @@ class Paths:
         return frozenset((~pl.concat(self._chunks).is_first_distinct()).arg_true().to_list())
 
 
-def survey(output: Output) -> Survey:
+def survey(output: Output, *, columns: bool = False) -> Survey:
     """Reads the output once, or twice if images are repeated. Raises UsageError if there is nothing to export."""
-    found, paths = Survey(), Paths()
+    found, paths = Survey(columns={} if columns else None), Paths()
     for row in output.images(found.left_out, found.objects_left_out, paths):
         found.add(row)
     if not found.left_out[REPEATED] and output.leave_out_repeated(paths):
-        return survey(output)
+        return survey(output, columns=columns)
     if not found.objects:
         raise UsageError(f"{output.path} has nothing to export: {in_words(found) or 'it is empty'}")
     return found
