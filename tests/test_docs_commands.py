@@ -182,6 +182,7 @@ def test_export(place: Place) -> None:
         place.run(command)
     made = {path.name for path in place.folder.iterdir()}
     assert {"boxes.json", "clean.json", "split.train.json", "split.val.json", "split.test.json"} <= made
+    assert "24 images with" in (place.folder / "hub" / "README.md").read_text()
 
 
 def test_observability(place: Place) -> None:

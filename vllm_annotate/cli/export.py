@@ -35,6 +35,7 @@ def app() -> App:
             option("to", "The new file; it must not exist. With --split, its name gets that of the split."),
             option("image_root", "Folder with the images. Rows of old outputs without width and height get them from "
                    "there; image paths in ms-swift begin with it."),
+            option("card", "A new file for a dataset card in Markdown, such as README.md beside the export."),
             option("image_url", "What goes before the image path in the URLs of label-studio, such as "
                    "https://host/images/ or /data/local-files/?d=images/."),
             option("split", "Shares of splits, as in train=0.9,val=0.05,test=0.05: a file for each. A hash of the "
@@ -53,9 +54,11 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     """Writes the files; returns the exit code."""
     from vllm_annotate.export import export as exporting
     from vllm_annotate.export.about import About
+    from vllm_annotate.export.card import card
     from vllm_annotate.export.selection import read_selection, read_splits
     from vllm_annotate.export.survey import Output
     from vllm_annotate.results.provenance import model_of
+    from vllm_annotate.storage.new_files import creating
 
     if missing := [f"--{name}" for name in REQUIRED if not given.get(name)]:
         raise UsageError(f"{' and '.join(missing)}: required")
@@ -69,7 +72,12 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
         _existing(given["output"]), selection, exporting.FORMATS[name].needs_size, _root(given.get("image_root"))
     )
     about = About({}, model_of(output.path), _absolute(given.get("image_root")), given.get("image_url") or "")
-    done = exporting.export(output, name, Path(given["to"]).expanduser(), splits, about, min_count)
+    to = Path(given["to"]).expanduser()
+    cards = [Path(given["card"]).expanduser()] if given.get("card") else []
+    with creating("--card", *cards) as unfinished:
+        done = exporting.export(output, name, to, splits, about, min_count)
+        for path, where in zip(unfinished, cards, strict=True):
+            path.write_text(card(done, output.path, where), "utf-8")
     _show(done, console)
     return 0 if done.is_complete else 1
 
