@@ -40,7 +40,7 @@ NOT_RUN = {  # how a command begins → why no test runs it
 }
 RUN_HERE = (
     "README.md", "contributing.md", "object-storage.md", "observability.md", "output.md", "quickstart.md", "resume.md",
-    "export.md", "proof.md", "scale-out.md", "servers.md", "three-24gb-gpus.md", "troubleshooting.md",
+    "export.md", "proof.md", "review.md", "scale-out.md", "servers.md", "three-24gb-gpus.md", "troubleshooting.md",
 )  # fmt: skip
 
 
@@ -183,6 +183,16 @@ def test_export(place: Place) -> None:
     made = {path.name for path in place.folder.iterdir()}
     assert {"boxes.json", "clean.json", "split.train.json", "split.val.json", "split.test.json"} <= made
     assert "24 images with" in (place.folder / "hub" / "README.md").read_text()
+
+
+def test_review(place: Place) -> None:
+    place.annotate()
+    to_review, back = commands("review.md")
+    assert "24 images to review" in place.run(to_review)
+    tasks = json.loads((place.folder / "tasks.json").read_text())
+    accepted = [{"data": task["data"], "annotations": [{"result": task["predictions"][0]["result"]}]} for task in tasks]
+    (place.folder / "project-1.json").write_text(json.dumps(accepted))
+    assert "24 images reviewed" in place.run(back)
 
 
 def test_observability(place: Place) -> None:

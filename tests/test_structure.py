@@ -16,7 +16,7 @@ LAYERS = """
 deployments
 flows cli
 blocks
-pipeline
+pipeline review
 report export
 telemetry
 results

@@ -67,9 +67,9 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     selection = read_selection(
         given.get("without_flag") or [], given.get("min_size"), given.get("names") or [], given.get("min_agreement")
     )
-    splits, min_count = read_splits(given.get("split") or []), _count(given.get("min_count") or "1")
+    splits, min_count = read_splits(given.get("split") or []), count_of("--min-count", given.get("min_count") or "1")
     output = Output(
-        _existing(given["output"]), selection, exporting.FORMATS[name].needs_size, _root(given.get("image_root"))
+        existing(given["output"]), selection, exporting.FORMATS[name].needs_size, image_root_of(given.get("image_root"))
     )
     about = About({}, model_of(output.path), _absolute(given.get("image_root")), given.get("image_url") or "")
     to = Path(given["to"]).expanduser()
@@ -82,7 +82,7 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     return 0 if done.is_complete else 1
 
 
-def _existing(where: str) -> Path:
+def existing(where: str) -> Path:
     """Returns the output. Raises UsageError unless it is a file on this machine."""
     path = Path(where).expanduser()
     if URL.match(where):
@@ -92,7 +92,8 @@ def _existing(where: str) -> Path:
     return path
 
 
-def _root(where: str | None) -> Any:
+def image_root_of(where: str | None) -> Any:
+    """Returns the image root, or None. Raises UsageError if it is not a folder that can be read."""
     from vllm_annotate.pipeline.files import found_image_root
     from vllm_annotate.storage.locations import location
 
@@ -111,9 +112,10 @@ def _absolute(where: str | None) -> str:
     return os.path.abspath(Path(where).expanduser())  # noqa: PTH100
 
 
-def _count(text: str) -> int:
+def count_of(option: str, text: str) -> int:
+    """Returns a whole number from 1. Raises UsageError."""
     if not (text.isascii() and text.isdecimal() and 0 < len(text) < 10 and int(text)):
-        raise UsageError(f"--min-count {text!r} is not a count: write a whole number from 1")
+        raise UsageError(f"{option} {text!r} is not a count: write a whole number from 1")
     return int(text)
 
 

@@ -31,6 +31,7 @@ COMMANDS = {  # name → its module, and what it does. Modules are imported when
     "merge-shards": ("merge_shards", "Merge the shards of an output, in the order of the input."),
     "reparse": ("reparse", "Re-parse the stored answers of an output, without calling the model."),
     "export": ("export", "Write an output in the format of a trainer or a tool for labelling."),
+    "review": ("review", "Have people correct the most doubtful answers in Label Studio."),
     "report": ("report", "Rebuild report.html of an output."),
     "check-server": ("check_server", "Check whether vLLM would start with these settings, without starting it."),
     "config": ("config", "Write, change or show a job file."),

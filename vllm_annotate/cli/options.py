@@ -19,10 +19,13 @@ def option(name: str, text: str, kind: Any = str) -> Option:
     Values stay text: the model validates them.
     """
     annotation = {bool: bool | None, list: list[str] | None}.get(kind, str | None)
-    shown = Parameter(
-        name=f"--{name.replace('_', '-')}", help=text, negative=(), show_default=False, consume_multiple=kind is list
-    )
+    shown = Parameter(name=written(name), help=text, negative=(), show_default=False, consume_multiple=kind is list)
     return Option(name, Option.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, shown])
+
+
+def written(name: str) -> str:
+    """An option as it is typed. One that is a word of Python, such as from, has the name `from_`."""
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def fields(model: type[BaseModel], *, but: Iterable[str] = ()) -> list[Option]:
@@ -58,7 +61,7 @@ def last_of_each(arguments: Iterable[str], app: App) -> list[str]:
     """
     assert app.default_command is not None  # noqa: S101 - for the type checker
     options = inspect.signature(app.default_command).parameters.values()
-    single = {f"--{each.name.replace('_', '-')}" for each in options if get_args(each.annotation)[0] == str | None}
+    single = {written(each.name) for each in options if get_args(each.annotation)[0] == str | None}
     kept: dict[object, list[str]] = {}
     words = iter(arguments)
     for word in words:

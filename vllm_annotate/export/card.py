@@ -47,7 +47,8 @@ def card(done: Export, output: Path, where: Path) -> str:
         table(["split", "file", "images", "objects"], _content(done)),
         f"Left out: {plain(left_out)}.\n" if (left_out := in_words(done.found)) else "",
         "## How the annotations were made\n",
-        table(["model", "revision", "recipe", "vLLM", "from", "to"], map(_maker, made_by(report.get("made_by")))),
+        table(["model", "revision", "recipe", "vLLM", "from", "to"], map(_maker, made_by(report.get("made_by"))))
+        or "Not recorded: the output had no report.json beside it.\n",
         *_quality(report.get("quality")),
         *_names(done),
         f"## Limits\n\n{LIMITS}",

@@ -63,8 +63,8 @@ class Labeled:
             return self
 
 
-def read_row(line: bytes) -> Labeled | str:
-    """Returns the image of a line, or why there is none."""
+def read_row(line: bytes, *, unparsed: bool = False) -> Labeled | str:
+    """Returns the image of a line, or why there is none; with `unparsed`, one without an annotation has no objects."""
     row = json_object(line)
     if row is None:
         return BROKEN
@@ -74,7 +74,9 @@ def read_row(line: bytes) -> Labeled | str:
     annotations = row.get("annotations") if isinstance(row.get("annotations"), dict) else {}
     objects = row.get("objects", (annotations or {}).get("objects"))
     if row.get("annotations_error") is True or not isinstance(objects, list):
-        return NO_ANNOTATION
+        if not unparsed:
+            return NO_ANNOTATION
+        objects = []
     read = [_named(item) for item in objects]
     flags = row.get("flags")
     return Labeled(
