@@ -58,7 +58,10 @@ def test_every_box_is_trained_on_its_name(
 )
 def test_the_caption_has_every_name_once(caption: str, names: list[str], expected: str) -> None:
     objects = tuple(Named(name, (0, 0, 1000, 1000)) for name in names)
-    record = grounding_of(Labeled("a.jpg", caption, "", objects, (10, 10), (), None, (), ""))
+    row = Labeled(
+        "a.jpg", caption, "", objects, (10, 10), flags=(), agreement=None, reviewed=False, invalid=(), text=""
+    )
+    record = grounding_of(row)
     assert record["grounding"]["caption"] == expected
     assert [text for text, _ in mmdetection(record)] == [name.lower() for name in names]
     if caption == "catalogue and cat":

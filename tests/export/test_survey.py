@@ -94,6 +94,28 @@ def test_sizes_that_are_missing_come_from_the_images_upright(
     assert (image["width"], image["height"]) == (30, 40)
 
 
+def test_rows_that_people_corrected_take_the_place_of_the_models(
+    write_output: Callable[..., Path], export: Callable[..., Done], tmp_path: Path
+) -> None:
+    unparsed = GOOD | {"image_path": "b.jpg", "annotations_error": True, "objects": []}
+    output = write_output(GOOD, unparsed, GOOD | {"image_path": "c.jpg"})
+    names = [("b.jpg", "first"), ("a.jpg", "dog"), ("b.jpg", "second"), ("gone.jpg", "x")]
+    corrected = [
+        GOOD | {"image_path": path, "reviewed": True, "objects": [{"name": name, "bbox": [0, 0, 9, 9]}]}
+        for path, name in names
+    ]
+    lines = [json.dumps(row) for row in corrected]
+    (tmp_path / "labeled.reviewed.jsonl").write_text("\n".join([lines[0], "torn {", *lines[1:]]))
+    done = export(output, "coco", tmp_path / "boxes.json", "--card", tmp_path / "README.md")
+    assert done.code == 0
+    assert "2 images as people corrected them" in done.out
+    assert exported(tmp_path / "boxes.json") == ["a.jpg", "b.jpg", "c.jpg"]
+    by_id = {each["id"]: each["name"] for each in json.loads((tmp_path / "boxes.json").read_text())["categories"]}
+    annotations = json.loads((tmp_path / "boxes.json").read_text())["annotations"]
+    assert [by_id[each["category_id"]] for each in annotations] == ["dog", "second", "cat"]
+    assert "People corrected 2 images" in (tmp_path / "README.md").read_text()
+
+
 def test_an_output_without_anything_to_export_is_refused_and_nothing_is_written(
     write_output: Callable[..., Path], export: Callable[..., Done], tmp_path: Path
 ) -> None:

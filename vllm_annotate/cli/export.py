@@ -126,6 +126,8 @@ def _show(done: "Export", console: Console) -> None:
         console.show(f"{done.images[split]} images, {done.objects[split]} objects: {path}")
     if done.config is not None:
         console.show(f"labelling config: {done.config}")
+    if done.found.reviewed:
+        console.show(f"{done.found.reviewed} images as people corrected them")
     if left_out := in_words(done.found):
         console.show(left_out)
 

@@ -21,7 +21,7 @@ SIZES = {  # Hugging Face's words for fewer images than
     10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M", 10**8: "10M<n<100M",
 }  # fmt: skip
 LIMITS = """\
-- A model wrote all names, boxes and rationales. Nobody has checked them, unless this card says so below.
+- A model wrote all names, boxes and rationales. {checked}
 - Names are free text, not classes: one thing can have several names, and one name can mean several things.
 - A missing box does not mean that the thing is not in the image.
 - Boxes are of the upright image: apply the EXIF orientation before you draw or train.
@@ -51,7 +51,7 @@ def card(done: Export, output: Path, where: Path) -> str:
         or "Not recorded: the output had no report.json beside it.\n",
         *_quality(report.get("quality")),
         *_names(done),
-        f"## Limits\n\n{LIMITS}",
+        f"## Limits\n\n{LIMITS.format(checked=_checked(done))}",
         f"## Licence\n\n{LICENCE}",
     ]
     return "\n".join(filter(None, parts))
@@ -95,6 +95,11 @@ def _maker(maker: Mapping[str, Any]) -> list[str]:
         str(maker.get("model")), str(maker.get("model_revision") or "unknown"), recipe, versions,
         str(maker["first"])[:10], str(maker["last"])[:10],
     ]  # fmt: skip
+
+
+def _checked(done: Export) -> str:
+    reviewed = done.found.reviewed
+    return f"People corrected {reviewed:,} images; nobody checked the others." if reviewed else "Nobody checked them."
 
 
 def _quality(quality: Any) -> list[str]:

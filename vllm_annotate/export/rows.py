@@ -41,6 +41,7 @@ class Labeled:
     size: tuple[int, int] | None  # width and height of the upright image, pixels
     flags: tuple[str, ...]
     agreement: float | None
+    reviewed: bool  # by a person
     invalid: tuple[str, ...]  # for each object that cannot be exported, why
     text: str  # the line
 
@@ -87,6 +88,7 @@ def read_row(line: bytes, *, unparsed: bool = False) -> Labeled | str:
         size=_size(row),
         flags=tuple(flag for flag in flags if isinstance(flag, str)) if isinstance(flags, list) else (),
         agreement=float(row["agreement"]) if _is_number(row.get("agreement")) else None,
+        reviewed=row.get("reviewed") is True,
         invalid=tuple(why for why in read if isinstance(why, str)),
         text=line.decode(errors="replace"),
     )

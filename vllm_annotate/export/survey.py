@@ -12,6 +12,7 @@ from vllm_annotate.export.columns import Kinds, add_kinds
 from vllm_annotate.export.rows import NO_SIZE, Labeled, read_row
 from vllm_annotate.export.selection import Selection, Splits, digest_of
 from vllm_annotate.grounding.names import Category, name_key
+from vllm_annotate.results.reviewed import Reviewed
 from vllm_annotate.storage.locations import ImageRoot
 
 CHUNK = 65_536
@@ -21,7 +22,7 @@ REPEATED, NOTHING_LEFT, RARE = "repeated image", "no object left", "rare name"
 
 @dataclass
 class Output:
-    """An output and what of it is exported."""
+    """An output and what of it is exported. Rows that people corrected take the place of the model's."""
 
     path: Path
     selection: Selection = field(default_factory=Selection)
@@ -32,6 +33,7 @@ class Output:
         # A run may append meanwhile: all passes read what is there now.
         self._bytes = self.path.stat().st_size
         self._repeated: frozenset[int] = frozenset()
+        self._reviewed = Reviewed(self.path)
 
     def _lines(self) -> Iterator[bytes]:
         with self.path.open("rb") as file:
@@ -41,7 +43,7 @@ class Output:
                 if left < 0:
                     return
                 if line.strip():
-                    yield line
+                    yield self._reviewed.in_place_of(line)
 
     def leave_out_repeated(self, paths: "Paths") -> bool:
         """Leaves out the later rows of an image, in all passes that follow; returns whether there are any."""
@@ -74,6 +76,7 @@ class Survey:
 
     images: int = 0
     objects: int = 0
+    reviewed: int = 0  # images as people corrected them
     spellings: Counter[str] = field(default_factory=Counter)
     all_names: bool = True  # whether `spellings` has them all
     left_out: Counter[str] = field(default_factory=Counter)
@@ -84,6 +87,7 @@ class Survey:
         """Counts a chosen image."""
         self.images += 1
         self.objects += len(row.objects)
+        self.reviewed += row.reviewed
         if self.columns is not None:
             add_kinds(self.columns, row.text)
         for item in row.objects:

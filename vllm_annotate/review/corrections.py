@@ -7,8 +7,8 @@ from typing import Any
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.results.lines import OUR_FIELDS, other_members, path_of
+from vllm_annotate.results.reviewed import reviewed_file
 from vllm_annotate.review.label_studio_export import Review, read_reviews
-from vllm_annotate.review.tasks import reviewed_file
 from vllm_annotate.storage.atomic import replacing, unfinished_name
 from vllm_annotate.storage.json_text import dumped, json_object, object_line
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
@@ -44,8 +44,10 @@ def import_reviews(output: Path, export: Path) -> Imported:
     lock = done.target.with_name(f".{unfinished_name(done.target.name)}.lock")
     try:
         with locked(lock):
-            _replace(done, rows)
-            lock.unlink()
+            try:
+                _replace(done, rows)
+            finally:
+                lock.unlink()
     except AlreadyLockedError as holder:
         raise UsageError(f"{done.target} is being written by {holder}: run this again when that is done") from None
     return done

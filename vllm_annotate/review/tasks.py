@@ -11,8 +11,8 @@ from vllm_annotate.export.rows import Labeled, read_row
 from vllm_annotate.export.survey import MAX_NAMES
 from vllm_annotate.grounding.names import Category, categories_of
 from vllm_annotate.results.doubt import doubt
-from vllm_annotate.results.lines import path_of
 from vllm_annotate.results.provenance import model_of
+from vllm_annotate.results.reviewed import Reviewed
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.new_files import check_new, creating
@@ -52,7 +52,7 @@ def write_tasks(output: Path, most: int, to: Path, image_root: ImageRoot | None,
 
 def _most_doubtful(output: Path, most: int) -> tuple[list[bytes], Counter[str]]:
     """Returns the lines, the most doubtful first and then in the order of the output, and the output's names."""
-    reviewed = paths_in(reviewed_file(output))
+    reviewed = Reviewed(output)
     heap: list[tuple[float, int, bytes]] = []
     spellings: Counter[str] = Counter()
     with output.open("rb") as file:
@@ -78,17 +78,3 @@ def _categories(rows: list[Labeled], spellings: Counter[str]) -> dict[str, Categ
     needed = categories_of(Counter(item.name for row in rows for item in row.objects))
     keys = dict.fromkeys([*needed, *known])
     return {key: known.get(key) or needed[key] for key in list(keys)[: max(MIN_LABELS, len(needed))]}
-
-
-def reviewed_file(output: Path) -> Path:
-    """Returns where the corrected rows of an output are."""
-    return output.with_name(f"{output.stem}.reviewed.jsonl")
-
-
-def paths_in(path: Path) -> set[str]:
-    """Returns the image paths of a file; empty if it does not exist."""
-    try:
-        with path.open("rb") as file:
-            return {found for line in file if (found := path_of(line)) is not None}
-    except FileNotFoundError:
-        return set()
