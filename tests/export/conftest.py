@@ -1,6 +1,7 @@
 """Outputs to export, and the command that exports them."""
 
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tests.cli.conftest import Done, command
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # datasets reads it when it is imported; the tests need no network
 __all__ = ["Done", "command"]  # a fixture
 NAMES = ("cat", "Cat", "沙发", "red  cup", "ﬁsh", "Straße", "قط", "🐈 <b>&amp;", 'a "quoted" name')
 

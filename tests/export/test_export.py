@@ -1,15 +1,21 @@
 """The command, for all formats."""
 
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.export.conftest import Done
 from vllm_annotate.cli import export as cli
 from vllm_annotate.export.export import FORMATS
 
+PROGRAM = "import sys; from vllm_annotate.cli.main import main; sys.exit(main(sys.argv[1:]))"
 Rows = list[dict[str, Any]]
 
 
@@ -50,6 +56,23 @@ def test_a_wrong_option_is_refused(
     assert done.code == 2
     assert message in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["labeled.jsonl"]
+
+
+def test_a_killed_export_leaves_no_file_and_the_same_command_then_writes_it(
+    rows: Rows, write_output: Callable[..., Path], export: Callable[..., Done], tmp_path: Path
+) -> None:
+    output = write_output(*(row | {"image_path": f"{n}/{row['image_path']}"} for n in range(500) for row in rows))
+    to = tmp_path / "boxes.json"
+    arguments = ["export", "--output", output, "--format", "coco", "--to", to]
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, arguments)], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".*.unfinished")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it was killed while it wrote"
+    assert not to.exists()
+    assert export(output, "coco", to).code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"labeled.jsonl", "boxes.json"}
 
 
 def test_options_that_are_missing_are_named(command: Callable[..., Done]) -> None:

@@ -45,3 +45,12 @@ def test_a_file_or_dangling_link_that_exists_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists and would be overwritten"), creating("--to", tmp_path / "a"):
         pass
     assert (tmp_path / "a").is_symlink()
+
+
+@pytest.mark.parametrize(("path", "why"), [("/proc/a", "No such file"), ("x" * 300, "File name too long")])
+def test_a_place_that_cannot_be_written_is_refused(path: str, why: str) -> None:
+    with (
+        pytest.raises(UsageError, match=f"--to .* cannot be written: {why}.*; choose a name"),
+        creating("--to", Path(path)),
+    ):
+        pass

@@ -69,7 +69,9 @@ def read_row(line: bytes, *, unparsed: bool = False) -> Labeled | str:
     row = json_object(line)
     if row is None:
         return BROKEN
-    path = path_of(line)
+    path = row.get("image_path")
+    if not isinstance(path, str) or "?" in path:  # which may have been half of a character
+        path = path_of(line)
     if not path:
         return NO_PATH
     annotations = row.get("annotations") if isinstance(row.get("annotations"), dict) else {}
@@ -113,11 +115,23 @@ def _named(item: Any) -> Named | str:
     """Returns an object, or why it cannot be exported. White space in names is collapsed: labels are compared."""
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         return NO_NAME
-    bbox = item.get("bbox")
-    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))):
-        return INVALID_BOX
-    left, top, right, bottom = (min(1000, max(0, side)) for side in bbox)
-    if not (left < right and top < bottom) or math.isclose(left, right) or math.isclose(top, bottom):
+    if (box := _box(item.get("bbox"))) is None:
         return INVALID_BOX
     name = " ".join(item["name"].split())
-    return Named(name, (left, top, right, bottom)) if name else NO_NAME
+    return Named(name, box) if name else NO_NAME
+
+
+def _box(bbox: Any) -> tuple[float, float, float, float] | None:
+    """Returns a box within the image, or None if it is none or has no area there."""
+    if not (isinstance(bbox, list) and len(bbox) == 4):
+        return None
+    left, top, right, bottom = bbox
+    if type(left) is type(top) is type(right) is type(bottom) is int:  # the usual case, fast
+        if 0 <= left < right <= 1000 and 0 <= top < bottom <= 1000:
+            return left, top, right, bottom
+    elif not all(map(_is_number, bbox)):
+        return None
+    left, top, right, bottom = (min(1000, max(0, side)) for side in bbox)
+    if left >= right or top >= bottom or math.isclose(left, right) or math.isclose(top, bottom):
+        return None
+    return left, top, right, bottom

@@ -18,19 +18,40 @@ def creating(option: str, *paths: Path) -> Iterator[list[Path]]:
     with ExitStack() as held, ExitStack() as written:
         for path in paths:
             check_new(option, path)
-            lock = path.with_name(f".{unfinished_name(path.name)}.lock")
-            try:
-                held.enter_context(locked(lock))
-            except AlreadyLockedError as holder:
-                raise UsageError(f"{option} {str(path)!r} is being written by {holder}: choose another") from None
-            held.callback(lock.unlink, missing_ok=True)
+            held.enter_context(_locked(option, path))
             check_new(option, path)  # another process may have finished it meanwhile
         yield [written.enter_context(replacing_path(path)) for path in paths]
 
 
+@contextmanager
+def _locked(option: str, path: Path) -> Iterator[None]:
+    """Locks out other processes that write the same file."""
+    lock = path.with_name(f".{unfinished_name(path.name)}.lock")
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(lock))
+        except AlreadyLockedError as holder:
+            raise UsageError(f"{option} {str(path)!r} is being written by {holder}: choose another") from None
+        except OSError as error:
+            raise _not_writable(option, path, error) from None
+        held.callback(lock.unlink, missing_ok=True)
+        yield
+
+
 def check_new(option: str, path: Path) -> None:
     """Raises UsageError if there is something at `path`, or no folder to write it in."""
-    if path.exists() or path.is_symlink():
+    try:
+        exists = path.exists() or path.is_symlink()
+    except OSError as error:  # such as a name that is too long
+        raise _not_writable(option, path, error) from None
+    if exists:
         raise UsageError(f"{option} {str(path)!r} exists and would be overwritten: choose another, or remove it")
     if not path.parent.is_dir():
         raise UsageError(f"the folder of {option} {str(path)!r} does not exist: create it, or correct the path")
+
+
+def _not_writable(option: str, path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"{option} {str(path)!r:.300} cannot be written: {error.strerror or error}; choose a name in a folder that "
+        "this user may write to"
+    )
