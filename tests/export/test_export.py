@@ -75,6 +75,21 @@ def test_a_killed_export_leaves_no_file_and_the_same_command_then_writes_it(
     assert {path.name for path in tmp_path.iterdir()} == {"labeled.jsonl", "boxes.json"}
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_disk_without_room_is_refused_in_words_and_nothing_is_left(
+    form: str, rows: Rows, write_output: Callable[..., Path], tmp_path: Path
+) -> None:
+    output = write_output(*(row | {"image_path": f"{n}/{row['image_path']}"} for n in range(20) for row in rows))
+    to = tmp_path / "exported.x"
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); {PROGRAM}"
+    arguments = ["export", "--output", output, "--format", form, "--to", to]
+    done = subprocess.run([sys.executable, "-c", limit, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {to}: File too large")
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["labeled.jsonl"]
+
+
 def test_options_that_are_missing_are_named(command: Callable[..., Done]) -> None:
     done = command("export", "--format", "coco")
     assert done.code == 2

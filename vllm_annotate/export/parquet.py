@@ -11,6 +11,7 @@ from polars.io.plugins import register_io_source
 from vllm_annotate.export.about import About
 from vllm_annotate.export.columns import schema_of, typed
 from vllm_annotate.export.rows import Labeled
+from vllm_annotate.inputs.polars_faults import polars_faults
 
 SCHEMA: dict[str, Any] = {
     "image_path": pl.String,
@@ -51,4 +52,5 @@ def write(path: Path, rows: Iterable[Labeled], about: About) -> None:
             yield pl.DataFrame(group, schema=schema)
         yield pl.DataFrame(schema=schema)  # a split may be empty
 
-    register_io_source(groups, schema=schema).sink_parquet(path, row_group_size=GROUP_ROWS)
+    with polars_faults(path):
+        register_io_source(groups, schema=schema).sink_parquet(path, row_group_size=GROUP_ROWS)

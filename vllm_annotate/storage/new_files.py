@@ -1,11 +1,13 @@
 """Files that a command makes: all of them whole, or none, and never over what is there."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.storage.atomic import replacing_path, unfinished_name
+from vllm_annotate.storage.disk_errors import disk_is_full
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
 
 
@@ -20,7 +22,14 @@ def creating(option: str, *paths: Path) -> Iterator[list[Path]]:
             check_new(option, path)
             held.enter_context(_locked(option, path))
             check_new(option, path)  # another process may have finished it meanwhile
-        yield [written.enter_context(replacing_path(path)) for path in paths]
+        unfinished = [written.enter_context(replacing_path(path)) for path in paths]
+        try:
+            yield unfinished
+        except OSError as error:
+            full = disk_is_full(error) or error.errno == errno.EFBIG
+            if full and paths and error.filename in (None, *map(str, unfinished)):  # a write names no file
+                error.filename = str(paths[0])
+            raise
 
 
 @contextmanager
