@@ -86,8 +86,8 @@ def write_config(path: Path, about: About) -> None:
     labels = list(dict.fromkeys(label_of(category.name) for category in about.categories.values()))
     if len(labels) > MAX_LABELS:
         raise UsageError(
-            f"{len(labels)} names are too many for Label Studio, whose page lists up to {MAX_LABELS}: choose some with "
-            "--names or --min-count, or review the most doubtful images alone"
+            f"{len(labels)} names are too many for Label Studio, whose page lists up to {MAX_LABELS}: export fewer "
+            "names with --names or --min-count, or review fewer images"
         )
     lines = "\n".join(f"    <Label value={quoteattr(label)}/>" for label in labels)
     path.write_text(CONFIG.format(labels=lines), encoding="utf-8")
