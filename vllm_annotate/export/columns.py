@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.results.lines import OUTPUT_FIELDS
+from vllm_annotate.export.rows import RUN_FIELDS
 from vllm_annotate.storage.json_text import loads, raw_members
 
 OURS = {"image_path", "caption", "rationale", "objects", "width", "height", "flags", "agreement"}
@@ -47,8 +47,8 @@ def add_kinds(kinds: Kinds, text: str) -> None:
 
 def others(text: str) -> Iterator[tuple[str, str]]:
     """Yields name and value, as written, of the columns that are not ours. One named as a column here gets a prefix."""
-    for name, (_, value) in raw_members(text).items():
-        if name not in OUTPUT_FIELDS and name != "agreement":
+    for name, (_, value) in raw_members(text).items() if text else ():
+        if name not in RUN_FIELDS:
             yield (f"input_{name}" if name in OURS else name), value
 
 

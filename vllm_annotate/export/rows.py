@@ -6,11 +6,12 @@ from typing import Any
 
 from vllm_annotate.errors import ImageFailure
 from vllm_annotate.images.prepare import upright_size
-from vllm_annotate.results.lines import path_of
+from vllm_annotate.results.lines import OUTPUT_FIELDS, path_of
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.locations import ImageRoot
 
 MAX_SIDE = 1_000_000  # pixels; no image is larger, and a broken number may have any size
+RUN_FIELDS = OUTPUT_FIELDS.keys() | {"agreement"}
 BROKEN, NO_PATH, NO_ANNOTATION = "broken line", "no image path", "no annotation"
 NO_SIZE = "no width and height"
 INVALID_BOX, NO_NAME = "invalid box", "no name"
@@ -43,7 +44,7 @@ class Labeled:
     agreement: float | None
     reviewed: bool  # by a person
     invalid: tuple[str, ...]  # for each object that cannot be exported, why
-    text: str  # the line
+    text: str  # the line; empty if it has no columns but those of a run
 
     def pixels(self, item: Named) -> list[float]:
         """Returns a box in pixels, left, top, right, bottom, to a hundredth."""
@@ -92,7 +93,7 @@ def read_row(line: bytes, *, unparsed: bool = False) -> Labeled | str:
         agreement=float(row["agreement"]) if _is_number(row.get("agreement")) else None,
         reviewed=row.get("reviewed") is True,
         invalid=tuple(why for why in read if isinstance(why, str)),
-        text=line.decode(errors="replace"),
+        text="" if row.keys() <= RUN_FIELDS else line.decode(errors="replace"),
     )
 
 
