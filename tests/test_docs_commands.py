@@ -39,8 +39,9 @@ NOT_RUN = {  # how a command begins → why no test runs it
     "python -m vllm.entrypoints.openai.api_server ": "fails, as its page says, in a real vLLM",
 }
 RUN_HERE = (
-    "README.md", "contributing.md", "evaluation.md", "object-storage.md", "observability.md", "output.md",
-    "quickstart.md", "resume.md", "proof.md", "scale-out.md", "servers.md", "three-24gb-gpus.md", "troubleshooting.md",
+    "README.md", "contributing.md", "evaluation.md", "export.md", "object-storage.md", "observability.md", "output.md",
+    "pilot.md", "proof.md", "quickstart.md", "resume.md", "review.md", "scale-out.md", "servers.md",
+    "three-24gb-gpus.md", "troubleshooting.md",
 )  # fmt: skip
 
 
@@ -185,6 +186,23 @@ def test_evaluation(place: Place) -> None:
     assert "24 images scored." in place.run(evaluate)
     assert "Every box of the truth was found" in (place.folder / "labeled.evaluation.html").read_text()
     assert "A and B are equally good." in place.run(compare)
+def test_export(place: Place) -> None:
+    place.annotate()
+    for command in commands("export.md"):
+        place.run(command)
+    made = {path.name for path in place.folder.iterdir()}
+    assert {"boxes.json", "clean.json", "split.train.json", "split.val.json", "split.test.json"} <= made
+    assert "24 images with" in (place.folder / "hub" / "README.md").read_text()
+
+
+def test_review(place: Place) -> None:
+    place.annotate()
+    to_review, back = commands("review.md")
+    assert "24 images to review" in place.run(to_review)
+    tasks = json.loads((place.folder / "tasks.json").read_text())
+    accepted = [{"data": task["data"], "annotations": [{"result": task["predictions"][0]["result"]}]} for task in tasks]
+    (place.folder / "project-1.json").write_text(json.dumps(accepted))
+    assert "24 images reviewed" in place.run(back)
 
 
 def test_observability(place: Place) -> None:

@@ -16,9 +16,9 @@ LAYERS = """
 deployments
 flows cli
 blocks
-pipeline
+pipeline review
 evaluation
-report
+report export
 telemetry
 results
 job

@@ -31,6 +31,8 @@ COMMANDS = {  # name → its module, and what it does. Modules are imported when
     "retry": ("retry", "Retry the images in the failures file of an output."),
     "merge-shards": ("merge_shards", "Merge the shards of an output, in the order of the input."),
     "reparse": ("reparse", "Re-parse the stored answers of an output, without calling the model."),
+    "export": ("export", "Write an output in the format of a trainer or a tool for labelling."),
+    "review": ("review", "Have people correct the most doubtful answers in Label Studio."),
     "report": ("report", "Rebuild report.html of an output."),
     "evaluate": ("evaluate", "Score the boxes of an output against a truth."),
     "compare": ("compare", "Compare two outputs of one input."),

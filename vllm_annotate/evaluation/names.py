@@ -1,12 +1,12 @@
 """Names of objects, as numbers: equal for names that differ only in case, width or spaces, or are synonyms."""
 
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.grounding.names import name_key
 from vllm_annotate.storage.yaml_fields import parsed
 
 MOST_BYTES = 1 << 20
@@ -27,25 +27,19 @@ class Names:
         self._numbers: dict[str, int] = {}  # both names as written and normalised ones
         for group in read_groups(synonyms) if synonyms else ():
             number = self.number(group[0])
-            self._numbers |= {normalised(name): number for name in group}
+            self._numbers |= {name_key(name): number for name in group}
 
     def number(self, name: str) -> int:
         """The number of a name."""
         number = self._numbers.get(name)
         if number is None:
-            same = normalised(name)
+            same = name_key(name)
             number = self._numbers.get(same)
             if number is None:
                 number = self._numbers[same] = len(self.texts)
                 self.texts.append(" ".join(name.split()))
             self._numbers[name] = number
         return number
-
-
-def normalised(name: str) -> str:
-    """The name with compatible characters unified, without case, with single spaces."""
-    folded = unicodedata.normalize("NFKC", name).casefold()
-    return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
 def read_groups(path: Path) -> list[list[str]]:
@@ -73,5 +67,5 @@ def _check_apart(groups: list[list[str]], named: str) -> None:
     seen: dict[str, Any] = {}
     for number, group in enumerate(groups):
         for name in group:
-            if seen.setdefault(normalised(name), number) != number:
+            if seen.setdefault(name_key(name), number) != number:
                 raise UsageError(f"{named} has {name!r} in two groups: join the groups, or remove it from one")

@@ -18,7 +18,7 @@ from vllm_annotate.images.files import read_image
 from vllm_annotate.images.hints import what_it_is
 from vllm_annotate.images.jpeg import plain_jpeg
 from vllm_annotate.images.metadata import readings
-from vllm_annotate.images.upright import upright
+from vllm_annotate.images.upright import Upright, upright
 from vllm_annotate.recipe.image_budget import ImageBudget
 from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.shortage import is_shortage
@@ -136,6 +136,18 @@ def thumbnail(
         if len(jpeg) <= max_bytes:
             break
     return jpeg, small.size
+
+
+def upright_size(image_root: ImageRoot, image_path: str) -> tuple[int, int]:
+    """Returns width and height of the upright image. Raises ImageFailure as `prepare` does."""
+    _set_up_pillow()
+    shown = _decoded(read_image(image_root, image_path), lambda image, _: _measured(image))
+    return shown.width, shown.height
+
+
+def _measured(image: ImageFile.ImageFile) -> Upright:
+    _check_pixels(image)
+    return upright(image)
 
 
 def _reduced(image: ImageFile.ImageFile, side: int) -> Image.Image:

@@ -58,5 +58,11 @@ def makers_in(report: Path) -> Makers:
         return []
 
 
+def model_of(output: Path) -> str:
+    """Returns the model that last added to an output, from the report beside it; empty if unknown."""
+    makers = makers_in(output.with_name(f"{output.stem}.report.json"))
+    return str(makers[-1].get("model") or "") if makers else ""
+
+
 def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if name not in PERIOD}

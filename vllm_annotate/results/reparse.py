@@ -1,7 +1,5 @@
 """Parses the stored texts of an output again without the model: with a newer parser, or for another family."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,8 @@ from vllm_annotate.grounding.quality import Quality
 from vllm_annotate.recipe.families import FAMILIES, Family, resolve_family
 from vllm_annotate.recipe.guard import read_recipe
 from vllm_annotate.results.lines import OUR_FIELDS, other_members
-from vllm_annotate.storage.atomic import replacing, unfinished_name
 from vllm_annotate.storage.json_text import dumped, json_object, object_line, raw_members
-from vllm_annotate.storage.lock import AlreadyLockedError, locked
+from vllm_annotate.storage.new_files import creating
 from vllm_annotate.storage.workspace import Workspace
 
 KEPT = ("vlm_output", "width", "height", "sent_size", "sent_as")
@@ -45,10 +42,8 @@ def reparse(source: Path, target: Path, family: Family) -> Quality:
     Lines without a `vlm_output` are copied unchanged. Raises UsageError if a row lacks the sizes that parsing needs.
     """
     _check_file(source)
-    if target.exists():
-        raise UsageError(f"output {str(target)!r} exists and would be overwritten: choose another")
     quality = Quality()
-    with _exclusive(target), source.open("rb") as lines, replacing(target) as file:
+    with source.open("rb") as lines, creating("output", target) as [unfinished], unfinished.open("wb") as file:
         for number, line in enumerate(lines, start=1):
             row = json_object(line)
             if row is None or not isinstance(row.get("vlm_output"), str):
@@ -61,19 +56,6 @@ def reparse(source: Path, target: Path, family: Family) -> Quality:
             answer = kept.pop("vlm_output")
             file.write(object_line(*other_members(text, *OUR_FIELDS), answer, dumped(fields), *kept.values()))
     return quality
-
-
-@contextmanager
-def _exclusive(target: Path) -> Iterator[None]:
-    """Locks out other processes that write the same file."""
-    lock = target.with_name(f".{unfinished_name(target.name)}.lock")
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked(lock))
-        except AlreadyLockedError as holder:
-            raise UsageError(f"output {str(target)!r} is being written by {holder}: choose another") from None
-        held.callback(lock.unlink)
-        yield
 
 
 def reparsed(row: dict[str, Any], family: Family, where: str) -> dict[str, Any]:

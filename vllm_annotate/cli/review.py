@@ -1,0 +1,82 @@
+"""`vllm-annotate review`: gives people the most doubtful answers, and takes back what they corrected.
+
+Exit codes: 0 done; 1 done, but some images or boxes were left out; 2 refused, nothing written.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+
+from vllm_annotate.cli.console import Console
+from vllm_annotate.cli.export import count_of, existing, image_root_of
+from vllm_annotate.cli.interrupts import Interrupts
+from vllm_annotate.cli.options import command, option
+from vllm_annotate.errors import UsageError
+
+MOST = "200"
+NAMED = 5  # images in a message
+
+
+def app() -> App:
+    """The command's options."""
+    return command(
+        "review",
+        "Write the most doubtful answers as tasks for Label Studio, or read what people corrected there.",
+        [
+            option("output", "An output of annotate."),
+            option("to", "The new file for the tasks; the labelling config is written beside it."),
+            option("most", f"How many images to review. (default: {MOST})"),
+            option("image_url", "What goes before the image path in the tasks, such as https://host/images/ or "
+                   "/data/local-files/?d=images/."),
+            option("image_root", "Folder with the images, for rows of old outputs without width and height."),
+            option("from_", "What Label Studio exported, as JSON or JSON-MIN. Corrected rows go to "
+                   "labeled.reviewed.jsonl beside the output."),
+        ],
+    )  # fmt: skip
+
+
+def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> int:
+    """Writes tasks or corrected rows; returns the exit code."""
+    if not given.get("output"):
+        raise UsageError("--output: required")
+    if bool(given.get("to")) == bool(given.get("from_")):
+        raise UsageError("set --to to write tasks, or --from to read what was corrected")
+    output = existing(given["output"])
+    return _read(output, given, console) if given.get("from_") else _write(output, given, console)
+
+
+def _write(output: Path, given: Mapping[str, Any], console: Console) -> int:
+    from vllm_annotate.review.tasks import MAX_TASKS, write_tasks
+
+    most, to = count_of("--most", given.get("most") or MOST), Path(given["to"]).expanduser()
+    if most > MAX_TASKS:
+        raise UsageError(f"--most {most} is more than anyone reviews: write at most {MAX_TASKS}, or export all")
+    root = image_root_of(given.get("image_root"))
+    images, without_size = write_tasks(output, most, to, root, given.get("image_url") or "")
+    console.show(f"{images} images to review: {to}\nlabelling config: {to.with_suffix('.xml')}")
+    if without_size:
+        console.show(f"left out: {without_size} without width and height; set --image-root")
+    return 1 if without_size else 0
+
+
+def _read(output: Path, given: Mapping[str, Any], console: Console) -> int:
+    from vllm_annotate.review.corrections import import_reviews
+
+    done = import_reviews(output, Path(given["from_"]).expanduser())
+    replaced = f", {done.replaced} of them in place of an earlier review" if done.replaced else ""
+    console.show(f"{done.images} images reviewed{replaced}: {done.target}")
+    if done.not_reviewed:
+        console.show(f"{done.not_reviewed} tasks not reviewed")
+    if done.invalid_boxes:
+        console.show(f"left out: {done.invalid_boxes} boxes without a label, or outside the image")
+    if done.unknown:
+        some = ", ".join(map(repr, done.unknown[:NAMED])) + (", …" if len(done.unknown) > NAMED else "")
+        console.show(f"left out: {len(done.unknown)} images that {output} does not have: {some}")
+    return 1 if done.unknown or done.invalid_boxes else 0
+
+
+def interrupted(_: Mapping[str, Any]) -> str:
+    """The state after an interrupt."""
+    return "nothing was written"

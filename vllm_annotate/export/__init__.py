@@ -1,0 +1,1 @@
+"""An output → the files that trainers and tools for labelling read."""

@@ -1,0 +1,37 @@
+"""Rows that people corrected, beside the output that the model wrote."""
+
+from pathlib import Path
+
+from vllm_annotate.results.lines import path_of
+
+
+def reviewed_file(output: Path) -> Path:
+    """Returns where the corrected rows of an output are."""
+    return output.with_name(f"{output.stem}.reviewed.jsonl")
+
+
+class Reviewed:
+    """The corrected rows of an output. Holds their places, not the rows: people review thousands at most."""
+
+    def __init__(self, output: Path) -> None:
+        self._file = reviewed_file(output)
+        self._places: dict[str, int] = {}
+        if self._file.is_file():
+            with self._file.open("rb") as lines:
+                at = 0
+                for line in lines:
+                    if (path := path_of(line)) is not None:
+                        self._places[path] = at
+                    at += len(line)
+
+    def __contains__(self, image_path: str) -> bool:
+        return image_path in self._places
+
+    def in_place_of(self, line: bytes) -> bytes:
+        """Returns the corrected row of the same image, or the line itself. Of several corrected ones, the last."""
+        at = self._places.get(path_of(line) or "") if self._places else None
+        if at is None:
+            return line
+        with self._file.open("rb") as lines:
+            lines.seek(at)
+            return lines.readline()

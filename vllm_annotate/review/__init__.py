@@ -1,0 +1,1 @@
+"""People correct the most doubtful answers in Label Studio."""
