@@ -55,6 +55,7 @@ def outcome(
         proof=proofs(run),
         bottleneck=telemetry.bottleneck.verdict(),
         telemetry=telemetry_figures(telemetry),
+        input=str(run.job.input),
     )
 
 

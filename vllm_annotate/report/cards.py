@@ -14,6 +14,7 @@ from vllm_annotate.report.text import text_of
 
 MOST_BYTES, BYTES_A_BOX, BYTES_A_CARD = 9_000_000, 400, 1500  # of all cards; per box; per card, beside its texts
 MOST_FILTERS = 40
+NOT_FLAGGED = "nothing flagged"
 Card = dict[str, Any]
 
 
@@ -35,7 +36,7 @@ def card_of(example: Example) -> Card:
     """The template's data for one image."""
     row = example.row
     failed = failure_of(row) if "failure" in row else None
-    marks = [f"failed: {failed['kind']}"] if failed else marks_of(row) or ["nothing flagged"]
+    marks = [f"failed: {failed['kind']}"] if failed else marks_of(row) or [NOT_FLAGGED]
     annotations = row.get("annotations")
     rationale = annotations.get("rationale") if isinstance(annotations, dict) else None
     return {
@@ -65,11 +66,17 @@ def card_of(example: Example) -> Card:
 def filters_of(cards: list[Card]) -> list[tuple[str, int]]:
     """(name, count) of each filter, the first for all cards; adds the numbers of its filters to each card."""
     counts = Counter(mark for card in cards for mark in card["marks"]).most_common(MOST_FILTERS)
-    filters = [("all", len(cards)), *sorted(counts)]
+    filters = [("all", len(cards)), *sorted(counts, key=_filter_order)]
     numbers = {name: number for number, (name, _) in enumerate(filters)}
     for card in cards:
         card["filters"] = [numbers[mark] for mark in card["marks"] if mark in numbers]
     return filters
+
+
+def _filter_order(filter_: tuple[str, int]) -> tuple[bool, bool, int, str]:
+    """Flags by frequency, then failures, then what is not flagged."""
+    name, count = filter_
+    return name == NOT_FLAGGED, name.startswith("failed: "), -count, name
 
 
 def _size(card: Card) -> int:
