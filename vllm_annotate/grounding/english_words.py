@@ -46,10 +46,16 @@ FINITE = _set(
     is are was were stands stand sits sit lies lie rests rest hangs hang appears appear floats hovers flies
     """
 )
-GLUE = ADVERBS | VERBS
+ACTIONS = _set(
+    """
+    plays playing sleeps sleeping waits waiting grows growing swims swimming
+    """
+)
+GLUE = ADVERBS | VERBS | ACTIONS
 RELATIVE = frozenset(["which", "that", "who"])
 OPENERS = frozenset([",", ":", "—", "–", "while", "whereas", "where", "shows", "depicts", "features", "see", "(", '"'])
-FOLLOWING = FUNCTION_WORDS | GLUE | frozenset([",", ":", "—", "–", "(", ")", '"'])
+SEEN = _set("wears wearing holds holding carries looks watches reads shows")  # may follow a noun
+FOLLOWING = FUNCTION_WORDS | GLUE | SEEN | frozenset([",", ":", "—", "–", "(", ")", '"'])
 THERE_IS = (["there", "is"], ["there", "are"])
 PREPOSITIONS = _set(
     """

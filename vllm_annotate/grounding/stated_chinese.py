@@ -14,14 +14,14 @@ BROKEN = re.compile(r"(?<=[边侧方面下角])[,，](?=[有是])")  # 在画面
 SENTENCE_ENDS = re.compile(r"[。！？；.!?;\n]")
 SIDE = re.compile(
     r"(?:正|紧靠|紧挨|紧邻)?(?:(?P<corner>[左右][上下])(?:角|方|侧|边|部)|(?P<side>[左右上下])(?:手边|半部分|半部|部|方|边|侧|面)"
-    r"|(?P<under>底下|之下)|(?P<over>之上)|(?P<inside>里面|里边|里头|内部|之内|当中|之中|里|内|中))"
+    r"|(?P<end>[顶底]部)|(?P<under>底下|之下)|(?P<over>之上)|(?P<inside>里面|里边|里头|内部|之内|当中|之中|里|内|中))"
 )
 HOLDS = re.compile(r"(?:里面)?(?:包含|装着|装有|盛着|盛有)(?:着|了)?")
 UNCERTAIN = re.compile(
     r"[不没未无若或镜]|如果|假如|假设|可能|也许|大概|似乎|好像|倒影|视角|角度"
     r"|描述|应该|应当|本来|原本|除了|看起来像"
 )
-RELATIONS = {"左": "left", "右": "right", "上": "above", "下": "below"}
+RELATIONS = {"左": "left", "右": "right", "上": "above", "下": "below", "顶": "above", "底": "below"}
 IMAGES = ("整个画面", "画面", "图片", "图像", "照片", "图中", "画幅", "图")
 MEASURES = "只个条张辆把件座棵位名头匹艘架台块盏本瓶朵幅根株群排顶双间栋片杯盘碗盆"
 MODIFIER = re.compile(
@@ -31,7 +31,7 @@ MODIFIER = re.compile(
 ATTRIBUTE = re.compile(MODIFIER.pattern + r"\Z")
 AT = ("位于", "坐落于", "处于", "在")
 BEFORE_AT = (
-    "摆放", "放置", "悬挂", "出现", "停放", "停泊", "矗立", "漂浮", "悬浮", "分布", "生长", "坐落", "安静地",
+    "摆放", "放置", "悬挂", "出现", "高悬", "停放", "停泊", "矗立", "漂浮", "悬浮", "分布", "生长", "坐落", "安静地",
     "站", "坐", "躺", "趴", "放", "摆", "停", "挂", "蹲", "卧", "立", "飘", "靠", "飞", "铺",
     "正", "就", "则", "都", "也", "被",
 )  # fmt: skip
@@ -39,6 +39,7 @@ SHOWS = re.compile(
     r"(?:则|还|便|就|正|都)?(?:是|有|为|可见|可以看到|能看到"
     r"|(?:摆放|停放|悬挂|放置|漂浮|站|坐|躺|趴|放|摆|停|挂|蹲|卧|立|飘|长|铺|装|盛)(?:着|有|了))+"
 )
+PLACES = ("图中", "画面中", "画面里", "图片中", "照片中")
 JOINED = ("和", "与", "及", "而", "但", "跟")
 AFTER_NOUN = re.compile(r"\Z|[和与及在并而且站坐躺趴]")
 
@@ -68,8 +69,8 @@ def _in_clause(clause: str, names: Sequence[str], text: str) -> Iterator[Stated]
 
 
 def _relations(match: re.Match[str]) -> list[str]:
-    if sides := match["corner"] or match["side"]:
-        return [RELATIONS[side] for side in sides]
+    if sides := match["corner"] or match["side"] or match["end"]:
+        return [RELATIONS[side] for side in sides if side in RELATIONS]
     return ["inside" if match["inside"] else "above" if match["over"] else "below"]
 
 
@@ -107,7 +108,7 @@ def _subject(text: str, names: Sequence[str]) -> str | None:
     if name is None:
         return None
     rest = ATTRIBUTE.sub("", text[: -len(name)], count=1)
-    own = rest == "" or text[: -len(name)].endswith("的") or rest.endswith(JOINED)
+    own = rest in ("", *PLACES) or text[: -len(name)].endswith("的") or rest.endswith(JOINED)
     return name if own else None
 
 

@@ -155,12 +155,13 @@ def _inverted(sentence: list[str], phrase: _Phrase, names: dict[Words, str]) -> 
         if found is None:
             return None
         other, end = found
+    opens = phrase.start == 0 and sentence[end : end + 1] == [","]  # to the right of the tree, a child plays
     end += sentence[end : end + 1] == [","]
     end += sentence[end : end + 1] == ["there"]
     verbs = end
     while end < len(sentence) and sentence[end] in VERBS:
         end += 1
-    subject = _noun(sentence, end, names) if end > verbs else None
+    subject = _noun(sentence, end, names) if end > verbs or opens else None
     return None if subject is None else (subject[0], other)
 
 
