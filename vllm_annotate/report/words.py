@@ -68,8 +68,8 @@ CHINESE = {
     "bottom right": "右下",
     # run
     "The last run": "最近一次运行",
-    "had nothing to do; these are the figures of the last run that had.": (
-        "的运行没有需要处理的图片；以下是此前一次运行的数据。"
+    "The run of … had nothing to do; these are the figures of the last one that had.": (
+        "… 的运行没有需要处理的图片；以下是此前有图片可处理的最近一次运行的数据。"
     ),
     "answered": "已回答",
     "already answered": "此前已回答",
