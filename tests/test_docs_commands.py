@@ -186,6 +186,8 @@ def test_evaluation(place: Place) -> None:
     assert "24 images scored." in place.run(evaluate)
     assert "Every box of the truth was found" in (place.folder / "labeled.evaluation.html").read_text()
     assert "A and B are equally good." in place.run(compare)
+
+
 def test_export(place: Place) -> None:
     place.annotate()
     for command in commands("export.md"):

@@ -47,7 +47,8 @@ def test_it_holds_what_a_worker_needs(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
         "flows/annotate.py", "blocks/vllm_server.py", "deployments/prefect.yaml", "deployments/setup.py",
-        "deployments/systemd/prefect-worker.service", "vllm_annotate/report/page.html.j2", "vllm_annotate/py.typed",
+        "deployments/systemd/prefect-worker.service", "vllm_annotate/report/templates/base.html.j2",
+        "vllm_annotate/py.typed",
     } <= names  # fmt: skip
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "demo"))]
 

@@ -22,7 +22,8 @@ def test_an_answer_is_counted_by_its_content() -> None:
     quality.add(ANSWER)
     quality.add({"objects": [], "annotations_error": True})
     assert quality.summary() == {
-        "answers": 2, "parse_stages": {"json": 1, "failed": 1}, "flags": {"swapped": 1}, "attempts": {"1": 1, "2": 1},
+        "answers": 2, "parse_stages": {"json": 1, "failed": 1}, "flags": {"swapped": 1}, "flagged": 1,
+        "attempts": {"1": 1, "2": 1},
         "objects": 1, "objects_an_image": {"0": 1, "1": 1}, "names": {"cat": 1}, "distinct_names": 1,
         "areas": {"middle left": 1}, "mean_box_share": 0.5,
     }  # fmt: skip

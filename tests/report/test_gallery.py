@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from vllm_annotate.report import gallery
-from vllm_annotate.report.gallery import MOST, choose_rows, newest_parts, newest_rows, spread_lines
+from vllm_annotate.report.gallery import MOST, choose_rows, doubtful_first, newest_parts, newest_rows, spread_lines
+from vllm_annotate.results.doubt import doubt
 from vllm_annotate.storage.workspace import Workspace
+
+SOUND: dict[str, Any] = {"objects": [{"name": "cat", "bbox": [100, 100, 400, 400]}]}
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -71,3 +74,11 @@ def test_the_newest_parts_belong_to_the_last_chunks(workspace: Workspace) -> Non
         (workspace.parts / f"{number:06d}.failures.jsonl").touch()
     assert [path.name for path in newest_parts(workspace, "jsonl")][:2] == ["000029.jsonl", "000028.jsonl"]
     assert newest_parts(workspace, "failures.jsonl")[0].name == "000029.failures.jsonl"
+
+
+def test_no_kind_of_doubt_crowds_out_another() -> None:
+    rows = [SOUND | {"flags": ["truncated"]}] * 20 + [SOUND | {"flags": ["swapped"]}] * 2 + [SOUND]
+    rows += [{"objects": [], "annotations_error": True}] * 20
+    first = doubtful_first(rows)[:3]
+    assert [doubt(row) for row in first] == [1, doubt(rows[0]), doubt(rows[20])]
+    assert doubtful_first(rows)[-1] == SOUND

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from vllm_annotate.report.charts import Line, chart
+from vllm_annotate.report.charts import HEIGHT, Line, chart
 from vllm_annotate.report.gallery import Example, with_images
 from vllm_annotate.report.markdown import plain, samples
 from vllm_annotate.report.page import page
@@ -148,3 +148,30 @@ def test_two_hundred_images_of_noise_stay_under_ten_megabytes(length: int, fewes
 @pytest.mark.parametrize("points", [[], [(0.0, None)], [(5.0, 0.0)], [(0.0, 1e9), (1.0, None), (2.0, 3.0)]])
 def test_a_chart_of_anything_is_an_svg(points: list[tuple[float, float | None]]) -> None:
     assert Parsed(chart("x", [Line("a", points)])).tags[0] == "svg"
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1.0, 3.7, 9.0, 61.0, 100.0, 599.0, 3600.0, 5000.0, 86_400.0, 500_000.0, 1e7])
+def test_the_labels_of_a_time_axis_are_round_and_differ(seconds: float) -> None:
+    drawn = chart("x", [Line("a", [(0, 1.0), (seconds, 2.0)])])
+    labels = re.findall(rf'y="{HEIGHT - 6:.1f}"[^>]*>([^<]*)</text>', drawn)
+    assert 2 <= len(labels) <= 7, labels
+    assert len(set(labels)) == len(labels), labels
+
+
+@pytest.mark.parametrize("most", [0.3, 1, 3, 7, 9, 13, 77, 130, 999, 4321, 98_765])
+def test_the_labels_of_a_value_axis_are_round(most: float) -> None:
+    drawn = chart("x", [Line("a", [(0, 0.0), (9, most)])])
+    labels = [label.replace(",", "") for label in re.findall(r'text-anchor="end"[^>]*>([^<]*)</text>', drawn)]
+    assert len(set(labels)) == len(labels) == 5
+    assert all(len(label.strip("0.kM").replace(".", "")) <= 2 for label in labels), labels
+
+
+def test_counts_are_bars_with_thousands_separated() -> None:
+    quality = {"parse_stages": {"json": 12_345}, "flags": {"swapped": 1234}, "names": {"cat": 2500, "dog": 1250},
+               "areas": {"top left": 75, "middle centre": 25}, "answers": 12_345, "objects": 5000,
+               "distinct_names": 1500, "objects_an_image": {"1": 12_000, "10": 300, "31": 45}}  # fmt: skip
+    text = page(REPORT.model_copy(update={"quality": quality}), [], [], "t").decode()
+    assert re.search(r'--share:50.0%"><span dir="auto">dog</span><span>1,250 <span[^>]*>25.0 %', text)
+    assert "and 1,498 more" in text
+    assert re.search(r"10 \+</span><span>345", text)
+    assert re.search(r'--share:0.6">75 %.*--share:0.2">25 %', text, re.DOTALL)

@@ -1,33 +1,51 @@
-"""The order in which people should look."""
+"""The order in which people look at rows."""
 
-import random
 from typing import Any
 
 import pytest
 
-from vllm_annotate.results.doubt import doubt
+from vllm_annotate.grounding.box_checks import FLAGS
+from vllm_annotate.results.doubt import MILD_FLAGS, WRONG_FLAGS, doubt
 
-BIG, TINY = ({"name": "cat", "bbox": [0, 0, side, side]} for side in (500, 10))
-ROWS: list[dict[str, Any]] = [  # most doubtful first
-    {"agreement": 0.1, "objects": [BIG]},
-    {"flags": ["swapped", "beyond_edge", "truncated"], "objects": [BIG]},
-    {"flags": ["swapped"], "objects": [BIG]},
-    {"annotations_error": True, "objects": []},
-    {"objects": [TINY, TINY]},
-    {"agreement": 0.7, "flags": ["swapped"], "objects": [TINY]},
-    {"objects": [TINY, BIG]},
-    {"objects": [BIG], "flags": ["several_answers"]},
-]
+SOUND: dict[str, Any] = {"objects": [{"name": "cat", "bbox": [100, 100, 400, 400]}]}
+TINY = {"objects": [{"name": "cat", "bbox": [100, 100, 106, 400]}]}
 
 
-def test_agreement_counts_first_then_flags_then_no_annotation_then_tiny_boxes(rng: random.Random) -> None:
-    shuffled = rng.sample(ROWS, len(ROWS))
-    assert sorted(shuffled, key=doubt, reverse=True) == ROWS
+def test_what_is_wrong_comes_before_what_was_corrected_and_that_before_what_is_sound() -> None:
+    rows: list[dict[str, Any]] = [
+        {"objects": [], "annotations_error": True},
+        SOUND | {"flags": ["relation_contradicted"]},
+        SOUND | {"flags": ["swapped"]},
+        {"failure": {"kind": "missing"}},
+        TINY,
+        SOUND,
+    ]
+    found = [doubt(row) for row in rows]
+    assert found == sorted(set(found), reverse=True)
+    assert (found[0], found[-1]) == (1, 0)
+    assert doubt({"objects": []}) == doubt(TINY)
+    assert doubt(SOUND | {"attempts": 3}) > 0
+
+
+@pytest.mark.parametrize("flags", [None, "swapped", [7], [], {"a": 1}])
+def test_no_row_stops_it(flags: object) -> None:
+    assert 0 <= doubt(SOUND | {"flags": flags, "attempts": "x", "annotations_error": "no"}) <= 1
+    assert 0 <= doubt({}) <= 1
+
+
+def test_the_flags_exist() -> None:
+    assert set(FLAGS) >= WRONG_FLAGS | MILD_FLAGS
+    assert not WRONG_FLAGS & MILD_FLAGS
+
+
+def test_what_an_audit_measured_comes_before_all_else() -> None:
+    assert doubt(SOUND | {"agreement": 0.1}) == 0.9
+    assert doubt({"annotations_error": True, "agreement": 1}) == 0
 
 
 @pytest.mark.parametrize(
     "odd", [None, 3, "x", [], {}, [None], [{"bbox": "abcd"}], [{"bbox": [1, 2]}], float("nan"), 10**400]
 )
-@pytest.mark.parametrize("field", ["agreement", "flags", "objects", "annotations_error"])
+@pytest.mark.parametrize("field", ["agreement", "flags", "objects", "annotations_error", "attempts", "failure"])
 def test_any_content_has_a_doubt_from_0_to_1(field: str, odd: Any) -> None:
-    assert 0 <= doubt({"objects": [BIG]} | {field: odd}) <= 1
+    assert 0 <= doubt(SOUND | {field: odd}) <= 1

@@ -6,7 +6,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-import vllm_annotate.report
 from vllm_annotate.evaluation.cards import COLOURS, cards_of, filters_of
 from vllm_annotate.evaluation.shown import Shown
 from vllm_annotate.evaluation.tables import TITLES, image_counts, name_rows, shown, size_rows
@@ -14,8 +13,9 @@ from vllm_annotate.printable import printable
 from vllm_annotate.report.text import text_of
 from vllm_annotate.storage.locations import ImageRoot, name_of
 
-FOLDERS = [Path(__file__).parent, *map(Path, vllm_annotate.report.__path__)]  # the style is the report's
-TEMPLATES = Environment(loader=FileSystemLoader(FOLDERS), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
 NAMES_ON_PAGE = 50
 F1_COLUMN = 1  # of the tables by size and by name, drawn as a bar
 

@@ -37,6 +37,12 @@ FLAGS = {  # what was found, and what was done about it
         "the last whole answer was used, with objects outside it that have other names",
     ),
     "thinking_only": ("an answer inside the model's thinking, and none after it", "read from there"),
+    "relation_contradicted": (
+        'the rationale states where things are, as in "the cup is left of the plate", and their boxes clearly say '
+        "otherwise",
+        "unchanged",
+    ),
+    "rationale_repeats": ("one character or phrase of the rationale over and over, as loops write them", "unchanged"),
     "ignored_text": ("JSON or boxes that are no part of the answer, or could not be read", "left out"),
 }
 

@@ -9,6 +9,8 @@ from vllm_annotate.grounding.box_checks import Object, check_box, check_objects
 from vllm_annotate.grounding.boxes import TOKEN
 from vllm_annotate.grounding.objects import Item
 from vllm_annotate.grounding.reading import Reading, Stage, read_text
+from vllm_annotate.grounding.relations import contradicts_boxes
+from vllm_annotate.grounding.repetition import repeats_itself
 from vllm_annotate.recipe.families import Family
 
 MAX_CLEAN_CHARS = 50_000  # a longer text may take too long for an event loop, clean or not
@@ -59,7 +61,12 @@ def _annotation(reading: Reading, family: Family, size: tuple[float, float]) -> 
         if found is not None:
             objects.append(found)
     objects, more_flags = check_objects(objects)
-    return Annotation(_clean(reading.rationale), objects, sorted(flags | more_flags), reading.stage)
+    rationale = _clean(reading.rationale)
+    if contradicts_boxes(rationale, objects):
+        flags.add("relation_contradicted")
+    if repeats_itself(rationale):
+        flags.add("rationale_repeats")
+    return Annotation(rationale, objects, sorted(flags | more_flags), reading.stage)
 
 
 def _object(item: Item, family: Family, size: tuple[float, float]) -> tuple[Object | None, list[str]]:

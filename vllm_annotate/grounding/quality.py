@@ -33,6 +33,7 @@ class Quality:
         self.answers = 0
         self._stages: Counter[str] = Counter()
         self._flags: Counter[str] = Counter()
+        self._flagged = 0
         self._attempts: Counter[int] = Counter()
         self._objects: Counter[int] = Counter()
         self._names: Counter[str] = Counter()
@@ -52,6 +53,7 @@ class Quality:
             return
         self._stages["failed" if row.get("annotations_error") else row.get("parse_stage", "json")] += 1
         self._flags.update(row.get("flags", ()))
+        self._flagged += bool(row.get("flags"))
         self._attempts[row.get("attempts", 1)] += 1
         self._objects[len(row["objects"])] += 1
         for item in row["objects"]:
@@ -68,6 +70,7 @@ class Quality:
             "answers": self.answers,
             "parse_stages": dict(self._stages.most_common()),
             "flags": dict(self._flags.most_common()),
+            "flagged": self._flagged,
             "attempts": {str(number): count for number, count in sorted(self._attempts.items())},
             "objects": objects,
             "objects_an_image": {str(number): count for number, count in sorted(self._objects.items())},

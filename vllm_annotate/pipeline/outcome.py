@@ -59,6 +59,7 @@ def outcome(
         proof=proofs(run),
         bottleneck=telemetry.bottleneck.verdict(),
         telemetry=seen,
+        input=str(run.job.input),
         estimate=estimated(run, plan, seen, seconds, annotating),
     )
 
@@ -96,13 +97,13 @@ def live_figures(run: Run, plan: Plan, seconds: float) -> dict[str, Any]:
     tally = run.annotator.tally
     rate = tally.images_per_second()
     left = max(0, plan.rows - tally.done)
-    tokens = f"{tally.prompt_tokens / max(1, seconds):.0f} / {tally.completion_tokens / max(1, seconds):.0f}"
+    tokens = f"{tally.prompt_tokens / max(1, seconds):,.0f} / {tally.completion_tokens / max(1, seconds):,.0f}"
     return {
-        "Images of the input": plan.counts.distinct,
-        "Already answered": plan.counts.already_done + tally.settled_before,
-        "Answered": tally.answered,
+        "Images of the input": f"{plan.counts.distinct:,}",
+        "Already answered": f"{plan.counts.already_done + tally.settled_before:,}",
+        "Answered": f"{tally.answered:,}",
         "Failed": ", ".join(f"{count} {kind}" for kind, count in tally.failures.most_common()) or 0,
-        "Left": left,
+        "Left": f"{left:,}",
         "Images per second": f"{rate:.1f}",
         "Time left": duration(left / rate) if rate else "unknown",
         "Tokens per second (prompt / completion)": tokens,

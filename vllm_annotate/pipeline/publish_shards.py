@@ -10,6 +10,7 @@ from vllm_annotate.inputs.source import Source
 from vllm_annotate.report.page import write_page
 from vllm_annotate.report.report import Report, read_report, write_report
 from vllm_annotate.report.shard_reports import summarise_shards
+from vllm_annotate.report.whole import with_whole
 from vllm_annotate.results.merge_shards import merge_shards
 from vllm_annotate.results.provenance import makers_in
 from vllm_annotate.results.shard_files import shard_files
@@ -41,6 +42,7 @@ def merge_and_publish(
         for each in files:  # the output first: shards drop their answers once it has them
             each.publish()
         report = summarise_shards(counts, merged, shard_reports(shards), unfinished, makers_in(whole.report))
+        report = with_whole(report, whole.output)
         write_report(whole.report, report)
         try:
             write_page(whole, image_root, report, [])

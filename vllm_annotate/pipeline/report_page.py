@@ -5,9 +5,11 @@ from pathlib import Path
 from jinja2 import UndefinedError
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.report.about import language_of
 from vllm_annotate.report.figures import telemetry_charts
 from vllm_annotate.report.page import write_page
-from vllm_annotate.report.report import read_report
+from vllm_annotate.report.report import Report, read_report
+from vllm_annotate.report.whole import with_whole
 from vllm_annotate.results.mirror import output_files
 from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.workspace import Workspace
@@ -28,11 +30,17 @@ def write_page_again(workspace: Workspace, image_root: ImageRoot) -> Path:
     if report is None:
         raise UsageError(f"{workspace.report} does not exist: finish a run of {workspace.output}, which writes it")
     try:
-        charts = telemetry_charts(read_samples(workspace.telemetry, report.started))
-        write_page(workspace, image_root, report, charts)
+        report = with_whole(report, workspace.output)
+        write_page(workspace, image_root, report, last_charts(workspace, report))
     except (KeyError, TypeError, ValueError, AttributeError, UndefinedError) as error:
         raise UsageError(
             f"{workspace.report} is corrupt or of another version ({error!r:.200}): run the annotation again; it sends "
             "no request twice"
         ) from None
     return workspace.page
+
+
+def last_charts(workspace: Workspace, report: Report) -> list[str]:
+    """The charts of the last run that had something to do, from its samples on disk."""
+    samples = read_samples(workspace.telemetry, report.last.started, report.last.seconds)
+    return telemetry_charts(samples, language_of(report))

@@ -10,10 +10,13 @@ from vllm_annotate.inputs.plan import POLARS_ERRORS, input_has_changed, keep_pla
 from vllm_annotate.inputs.plan_file import Chunk, Plan
 from vllm_annotate.pipeline.outcome import outcome
 from vllm_annotate.pipeline.recording import Telemetry
+from vllm_annotate.pipeline.report_page import last_charts
 from vllm_annotate.pipeline.session import Run, plan_or_resume
+from vllm_annotate.report.about import language_of
 from vllm_annotate.report.figures import telemetry_charts
 from vllm_annotate.report.page import write_page
 from vllm_annotate.report.report import Report, write_report
+from vllm_annotate.report.whole import with_last_run, with_whole
 from vllm_annotate.results.merge import Merged, merge
 from vllm_annotate.results.parts import Part, pending_rows
 from vllm_annotate.storage.disk_errors import stops_the_run
@@ -139,9 +142,14 @@ async def publish_report(
     """Writes report.json and report.html, and publishes the run's files; returns the report."""
     failed_chunks = [f"chunk {number} of {len(plan.chunks)}" for number in stopped]
     report = outcome(run, plan, merged, telemetry, seconds=seconds, failed_chunks=failed_chunks)
+    if not plan.rows and not merged.answered:
+        report = await run_to_end(with_last_run, report, run.workspace)
+    report = await run_to_end(with_whole, report, run.workspace.output)
     write_report(run.workspace.report, report)
     try:
-        await run_to_end(write_page, run.workspace, run.files.image_root, report, telemetry_charts(telemetry))
+        idle, language = report.last_run is not None, language_of(report)
+        charts = last_charts(run.workspace, report) if idle else telemetry_charts(telemetry, language)
+        await run_to_end(write_page, run.workspace, run.files.image_root, report, charts)
     except Exception as error:  # the output is complete: a missing page must not fail the run
         logger.warning("Could not write report.html: %r", error)
     await run.files.publish()

@@ -8,9 +8,15 @@ from html import escape
 
 from vllm_annotate.printable import printable
 
-WIDTH, HEIGHT = 720, 170
+WIDTH, HEIGHT = 480, 150
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 34, 22  # margins around the plot
 GRID_LINES = 4
+MOST_TICKS = 6
+HOUR, DAY = 3600, 86_400
+TIME_STEPS = (
+    0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800,
+    HOUR, 2 * HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR, DAY, 2 * DAY, 7 * DAY,
+)  # fmt: skip
 GREY = "#8b949e"
 COLOURS = ("#2f81f7", "#d4741c", "#2da44e", "#a371f7", "#e5534b", "#1b9e9e", "#b08800", "#bf4b8a")
 
@@ -31,7 +37,7 @@ def chart(title: str, lines: Sequence[Line], *, unit: str = "", top: float | Non
     seconds = max((second for line in shown for second, _ in line.points), default=1.0) or 1.0
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(_description(title, shown, unit))}" font-family="system-ui, sans-serif" font-size="11">',
+        f'aria-label="{escape(_description(title, shown, unit))}" font-family="system-ui, sans-serif" font-size="12">',
         f'<text x="0" y="14" font-size="13" font-weight="600" fill="{GREY}">{escape(title)}</text>',
         *_axes(highest, seconds, unit),
         *(_legend_entry(number, line.name, len(shown)) for number, line in enumerate(shown) if len(shown) > 1),
@@ -49,15 +55,22 @@ def data_uri(svg: str) -> str:
 def _axes(highest: float, seconds: float, unit: str) -> list[str]:
     parts = []
     for number in range(GRID_LINES + 1):
-        share = number / GRID_LINES
-        x, y = LEFT + share * (WIDTH - LEFT - RIGHT), _y(share * highest, highest)
-        anchor = "start" if number == 0 else "end" if number == GRID_LINES else "middle"
+        value = number / GRID_LINES * highest
+        y = _y(value, highest)
         parts += [
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GREY}" stroke-opacity=".3"/>',
-            _label(LEFT - 6, y + 4, "end", f"{_short(share * highest)}{unit}"),
-            _label(x, HEIGHT - 6, anchor, duration(share * seconds)),
+            _label(LEFT - 6, y + 4, "end", f"{_short(value)}{unit}"),
         ]
+    step = time_step(seconds)
+    for number in range(int(seconds / step + 1e-9) + 1):
+        x = LEFT + number * step / seconds * (WIDTH - LEFT - RIGHT)
+        parts.append(_label(min(x, WIDTH - 2 * RIGHT), HEIGHT - 6, "middle", duration(number * step)))
     return parts
+
+
+def time_step(seconds: float) -> float:
+    """The seconds between two labels of a time axis: a round number, for six labels at most."""
+    return next((step for step in TIME_STEPS if seconds / step < MOST_TICKS), seconds / (MOST_TICKS - 1))
 
 
 def _label(x: float, y: float, anchor: str, text: str) -> str:
@@ -65,9 +78,9 @@ def _label(x: float, y: float, anchor: str, text: str) -> str:
 
 
 def _legend_entry(number: int, name: str, of: int) -> str:
-    width = min(170.0, (WIDTH - 200) / of)
+    width = min(170.0, (WIDTH - 190) / of)
     x = WIDTH - RIGHT - (of - number) * width
-    letters = max(4, int(width / 6.4) - 3)
+    letters = max(4, int(width / 6.8) - 3)
     text = name if len(name) <= letters else name[: letters - 1] + "…"
     return (
         f'<rect x="{x:.1f}" y="5" width="10" height="10" rx="2" fill="{COLOURS[number % len(COLOURS)]}"/>'
@@ -94,11 +107,11 @@ def _y(value: float, highest: float) -> float:
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 2.5, 5 and 10 times a power of ten."""
+    """The next of 1, 2, 4, 8 and 10 times a power of ten: a quarter of it is a round number too."""
     if value <= 0 or not math.isfinite(value):
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= value * 0.999)
+    return next(step * power for step in (1, 2, 4, 8, 10) if step * power >= value * 0.999)
 
 
 def _short(value: float) -> str:
@@ -106,11 +119,13 @@ def _short(value: float) -> str:
         return f"{value / 1_000_000:g}M"
     if value >= 10_000:
         return f"{value / 1000:g}k"
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
     """`45 s`, `12:05`, `3 h 20`."""
+    if 0 < seconds < 10 and seconds != round(seconds):
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 100:
         return f"{whole} s"

@@ -2,6 +2,7 @@
 
 from vllm_annotate.report.charts import Line, chart
 from vllm_annotate.report.report import Seen
+from vllm_annotate.report.words import Language, translator
 from vllm_annotate.telemetry.history import History, Totals
 from vllm_annotate.telemetry.sample_log import Recorded
 
@@ -21,29 +22,30 @@ def telemetry_figures(telemetry: Recorded) -> Seen:
     )
 
 
-def telemetry_charts(telemetry: Recorded) -> list[str]:
+def telemetry_charts(telemetry: Recorded, language: Language = "en") -> list[str]:
     """SVG charts of GPUs, requests, tokens and images."""
+    say = translator(language)
     if telemetry.samples < FEWEST_SAMPLES:
         return []
     gpus, servers, client = (_of(telemetry, subject) for subject in ("gpu", "server", "client"))
     charts = []
     if gpus:
         charts += [
-            chart("GPU utilisation", _lines(gpus, "utilisation"), unit=" %", top=100),
-            chart("GPU memory", _memory_lines(gpus), unit=" %", top=100),
+            chart(say("GPU utilisation"), _lines(gpus, "utilisation"), unit=" %", top=100),
+            chart(say("GPU memory"), _memory_lines(gpus), unit=" %", top=100),
         ]
         if any("power_watts" in history.totals for _, history in gpus):
-            charts.append(chart("GPU power", _lines(gpus, "power_watts"), unit=" W"))
+            charts.append(chart(say("GPU power"), _lines(gpus, "power_watts"), unit=" W"))
     one = len(servers) == 1
     requests = [
-        Line(name if one else f"{name} {url}", history.points(name.replace(" ", "_")))
+        Line(say(name) if one else f"{say(name)} {url}", history.points(name.replace(" ", "_")))
         for url, history in servers[:MOST_LINES]
         for name in (("in flight", "running", "waiting") if one else ("running",))
     ]
-    charts.append(chart("Requests", requests))
-    charts.append(chart("KV cache", _lines(servers, "kv_cache_usage", 100), unit=" %", top=100))
-    charts.append(chart("Tokens generated per second", _lines(servers, "generation_tokens_per_second")))
-    charts.append(chart("Images per second", _lines(client, "images_per_second")))
+    charts.append(chart(say("Requests"), requests))
+    charts.append(chart(say("KV cache"), _lines(servers, "kv_cache_usage", 100), unit=" %", top=100))
+    charts.append(chart(say("Tokens generated per second"), _lines(servers, "generation_tokens_per_second")))
+    charts.append(chart(say("Images per second"), _lines(client, "images_per_second")))
     return charts
 
 
@@ -155,7 +157,7 @@ def _cell(value: float | None, unit: str = "", scale: float = 1) -> str:
     if value is None:
         return "–"
     value *= scale
-    return f"{value:.0f}{unit}" if abs(value) >= 10 or value == 0 else f"{value:.2g}{unit}"
+    return f"{value:,.0f}{unit}" if abs(value) >= 10 or value == 0 else f"{value:.2g}{unit}"
 
 
 def _of_total(used: float | None, total: float | None) -> str:

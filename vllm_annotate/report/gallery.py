@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from vllm_annotate.errors import ImageFailure
 from vllm_annotate.images.prepare import thumbnail
 from vllm_annotate.report.text import text_of
+from vllm_annotate.results.doubt import CORRECTED, doubt
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.workspace import Workspace
@@ -55,7 +56,7 @@ class Reservoir(Generic[Item]):
 
 
 def choose_rows(workspace: Workspace) -> list[dict[str, Any]]:
-    """At most MOST rows: failures of every kind, answers with every flag, and a sample of all answers."""
+    """At most MOST rows, doubtful ones first: answers with every flag, failures of every kind, a sample of all."""
     rng = random.Random(0)
     sampled = Reservoir[bytes](SAMPLED, rng)
     marked: defaultdict[str, Reservoir[bytes]] = defaultdict(lambda: Reservoir(FLAGGED_EACH, rng))
@@ -68,9 +69,22 @@ def choose_rows(workspace: Workspace) -> list[dict[str, Any]]:
         if (row := json_object(line)) is not None:
             kind = failure_of(row)["kind"]
             failed[kind if kind in failed or len(failed) < MOST_KINDS else OTHERS].offer(line)
-    in_turn = [*_round_robin(failed), *_round_robin(marked)][: MOST - len(sampled.items)]
+    in_turn = [*_round_robin(marked), *_round_robin(failed)][: MOST - len(sampled.items)]
     rows = (json_object(line) for line in dict.fromkeys([*in_turn, *sampled.items]))
-    return [row for row in rows if row is not None]
+    return doubtful_first([row for row in rows if row is not None])
+
+
+def doubtful_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows by doubt; among those that are flagged or have no annotation, each kind in turn."""
+    kinds: Counter[str] = Counter()
+
+    def rank(row: dict[str, Any]) -> tuple[int, float]:
+        doubtful = doubt(row)
+        kind = next(iter(marks_of(row)), "") if doubtful >= CORRECTED else ""
+        kinds[kind] += bool(kind)
+        return (kinds[kind] if kind else len(rows)), -doubtful
+
+    return sorted(rows, key=rank)
 
 
 def failure_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -117,15 +131,16 @@ def with_images(rows: Sequence[dict[str, Any]], image_root: ImageRoot, side: int
             yield Example(row, None, why_not=str(error))
 
 
-def spread_lines(path: Path) -> Iterator[bytes]:
-    """Yields the lines of a file; if it exceeds READ_BYTES, the complete lines of windows spread over it."""
+def spread_lines(path: Path, read_bytes: int = 0, window_bytes: int = 0) -> Iterator[bytes]:
+    """Yields the lines of a file; if it exceeds `read_bytes`, the complete lines of windows spread over it."""
+    most, window = read_bytes or READ_BYTES, window_bytes or WINDOW_BYTES
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             windows = [(0, size)]
-            if size > READ_BYTES:
-                count = READ_BYTES // WINDOW_BYTES
-                windows = [(number * (size - WINDOW_BYTES) // (count - 1), WINDOW_BYTES) for number in range(count)]
+            if size > most:
+                count = most // window
+                windows = [(number * (size - window) // (count - 1), window) for number in range(count)]
             for start, length in windows:
                 yield from _whole_lines(file, start, length)
     except FileNotFoundError:

@@ -22,23 +22,24 @@ LINKED = re.compile(r"(?<=://)|(?<=@)|(?<=www)(?=\.)", re.IGNORECASE)
 
 
 def summary(report: Report, output: str) -> str:
-    """Counts, rates and the quality of the answers."""
-    images, tokens = report.images, report.tokens
+    """Counts, rates and the quality of the answers; the rates are of the last run that had something to do."""
+    images, quality, run = report.images, report.quality_of_output, report.last
     rows = [
-        ("Distinct images", images.distinct),
-        ("Already answered", images.already_done),
-        ("Answered", images.answered),
-        ("Failed", images.failed),
-        ("Answers without an annotation", images.annotations_error),
-        ("Images per second", report.images_per_second),
-        ("Tokens per second (prompt / completion)", _per_second(tokens, report.annotating_seconds)),
-        ("Tokens (prompt / completion)", f"{tokens.prompt} / {tokens.completion}"),
+        ("Distinct images", f"{images.distinct:,}"),
+        ("Already answered", f"{images.already_done:,}"),
+        ("Answered", f"{images.answered:,}"),
+        ("Failed", f"{images.failed:,}"),
+        ("Answers without an annotation", f"{images.annotations_error:,}"),
+        ("Flagged in the output", f"{quality.get('flagged', 0):,} of {quality.get('answers', 0):,}"),
+        ("Images per second", f"{run.images_per_second:,.3g}"),
+        ("Tokens per second (prompt / completion)", _per_second(run.tokens, run.annotating_seconds)),
+        ("Tokens (prompt / completion)", f"{run.tokens.prompt:,} / {run.tokens.completion:,}"),
         ("Model", code(report.model)),
         ("Recipe", code(report.recipe)),
         ("Output", code(output)),
     ]
-    text = table([["", ""], *([name, str(value)] for name, value in rows)], escaped=True)
-    if urls := stand_ins(report):
+    text = table([["", ""], *([name, value] for name, value in rows)], escaped=True)
+    if urls := stand_ins(run):
         text = f"**The answers come from a stand-in, not from a model** ({plain(', '.join(urls))}).\n\n" + text
     return text + "".join("\n" + counts(*table) for table in counts_by_name(report))
 
@@ -136,7 +137,7 @@ def table(rows: Sequence[Sequence[str]], *, escaped: bool = False) -> str:
 
 def counts(what: str, of: str, by_name: dict[str, int]) -> str:
     """A table of counts."""
-    return table([[what, of], *([name, str(count)] for name, count in by_name.items())])
+    return table([[what, of], *([name, f"{count:,}"] for name, count in by_name.items())])
 
 
 def plain(text: str) -> str:
@@ -159,4 +160,4 @@ def code(text: str) -> str:
 def _per_second(tokens: Tokens, seconds: float) -> str:
     if not seconds:
         return "0 / 0"
-    return f"{tokens.prompt / seconds:.0f} / {tokens.completion / seconds:.0f}"
+    return f"{tokens.prompt / seconds:,.0f} / {tokens.completion / seconds:,.0f}"

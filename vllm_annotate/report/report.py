@@ -71,10 +71,18 @@ class Proof(Figures):
     text: list[str] = []
 
 
+class Whole(Figures):
+    """The whole output, whichever runs wrote it. The quality is that of all its answers, or of a sample."""
+
+    images: int
+    quality: dict[str, Any]
+
+
 class Report(Figures):
     """The content of report.json.
 
-    Rates refer to `annotating_seconds`; `seconds` also includes starting servers, the plan and the merge.
+    Rates refer to `annotating_seconds`; `seconds` also includes starting servers, the plan and the merge. `quality` is
+    that of this run's answers, `output` has that of all.
     """
 
     version: Literal[1] = 1
@@ -100,12 +108,30 @@ class Report(Figures):
     bottleneck: Verdict
     telemetry: Seen
     estimate: Estimate | None = None  # of the images that were not selected
+    input: str = ""
+    output: Whole | None = None
+    last_run: "Report | None" = None  # the last run that had something to do, if this one had nothing
     shards: dict[str, dict[str, Any]] | None = None  # by name, if the output was merged from shards
+
+    @property
+    def quality_of_output(self) -> dict[str, Any]:
+        """The quality of the whole output, or of this run's answers if that is all that is known."""
+        return self.output.quality if self.output else self.quality
+
+    @property
+    def last(self) -> "Report":
+        """The report of the last run that had something to do."""
+        return self.last_run or self
 
 
 def write_report(path: Path, report: Report) -> None:
     """Replaces report.json."""
-    write_json(path, report.model_dump(mode="json", exclude={"shards"} if report.shards is None else None))
+    content = report.model_dump(mode="json")
+    for each in (content, content["last_run"] or {}):
+        for name in ("shards", "output", "last_run"):
+            if each.get(name) is None:
+                each.pop(name, None)
+    write_json(path, content)
 
 
 def read_report(path: Path) -> Report | None:

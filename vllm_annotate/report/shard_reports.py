@@ -20,12 +20,13 @@ def summarise_shards(
 ) -> Report:
     """The report of an output that was merged from shards; `reports` are theirs, by shard name.
 
-    `makers` are the output's before the merge. Image counts come from the merge. Times, tokens, servers and telemetry
-    come from each shard's last run: `seconds` run from the first start to the last end, and `annotating_seconds` are
-    the sum of the shards', at most `seconds`. The bottleneck is the one with the most seconds over all shards, with
-    the evidence of the shard that had it longest.
+    `makers` are the output's before the merge. Image counts come from the merge. Times, tokens, servers and
+    telemetry come from each shard's last run that had something to do: `seconds` run from the first start to the
+    last end, and `annotating_seconds` are the sum of the shards', at most `seconds`. The bottleneck is the one with
+    the most seconds over all shards, with the evidence of the shard that had it longest.
     """
-    latest = list(reports.values())
+    runs = {name: report.last for name, report in reports.items()}
+    latest = list(runs.values())
     seconds = _span(latest)
     annotating = min(seconds, sum(report.annotating_seconds for report in latest))
     first = latest[0] if latest else None
@@ -43,7 +44,7 @@ def summarise_shards(
         failures=dict(merged.failures.most_common()),
         failed_chunks=[
             *lost,
-            *(f"{chunk} of shard {name}" for name, report in reports.items() for chunk in report.failed_chunks),
+            *(f"{chunk} of shard {name}" for name, report in runs.items() for chunk in report.failed_chunks),
         ],
         started=min((report.started for report in latest), default=""),
         seconds=round(seconds, 3),
@@ -55,18 +56,17 @@ def summarise_shards(
         ),
         images_sent=_sums([report.images_sent for report in latest]),
         quality=merged.quality.summary(),
-        made_by=made_by(makers, *(report.made_by for report in latest)),
+        made_by=made_by(makers, *(report.made_by for report in reports.values())),
         recipe=first.recipe if first else "",
         family=first.family if first else "",
         model=first.model if first else "",
         endpoints=list(dict.fromkeys(url for report in latest for url in report.endpoints)),
-        servers={
-            f"{url} ({name})": server for name, report in reports.items() for url, server in report.servers.items()
-        },
-        proof={f"{url} ({name})": proof for name, report in reports.items() for url, proof in report.proof.items()},
+        servers={f"{url} ({name})": server for name, report in runs.items() for url, server in report.servers.items()},
+        proof={f"{url} ({name})": proof for name, report in runs.items() for url, proof in report.proof.items()},
         bottleneck=_bottleneck(latest),
-        telemetry=_telemetry(reports),
-        shards={name: report.model_dump(mode="json", include=OF_A_SHARD) for name, report in reports.items()},
+        telemetry=_telemetry(runs),
+        input=first.input if first else "",
+        shards={name: report.model_dump(mode="json", include=OF_A_SHARD) for name, report in runs.items()},
     )
 
 

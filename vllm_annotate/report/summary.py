@@ -7,7 +7,7 @@ NAMED_CHUNKS = 10  # in a sentence; report.json has them all
 
 def counts_by_name(report: Report) -> list[tuple[str, str, dict[str, int]]]:
     """Tables of counts, as (title, unit, count by name); leaves out empty ones."""
-    quality = report.quality
+    quality = report.quality_of_output
     tables = [
         ("Failure", "Images", report.failures),
         ("Answers parsed as", "Images", quality["parse_stages"]),

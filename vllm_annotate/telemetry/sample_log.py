@@ -1,12 +1,13 @@
 """Writes samples to Parquet files in the work folder, 15 minutes each, and reads them."""
 
 import io
+import math
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,8 @@ class Recorded:
         return []
 
 
-def read_samples(folder: Path, since: str) -> Recorded:
-    """Reads the samples since a time (ISO 8601; "" reads all). Skips unreadable files."""
+def read_samples(folder: Path, since: str, seconds: float = math.inf) -> Recorded:
+    """Reads the samples of so many seconds since a time (ISO 8601; "" reads all). Skips unreadable files."""
     frames = []
     for path in sorted(folder.glob("*.parquet")):
         with suppress(pl.exceptions.PolarsError, OSError):
@@ -101,7 +102,10 @@ def read_samples(folder: Path, since: str) -> Recorded:
             )
     rows = pl.concat(frames or [pl.DataFrame(schema=SCHEMA)]).sort("at", maintain_order=True)
     if since:
-        rows = rows.filter(pl.col("at") >= datetime.fromisoformat(since))
+        start = datetime.fromisoformat(since)
+        rows = rows.filter(pl.col("at") >= start)
+        if seconds < math.inf:
+            rows = rows.filter(pl.col("at") <= start + timedelta(seconds=seconds + 1))  # `since` is cut to a second
     histories: dict[tuple[str, str], History] = {}
     for row in rows.iter_rows(named=True):
         key, second = (row.pop("subject"), row.pop("name")), (row.pop("at") - rows["at"][0]).total_seconds()

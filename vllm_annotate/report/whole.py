@@ -1,0 +1,41 @@
+"""The figures of a whole output, whichever runs wrote it."""
+
+from pathlib import Path
+from typing import Any
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.grounding.quality import Quality
+from vllm_annotate.report.gallery import spread_lines
+from vllm_annotate.report.report import Report, Whole, read_report
+from vllm_annotate.storage.json_text import json_object
+from vllm_annotate.storage.workspace import Workspace
+
+# A second or two of reading; of a larger output, evenly spaced windows.
+READ_BYTES, WINDOW_BYTES = 64 * 1024 * 1024, 512 * 1024
+OF_THE_OUTPUT: dict[str, Any] = {
+    "output": None,
+    "last_run": None,
+    "made_by": [],
+}  # in the report of a run inside another
+
+
+def with_whole(report: Report, output: Path) -> Report:
+    """The report with the figures of the whole output, which it reads: call it in a thread."""
+    quality = Quality()
+    for line in spread_lines(output, READ_BYTES, WINDOW_BYTES):
+        if quality.is_full:
+            break
+        quality.add(json_object(line) or {})
+    images = report.images.already_done + report.images.answered
+    return report.model_copy(update={"output": Whole(images=images, quality=quality.summary())})
+
+
+def with_last_run(report: Report, workspace: Workspace) -> Report:
+    """The report of a run that had nothing to do, with that of the last run that had something."""
+    try:
+        before = read_report(workspace.report)
+    except UsageError:  # damaged: this run replaces it
+        return report
+    if before is None:
+        return report
+    return report.model_copy(update={"last_run": before.last.model_copy(update=OF_THE_OUTPUT)})
