@@ -188,6 +188,12 @@ def test_evaluation(place: Place) -> None:
     assert "A and B are equally good." in place.run(compare)
 
 
+def test_pilot(place: Place) -> None:
+    count, pilot = commands("pilot.md")
+    assert "24 of 24 images are open" in place.run(count)
+    assert "24 images: 24 answered" in place.run(pilot, more=" --without-prefect")
+
+
 def test_export(place: Place) -> None:
     place.annotate()
     for command in commands("export.md"):
