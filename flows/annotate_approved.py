@@ -18,6 +18,7 @@ from flows.support.shown_secrets import hide_secrets
 from flows.support.sub_runs import begun_run, check_deployment, run_parameter
 from vllm_annotate.errors import UsageError
 from vllm_annotate.job import Job
+from vllm_annotate.pipeline.pilot import as_markdown
 from vllm_annotate.storage.locations import Location, name_of, run_name
 from vllm_annotate.version import VERSION
 
@@ -111,7 +112,7 @@ async def annotate_approved(
 
 async def approved(estimate: str, hours: float) -> Approval | None:
     """Waits for a person's word; returns None if it does not come in time."""
-    question = Approval.with_initial_data(description=f"```\n{estimate}\n```")
+    question = Approval.with_initial_data(description=as_markdown(estimate))
     try:
         async with asyncio.timeout(3600 * hours):
             return await apause_flow_run(

@@ -15,7 +15,7 @@ from flows.support.flow import flow
 from flows.support.outcome import ended
 from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import UsageError
-from vllm_annotate.pipeline.pilot import estimate_in_words, pilot_output
+from vllm_annotate.pipeline.pilot import as_markdown, estimate_in_words, pilot_output
 from vllm_annotate.storage.disk_errors import explained
 from vllm_annotate.storage.locations import Location, image_root_at, run_name
 from vllm_annotate.threads import run_to_end
@@ -76,7 +76,7 @@ async def pilot(
     pictures = "" if isinstance(own, str) else await run_to_end(sample_pictures, [own], image_root_at(image_root))
     await acreate_markdown_artifact(
         key="annotate-estimate",
-        markdown=f"{state.message}\n\n```\n{estimate}\n```\n\n{pictures}",
+        markdown=f"{state.message}\n\n{as_markdown(estimate)}\n\n{pictures}",
         description=f"What the rest of {input} will take",
     )
-    return ended(Completed(message=f"{state.message}\n{estimate}", data=result))
+    return ended(Completed(message=f"{state.message}\n\n{estimate}", data=result))

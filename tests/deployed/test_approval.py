@@ -37,9 +37,8 @@ def test_an_approved_run_starts_annotate_which_takes_the_answers_of_the_pilot(
     answer(deployed, run, go_on=True, limit=0, max_concurrency=3)
     state = deployed.wait_for(run, *ENDED)
     assert state["name"] == "Completed", state
-    started = [other for other in deployed.runs_of(job.output) if other != run]
-    names = {other: deployed.state_of(other) for other in started}
-    whole = next(other for other in names if "approved" in _name_of(deployed, other))
+    named = ask_prefect(deployed.api, "/flow_runs/filter", flow_runs={"name": {"like_": ", approved"}})
+    whole = next(one["id"] for one in named if one["parameters"]["output"] == str(job.output))
     assert "50 images: 50 answered (30 of them by the pilot)" in deployed.wait_for(whole, *ENDED)["message"]
     assert len(lines_of(job.output)) == 50
     assert sum(stand_in.images().values()) == 50
@@ -58,8 +57,3 @@ def test_a_refused_run_and_one_that_nobody_answers_end_cancelled_and_ask_nothing
     assert state["name"] == "Cancelled", state
     assert "nothing more was asked" in state["message"]
     assert not job.output.exists()
-
-
-def _name_of(deployed: Deployed, run: str) -> str:
-    found = ask_prefect(deployed.api, "/flow_runs/filter", flow_runs={"id": {"any_": [run]}})
-    return str(found[0]["name"])

@@ -78,7 +78,7 @@ def test_the_words_say_each_figure_with_its_range() -> None:
     )  # fmt: skip
     assert found is not None
     lines = found.sentences()
-    assert [line.split()[0] for line in lines] == ["time", "GPU", "energy", "tokens", "disk"]
-    assert "3,000 million (3,000 million to 3,000 million) in the prompts" in lines[3]
-    assert "million" in lines[3]
-    assert lines[4].startswith("disk      4.2 (")
+    assert [line.split()[0] for line in lines] == ["time", "GPU", "energy", "prompts", "answers", "disk"]
+    assert "3,000 million (3,000 million to 3,000 million) tokens" in lines[3]
+    assert lines[5].startswith("disk      4.2 (")
+    assert lines[5].endswith("GiB; twice that until it is merged")

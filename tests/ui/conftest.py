@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.deployed.conftest import Deployed, deployed_in
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -26,6 +28,13 @@ def chromium() -> Iterator["Browser"]:
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="package")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """Everything deployed to a Prefect server of its own."""
+    with deployed_in(tmp_path_factory.mktemp("deployed"), {}) as made:
+        yield made
 
 
 @pytest.fixture

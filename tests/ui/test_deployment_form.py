@@ -2,25 +2,18 @@
 
 import json
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.conftest import ask_prefect
-from tests.deployed.conftest import Deployed, deployed_in
+from tests.deployed.conftest import Deployed
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.ui
-
-
-@pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    with deployed_in(tmp_path_factory.mktemp("form"), {}) as made:
-        yield made
 
 
 @pytest.mark.parametrize("interface", ["", "/v2"], ids=["v1", "v2"])

@@ -49,3 +49,8 @@ def estimate_in_words(output: Path | str) -> str:
             *(f"  {line}" for line in estimate.sentences()),
         ]
     )
+
+
+def as_markdown(words: str) -> str:
+    """Indented lines as a list."""
+    return words.replace("\n  ", "\n\n- ", 1).replace("\n  ", "\n- ")

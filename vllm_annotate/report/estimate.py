@@ -15,7 +15,7 @@ BATCHES, FEWEST_PER_BATCH = 10, 6  # of the steady part: how much their duration
 # What a sample of minutes cannot show: slower hours, longer captions, a limit that is still being found.
 UNSEEN = 0.1
 T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t, two-sided 95 %, by degrees of freedom
-GIB = 1024**3
+MIB, GIB = 1024**2, 1024**3
 
 
 class Range(BaseModel):
@@ -60,11 +60,10 @@ class Estimate(BaseModel):
             lines.append(f"GPU hours {_shown(self.gpu_hours)}")
         if self.kwh is not None:
             lines.append(f"energy    {_shown(self.kwh)} kWh")
-        lines.append(
-            f"tokens    {_shown(self.prompt_tokens)} in the prompts, {_shown(self.completion_tokens)} answered"
-        )
-        disk = self.output_bytes.scaled(1 / GIB)
-        lines.append(f"disk      {_shown(disk)} GiB; twice that until the answers are merged")
+        lines.append(f"prompts   {_shown(self.prompt_tokens)} tokens")
+        lines.append(f"answers   {_shown(self.completion_tokens)} tokens")
+        unit, size = ("GiB", GIB) if self.output_bytes.likely >= GIB / 10 else ("MiB", MIB)
+        lines.append(f"disk      {_shown(self.output_bytes.scaled(1 / size))} {unit}; twice that until it is merged")
         return lines
 
 
