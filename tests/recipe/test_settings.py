@@ -31,13 +31,22 @@ def test_an_empty_system_prompt_sends_no_system_message() -> None:
     assert roles == [["system", "user"], ["user"]]
 
 
+def test_a_seed_is_sent_only_if_there_is_one() -> None:
+    assert "seed" not in body(Recipe())
+    assert [body(Recipe(seed=seed))["seed"] for seed in (0, 7)] == [0, 7]
+
+
+def test_without_a_seed_the_recipe_is_the_one_of_earlier_versions() -> None:
+    assert "seed" not in recipe_settings(Recipe(), MODEL)
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"language": "zh"}, {"system_prompt": "Look."}, {"user_prompt": "{caption}!"}, {"structured_output": False},
         {"temperature": 0.5}, {"top_p": 0.9}, {"max_tokens": 100}, {"max_objects": 7}, {"min_visual_tokens": 4},
         {"max_visual_tokens": 400}, {"jpeg_quality": 95}, {"family": "qwen3-vl"}, {"repetition_detection": False},
-        {"reasks": 0},
+        {"reasks": 0}, {"seed": 0},
     ],
 )  # fmt: skip
 def test_every_setting_and_the_model_change_the_fingerprint(change: dict[str, Any]) -> None:

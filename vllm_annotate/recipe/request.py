@@ -38,6 +38,8 @@ class RequestTemplate:
             "top_p": recipe.top_p,
             "max_tokens": recipe.max_tokens,
         }
+        if recipe.seed is not None:
+            body["seed"] = recipe.seed
         if recipe.structured_output:
             body["response_format"] = {
                 "type": "json_schema",

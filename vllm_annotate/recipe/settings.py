@@ -42,6 +42,13 @@ class Recipe(BaseModel):
     )
     temperature: float = Field(default=0.0, ge=0, le=2, title="Temperature", description="0 is greedy decoding.")
     top_p: float = Field(default=1.0, gt=0, le=1, title="Top p", description="Nucleus sampling; 1 is off.")
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**31,
+        title="Seed",
+        description="Of sampling, sent with every request; empty sends none. Only matters above temperature 0.",
+    )
     max_tokens: int = Field(
         default=1536, ge=16, title="Max tokens", description="Longest answer in tokens; longer ones are truncated."
     )
