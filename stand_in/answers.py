@@ -1,6 +1,7 @@
 """Writes the stand-in's answers, as a model of the processor's family does."""
 
 import json
+from collections.abc import Callable
 
 from PIL import Image
 
@@ -10,14 +11,18 @@ from vllm_annotate.proof.drawings import Shape
 
 CANNED = '{"rationale": "A red circle.", "objects": [{"bbox_2d": [28, 28, 196, 224], "label": "red circle"}]}'
 UNIT_DIGITS = 4
+See = Callable[[Image.Image], list[Shape]]
 
 
-def describe(image: Image.Image, processor: Processor, *, chinese: bool, shift: float = 0.0) -> str:
+def describe(
+    image: Image.Image, processor: Processor, *, chinese: bool, shift: float = 0.0, see: See = find_shapes
+) -> str:
     """The answer for an image: rationale and boxes in the family's space, keys and order of axes.
 
     `shift` is how far the boxes are moved right and down, as a share of the image; they end at its edge.
+    `see` finds the shapes.
     """
-    family, shapes = processor.family, find_shapes(image)
+    family, shapes = processor.family, see(image)
     across, down = family.denominators(*processor.size(image.width, image.height))
     digits = UNIT_DIGITS if family.space == "unit" else None
 

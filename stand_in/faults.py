@@ -22,13 +22,14 @@ class Fault(BaseModel):
 
     kind: Literal[
         "500", "503", "400", "401", "404", "firewall",
-        "reset", "stall", "crash", "abort", "length", "malformed", "text", "reasoning", "echo", "shift",
+        "reset", "stall", "crash", "abort", "length", "malformed", "text", "reasoning", "echo", "shift", "unsure",
     ]  # fmt: skip
     count: int | None = Field(default=1, description="Number of requests; null for all from now on.")
     text: str = Field(default="", description="Answer of kind text or reasoning.")
     finish_reason: Literal["stop", "length", "repetition"] = Field(default="stop", description="Of the same kinds.")
     match: str = Field(default="", description="Only requests whose text matches this regular expression.")
     proof: bool = Field(default=False, description="Only requests of a proof, which other faults spare.")
+    seed: int = Field(default=0, description="Of kind unsure: which objects are hard.")
     seconds: float = Field(default=3600, description="Duration of kind stall.")
     status: int = Field(default=400, description="Of kind echo: an error that repeats the request's headers.")
     characters: int | None = Field(default=None, description="Of kind echo: where it is cut off.")

@@ -25,6 +25,7 @@ class Prompt:
     url: str  # of the image; empty without one
     temperature: float
     max_tokens: int
+    seed: int | None = None
 
     @property
     def is_proof(self) -> bool:
@@ -56,7 +57,7 @@ def read_prompt(raw: bytes, model: str, max_model_len: int) -> Prompt:
     text, url = _user_content(body)
     system = "".join(str(message["content"]) for message in body["messages"] if message["role"] == "system")
     most = body.get("max_completion_tokens") or body.get("max_tokens") or max_model_len
-    return Prompt(system, text, url, float(body.get("temperature", 1)), int(most))
+    return Prompt(system, text, url, float(body.get("temperature", 1)), int(most), body.get("seed"))
 
 
 def _user_content(body: dict[str, Any]) -> tuple[str, str]:

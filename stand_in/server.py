@@ -9,14 +9,17 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from PIL import Image
 
-from stand_in.answers import CANNED, describe
+from stand_in.answers import CANNED, See, describe
 from stand_in.asked import Asked
 from stand_in.batching import Engine, Timing
 from stand_in.faults import SHIFT, Fault, Faults
 from stand_in.processor import Processor
 from stand_in.prompts import TOKEN_CHARACTERS, Prompt, image_bytes, read_prompt
 from stand_in.responses import Refused, as_json, completion
+from stand_in.unsure import unsure
+from stand_in.vision import find_shapes
 from vllm_annotate.errors import ImageFailure
+from vllm_annotate.proof.drawings import Shape
 from vllm_annotate.recipe.families import FAMILIES
 
 VERSION = "0.32.0"  # of the vLLM whose interface this is
@@ -150,14 +153,21 @@ async def _answer(prompt: Prompt, settings: Settings, asked: Asked, fault: Fault
     if not prompt.is_proof:
         asked.images[hashlib.sha1(data, usedforsecurity=False).hexdigest()] += 1
     shift = SHIFT if fault is not None and fault.kind == "shift" else 0.0
-    return await asyncio.to_thread(_look, data, settings.processor, chinese=prompt.is_chinese, shift=shift)
+    see: See = find_shapes
+    if fault is not None and fault.kind == "unsure":
+        seed, asked_with = fault.seed, prompt.seed
+
+        def see(image: Image.Image) -> list[Shape]:
+            return unsure(find_shapes(image), data, image.size, seed, asked_with)
+
+    return await asyncio.to_thread(_look, data, settings.processor, chinese=prompt.is_chinese, shift=shift, see=see)
 
 
-def _look(data: bytes, processor: Processor, *, chinese: bool, shift: float) -> tuple[str, int]:
+def _look(data: bytes, processor: Processor, *, chinese: bool, shift: float, see: See) -> tuple[str, int]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            answer = describe(image, processor, chinese=chinese, shift=shift)
+            answer = describe(image, processor, chinese=chinese, shift=shift, see=see)
             return answer, processor.tokens(image.width, image.height)
     except (OSError, ImageFailure) as error:
         raise Refused(400, f"Failed to load image: {error}") from None

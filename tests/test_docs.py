@@ -38,7 +38,7 @@ from vllm_annotate.serving.settings import Server
 TOPICS = (
     "quickstart", "servers", "output", "parameters", "resume", "deploy", "scale-out", "object-storage", "concurrency",
     "observability", "troubleshooting", "benchmarks", "architecture", "contributing", "proof", "pilot",
-    "three-24gb-gpus", "evaluation", "export", "review",
+    "three-24gb-gpus", "evaluation", "audit", "export", "review",
 )  # fmt: skip
 GONE = (
     "anew", "mend", "lest", "for ever", "whoever", "is told", "is kept", "where there is none", "one a line, please",

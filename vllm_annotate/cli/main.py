@@ -36,6 +36,7 @@ COMMANDS = {  # name → its module, and what it does. Modules are imported when
     "report": ("report", "Rebuild report.html of an output."),
     "evaluate": ("evaluate", "Score the boxes of an output against a truth."),
     "compare": ("compare", "Compare two outputs of one input."),
+    "audit": ("audit", "Ask for a sample again, and estimate how far the answers can be trusted."),
     "check-server": ("check_server", "Check whether vLLM would start with these settings, without starting it."),
     "config": ("config", "Write, change or show a job file."),
 }

@@ -2,12 +2,17 @@
 
 import asyncio
 import logging
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.jobs import job_of, saved_blocks
 from vllm_annotate.cli.work import FINISHED, Work, end
 from vllm_annotate.errors import UsageError
+
+Result = TypeVar("Result")
 
 
 def run_work(work: Work, console: Console, interrupts: Interrupts, *, without_prefect: bool) -> int:
@@ -28,18 +33,31 @@ def run_without_prefect(work: Work, console: Console, interrupts: Interrupts) ->
         name, block = next(iter(blocks.items()))
         raise UsageError(f"--{name} {block!r} is not a file, and saved blocks need Prefect: drop --without-prefect")
     job = job_of(work.fields)
+    with logging_to(console) as logger:
+        task = annotate(job, logger) if work.kinds is None else retry(job, work.kinds, logger)
+        report = run_to_the_end(task, interrupts)
+    if report is None:  # there was nothing to retry
+        return FINISHED
+    console.say(sentence(report))
+    return end(console, job, finished=not (report.images.failed or report.failed_chunks))
+
+
+@contextmanager
+def logging_to(console: Console) -> Iterator[logging.Logger]:
+    """The logger of a run, whose messages the console prints."""
     logger = logging.getLogger("vllm_annotate")
     handler = console.handler()
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        task = annotate(job, logger) if work.kinds is None else retry(job, work.kinds, logger)
-        report = interrupts.run(task)
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
+        yield logger
     finally:
         logger.removeHandler(handler)
-    if report is None:  # there was nothing to retry
-        return FINISHED
-    console.say(sentence(report))
-    return end(console, job, finished=not (report.images.failed or report.failed_chunks))
+
+
+def run_to_the_end(work: Coroutine[Any, Any, Result], interrupts: Interrupts) -> Result:
+    """Runs the work in an event loop. Raises KeyboardInterrupt if a signal cancels it."""
+    try:
+        return interrupts.run(work)
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None

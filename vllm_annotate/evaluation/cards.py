@@ -19,6 +19,7 @@ NO_ROOT = "set --image-root to the folder with the images"
 COLOURS = {
     "found": "#2da44e", "missed": "#e5534b", "extra": "#d4741c", "ignored": "#8b949e",
     "kept": "#2da44e", "lost": "#e5534b", "gained": "#a371f7", "moved": "#2f81f7",
+    "doubtful": "#e5534b", "confirmed": "#2da44e", "other answer": "#a371f7",
 }  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def _item(item: Item) -> Mapping[str, Any]:
     left, top = boxes[-1][0][:2]
     return {
         "name": text_of(item.name, 120) or "(no name)",
-        "note": f"{item.kind}, IoU {item.iou:.2f}" if item.iou else item.kind,
+        "note": item.note or (f"{item.kind}, IoU {item.iou:.2f}" if item.iou else item.kind),
         "colour": COLOURS[item.kind],
         "left": round(left / 10, 1),
         "top": round(top / 10, 1),

@@ -25,6 +25,7 @@ class Item:
     truth: Corners | None = None
     answer: Corners | None = None
     iou: float = 0.0
+    note: str = ""  # instead of kind and IoU
 
 
 @dataclass(frozen=True)

@@ -30,14 +30,16 @@ class Selection:
         return distinct
 
     def _rank(self, image_path: pl.Expr) -> pl.Expr:
-        key = self.seed.to_bytes(8, "little", signed=True)
-
         def ranks(paths: pl.Series) -> pl.Series:
-            # Not Polars' hash, which may change between versions.
-            hashes = [int.from_bytes(blake2b(path.encode(), digest_size=8, key=key).digest()) for path in paths]
-            return pl.Series(paths.name, hashes, dtype=pl.UInt64)
+            return pl.Series(paths.name, [rank_of(path, self.seed) for path in paths], dtype=pl.UInt64)
 
         return image_path.map_batches(ranks, return_dtype=pl.UInt64, is_elementwise=True)
 
 
 ALL = Selection()
+
+
+def rank_of(image_path: str, seed: int) -> int:
+    """The place of an image in the samples of this seed. Not Polars' hash, which may change between versions."""
+    key = seed.to_bytes(8, "little", signed=True)
+    return int.from_bytes(blake2b(image_path.encode(errors="replace"), digest_size=8, key=key).digest())

@@ -1,0 +1,124 @@
+"""How far other answers agree with the first one, image by image and box by box."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from vllm_annotate.evaluation.answers import Answers, read_as_truth
+from vllm_annotate.evaluation.joining import Batch, Join
+from vllm_annotate.evaluation.matching import Booleans, Floats, Integers, Matches, matched, overlapping, ranges
+from vllm_annotate.evaluation.names import Names
+from vllm_annotate.evaluation.packed import Packed
+from vllm_annotate.evaluation.scores import Tally
+from vllm_annotate.evaluation.truth import Truth
+from vllm_annotate.storage.locations import name_of
+
+IOU = 0.5
+MOST_EXTRAS = 20  # boxes of another answer that the first lacks, of an image
+
+
+@dataclass
+class Agreement:
+    """The first answers, and what the others say about them."""
+
+    first: Truth
+    names: Names
+    tally: Tally = field(default_factory=Tally)
+    notes: list[str] = field(default_factory=list)
+    extras: dict[int, list[tuple[int, Floats]]] = field(default_factory=dict)  # by image: name and box
+
+    def __post_init__(self) -> None:
+        boxes = self.boxes
+        self.answers = np.zeros(len(boxes.starts) - 1)  # how many others there are, of each image
+        self.sums = np.zeros(len(boxes.starts) - 1)  # of F1
+        self.found = np.zeros(len(boxes.name))  # how many others have the box
+
+    @property
+    def boxes(self) -> Packed:
+        """The boxes of the first answers."""
+        return self.first.boxes
+
+    @property
+    def image(self) -> Integers:
+        """The image of each box."""
+        return np.repeat(np.arange(len(self.answers)), np.diff(self.boxes.starts))
+
+    @property
+    def of_images(self) -> Floats:
+        """The mean F1 of each image; NaN without another answer."""
+        return _ratio(self.sums, self.answers)
+
+    @property
+    def of_boxes(self) -> Floats:
+        """The share of the other answers that have each box; NaN without another answer."""
+        return _ratio(self.found, self.answers[self.image])
+
+    def add(self, other: Path) -> None:
+        """Adds the answers of another output. Raises UsageError if it has no image of the first."""
+        join = Join(Answers(other, self.names), self.first, "the sample")
+        for batch in join.batches():
+            by_image, matches = self.tally.add(batch, len(self.names.texts))
+            hit, extra, missed = by_image[:, :3].T
+            boxes = 2 * hit + extra + missed
+            self.answers[batch.images] += 1
+            self.sums[batch.images] += np.where(boxes > 0, 2 * hit / np.maximum(boxes, 1), 1.0)  # no box: they agree
+            rows = rows_of(self.boxes, batch.images)
+            self.found[rows[matches[0].truth[matches[0].truth >= 0]]] += 1
+            self._keep_extras(batch, matches[0].truth < 0)
+        self.notes += [f"{other.name}: {note}" for note in join.answers.notes()]
+
+    def _keep_extras(self, batch: Batch, extra: Booleans) -> None:
+        for row in np.flatnonzero(extra):
+            kept = self.extras.setdefault(int(batch.images[batch.answer.image[row]]), [])
+            if len(kept) < MOST_EXTRAS:
+                kept.append((int(batch.answer.name[row]), batch.answer.box[row]))
+
+
+def agreement_of(first: Path, others: Sequence[Path], names: Names) -> Agreement:
+    """Reads the sampled rows and the other answers to them; a file that does not exist has none. Raises UsageError."""
+    found = Agreement(read_as_truth(Answers(first, names)), names)
+    for other in others:
+        if other.is_file() and other.stat().st_size:
+            found.add(other)
+    return found
+
+
+def rows_of(boxes: Packed, images: Integers) -> Integers:
+    """The rows of all boxes of these images, in that order."""
+    return ranges(boxes.starts[images], boxes.starts[images + 1] - boxes.starts[images])
+
+
+def right_boxes(first: Path, found: Agreement, truth: Truth) -> tuple[Booleans, Booleans, list[str]]:
+    """Which boxes of the first answers are right, for which of them the truth is known, and notes. Raises UsageError.
+
+    A box over a crowd is neither right nor wrong.
+    """
+    known, right = (np.zeros(len(found.boxes.name), np.bool_) for _ in range(2))
+    if not any(path in truth.index or name_of(path) in truth.by_base_name for path in found.first.index):
+        return right, known, ["the truth has no image of the sample, so nothing is calibrated"]
+    join = Join(Answers(first, found.names), truth)
+    for batch in join.batches():
+        matches = _matched_with_truth(batch, len(found.names.texts))
+        rows = rows_of(found.boxes, np.array([found.first.index[path] for path in batch.paths], np.int64))
+        taken = matches.truth >= 0
+        right[rows] = taken
+        known[rows] = True
+        known[rows[taken]] = ~batch.truth.crowd[matches.truth[taken]]
+    return right, known, join.truth.notes
+
+
+def _matched_with_truth(batch: Batch, names: int) -> Matches:
+    truth, answer = batch.truth, batch.answer
+    pairs = overlapping(
+        truth.box, answer.box, truth.image * names + truth.name, answer.image * names + answer.name, truth.crowd
+    )
+    return matched(pairs, len(answer.box), truth.crowd, truth.crowd, IOU)
+
+
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    """NaN where the whole is 0."""
+    found = np.full(len(part), np.nan)
+    np.divide(part, whole, out=found, where=whole > 0)
+    return found

@@ -1,0 +1,78 @@
+"""The sample of an audit: answered rows of an output, chosen by a hash of their image path."""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.evaluation.texts import check_file, lines_of
+from vllm_annotate.inputs.selection import rank_of
+from vllm_annotate.storage.json_text import json_object
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """An answered row. The fields are what asking again needs."""
+
+    image_path: str
+    caption: str  # empty if there is none
+    line: bytes
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """The row of an input that asks for this image again."""
+        return {"image_path": self.image_path, "caption": self.caption}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The sampled rows, in the order of the hash, and how many rows they are chosen from."""
+
+    rows: Sequence[Sampled]
+    answered: int  # rows to choose from
+    unparsed: int  # rows without an annotation: known to be wrong, and so not sampled
+
+
+def draw_sample(output: Path, count: int, seed: int) -> Sample:
+    """Reads the output once and holds `count` rows. Of several rows of an image, the first counts. Raises UsageError.
+
+    A larger sample contains a smaller one, and rows that come later replace few.
+    """
+    check_file(output, "--output")
+    named = f"--output {str(output)!r}"
+    held: dict[str, Sampled] = {}
+    heap: list[tuple[int, str]] = []  # of negative ranks: the worst first
+    answered = unparsed = 0
+    for _, line in lines_of(output, named):
+        found = _sampled(line)
+        if found is None or isinstance(found, str):
+            unparsed += found is not None
+            continue
+        answered += 1
+        entry = (-rank_of(found.image_path, seed), found.image_path)
+        if found.image_path in held or (len(heap) == count and entry <= heap[0]):
+            continue
+        if len(heap) == count:
+            del held[heapq.heapreplace(heap, entry)[1]]
+        else:
+            heapq.heappush(heap, entry)
+        held[found.image_path] = found
+    if not held:
+        raise UsageError(
+            f"{named} has no row with image_path, objects and an annotation: name the output of a run that answered"
+        )
+    return Sample([held[path] for _, path in sorted(heap, reverse=True)], answered, unparsed)
+
+
+def _sampled(line: bytes) -> Sampled | str | None:
+    """The row if it is answered, its path if it has no annotation, or None if it is no row."""
+    row = json_object(line)
+    path = row.get("image_path") if row else None
+    if row is None or not isinstance(path, str) or not path or not isinstance(row.get("objects"), list):
+        return None
+    if row.get("annotations_error") is True:
+        return path
+    caption = row.get("caption")
+    return Sampled(path, caption if isinstance(caption, str) else "", line.rstrip() + b"\n")

@@ -1,0 +1,95 @@
+"""Asks a sample of an output again: a run of its own for each further answer, beside the output."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.evaluation.audit_sample import Sampled
+from vllm_annotate.evaluation.files import beside
+from vllm_annotate.job import Job
+from vllm_annotate.pipeline.without_prefect import annotate
+from vllm_annotate.recipe.settings import Recipe
+from vllm_annotate.results.lines import path_of
+from vllm_annotate.storage.atomic import replacing
+from vllm_annotate.storage.json_text import dumped, json_object, object_line
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a sample is asked again. The folder is another one for other settings: their answers never mix."""
+
+    job: Job  # that of the output
+    asks: int
+    temperature: float
+
+    @property
+    def folder(self) -> Path:
+        """Where the answers are."""
+        recipe = self._recipe(0).model_dump(mode="json", exclude={"seed"})
+        model = self.job.server.model if self.job.server else None
+        settings = json.dumps([recipe, model], sort_keys=True).encode()
+        assert isinstance(self.job.output, Path)  # noqa: S101 - for the type checker
+        return beside(self.job.output, ".audit") / hashlib.sha256(settings).hexdigest()[:8]
+
+    @property
+    def first(self) -> Path:
+        """The sampled rows, as they are in the output."""
+        return self.folder / "sample.jsonl"
+
+    @property
+    def others(self) -> list[Path]:
+        """The outputs with the other answers."""
+        return [self.folder / f"ask-{number}.jsonl" for number in range(1, self.asks + 1)]
+
+    async def run(self, rows: Sequence[Sampled], logger: logging.Logger) -> bool:
+        """Asks what has no answer yet; returns whether all are answered. Raises UsageError and ServerFault."""
+        self._write(rows)
+        finished = True
+        for number, output in enumerate(self.others, start=1):
+            logger.info("Answer %d of %d to %d sampled images", number, self.asks, len(rows))
+            report = await annotate(self._job(number, output), logger)
+            finished = finished and not (report.images.failed or report.failed_chunks)
+        return finished
+
+    def _job(self, number: int, output: Path) -> Job:
+        fields = {name: getattr(self.job, name) for name in Job.model_fields}
+        asked = {"input": self._questions, "output": output, "recipe": self._recipe(number)}
+        columns = {"image_column": "image_path", "caption_column": "caption"}
+        whole = {"shard": "", "limit": 0, "sample": 0}
+        return Job(**{**fields, **asked, **columns, **whole})
+
+    def _recipe(self, seed: int) -> Recipe:
+        recipe = self.job.recipe or Recipe()
+        return recipe.model_copy(update={"temperature": self.temperature, "seed": seed})
+
+    @property
+    def _questions(self) -> Path:
+        return self.folder / "input.jsonl"
+
+    def _write(self, rows: Sequence[Sampled]) -> None:
+        captions = {row.image_path: row.caption for row in rows}
+        for output in self.others:
+            _check_captions(output, captions)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.first) as file:
+            file.writelines(row.line for row in rows)
+        with replacing(self._questions) as file:
+            file.writelines(object_line(dumped(row.question)) for row in rows)
+
+
+def _check_captions(output: Path, captions: dict[str, str]) -> None:
+    """Raises UsageError if earlier answers are to other captions: the output is another one since."""
+    if not output.is_file():
+        return
+    with output.open("rb") as lines:
+        for line in lines:
+            path = path_of(line)
+            if path in captions and (json_object(line) or {}).get("caption") != captions[path]:
+                raise UsageError(
+                    f"{output.parent} has answers to another caption of {path!r:.200}: delete that folder, and run "
+                    "the audit again"
+                )

@@ -1,0 +1,35 @@
+"""What an audit found, beside the output that the model wrote."""
+
+from pathlib import Path
+from typing import Any
+
+from vllm_annotate.storage.json_text import json_object
+
+
+def audit_file(output: Path) -> Path:
+    """Returns where the agreement of each audited image of an output is."""
+    return output.with_name(f"{output.stem}.audit.jsonl")
+
+
+class Audited:
+    """The agreement of the audited images of an output; a hundred thousand at most."""
+
+    def __init__(self, output: Path) -> None:
+        self._agreement: dict[str, float] = {}
+        if (path := audit_file(output)).is_file():
+            with path.open("rb") as lines:
+                for line in lines:
+                    row = json_object(line) or {}
+                    image, agreement = row.get("image_path"), row.get("agreement")
+                    if isinstance(image, str) and isinstance(agreement, float | int):
+                        self._agreement[image] = float(agreement)
+
+    def of(self, image_path: str) -> float | None:
+        """The agreement of an image; None if it was not audited."""
+        return self._agreement.get(image_path)
+
+    def joined(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with its agreement, if it has none and the image was audited."""
+        path = row.get("image_path")
+        agreement = self._agreement.get(path) if isinstance(path, str) else None
+        return row if agreement is None else {"agreement": agreement, **row}
