@@ -120,3 +120,18 @@ def test_a_wrong_value_is_refused_with_the_rule(
     assert done.code == 2
     assert message in done.err
     assert not (tmp_path / "boxes.json").exists()
+
+
+def test_the_agreement_of_an_audit_counts_but_not_for_what_people_corrected(
+    write_output: Callable[..., Path], export: Callable[..., Done], tmp_path: Path
+) -> None:
+    output, to = (
+        write_output(labeled("low.jpg"), labeled("high.jpg"), labeled("other.jpg"), labeled("new.jpg")),
+        tmp_path / "b",
+    )
+    shares = {"low.jpg": 0.2, "high.jpg": 0.9, "new.jpg": 0.1}
+    rows = [{"image_path": path, "agreement": share} for path, share in shares.items()]
+    output.with_name("labeled.audit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output.with_name("labeled.reviewed.jsonl").write_text(json.dumps(labeled("new.jpg", reviewed=True)) + "\n")
+    assert export(output, "coco", to, "--min-agreement", 0.5).code == 0
+    assert images(to) == ["high.jpg", "other.jpg", "new.jpg"]

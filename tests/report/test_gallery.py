@@ -82,3 +82,10 @@ def test_no_kind_of_doubt_crowds_out_another() -> None:
     first = doubtful_first(rows)[:3]
     assert [doubt(row) for row in first] == [1, doubt(rows[0]), doubt(rows[20])]
     assert doubtful_first(rows)[-1] == SOUND
+
+
+def test_what_an_audit_doubts_comes_first(workspace: Workspace) -> None:
+    write(workspace.output, [SOUND | {"image_path": f"{number}"} for number in range(9)])
+    write(workspace.output.with_name("labeled.audit.jsonl"), [{"image_path": "6", "agreement": 0.25}])
+    first = choose_rows(workspace)[0]
+    assert (first["image_path"], first["agreement"]) == ("6", 0.25)

@@ -86,3 +86,15 @@ def test_a_wrong_option_is_refused_and_nothing_is_written(
     assert done.code == 2
     assert message in done.err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_an_audit_found_comes_before_what_the_rows_say(
+    rows: Rows, write_output: Callable[..., Path], command: Callable[..., Done], tmp_path: Path
+) -> None:
+    output, to = write_output(*rows), tmp_path / "tasks.json"
+    audited = [{"image_path": rows[at]["image_path"], "agreement": share} for at, share in ((5, 0.4), (6, 1), (7, 0.0))]
+    broken = [{"image_path": rows[9]["image_path"], "agreement": value} for value in (True, "0", -1, 2, None)]
+    lines = [json.dumps(row) for row in [*audited, *broken, 7]]
+    output.with_name("labeled.audit.jsonl").write_text("\n".join([*lines, "torn {"]))
+    assert command("review", "--output", output, "--most", 2, "--to", to).code == 0
+    assert tasks_of(to) == [rows[7]["image_path"], rows[5]["image_path"]]

@@ -12,6 +12,7 @@ from vllm_annotate.export.columns import Kinds, add_kinds
 from vllm_annotate.export.rows import NO_SIZE, Labeled, read_row
 from vllm_annotate.export.selection import Selection, Splits, digest_of
 from vllm_annotate.grounding.names import Category, name_key
+from vllm_annotate.results.audited import Audited
 from vllm_annotate.results.reviewed import Reviewed
 from vllm_annotate.storage.locations import ImageRoot
 
@@ -34,6 +35,7 @@ class Output:
         self._bytes = self.path.stat().st_size
         self._repeated: frozenset[int] = frozenset()
         self._reviewed = Reviewed(self.path)
+        self._audited = Audited(self.path)
 
     def _lines(self) -> Iterator[bytes]:
         with self.path.open("rb") as file:
@@ -45,6 +47,14 @@ class Output:
                 if line.strip():
                     yield self._reviewed.in_place_of(line)
 
+    def _row(self, line: bytes) -> Labeled | str:
+        """The row, with the agreement of its audit. What people corrected is not what was audited."""
+        row = read_row(line)
+        if isinstance(row, str) or row.reviewed or row.agreement is not None:
+            return row
+        agreement = self._audited.of(row.path)
+        return row if agreement is None else replace(row, agreement=agreement)
+
     def leave_out_repeated(self, paths: "Paths") -> bool:
         """Leaves out the later rows of an image, in all passes that follow; returns whether there are any."""
         self._repeated = paths.repeated()
@@ -52,7 +62,7 @@ class Output:
 
     def images(self, left_out: Counter[str], objects_left_out: Counter[str], paths: "Paths") -> Iterator[Labeled]:
         """Yields the chosen images with their chosen objects; counts why others are left out, and notes all paths."""
-        for row in map(read_row, self._lines()):
+        for row in map(self._row, self._lines()):
             if isinstance(row, str):
                 left_out[row] += 1
             elif paths.add(row.path) in self._repeated:

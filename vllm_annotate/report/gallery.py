@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from vllm_annotate.errors import ImageFailure
 from vllm_annotate.images.prepare import thumbnail
 from vllm_annotate.report.text import text_of
+from vllm_annotate.results.audited import Audited
 from vllm_annotate.results.doubt import CORRECTED, doubt
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.locations import ImageRoot
@@ -71,7 +72,8 @@ def choose_rows(workspace: Workspace) -> list[dict[str, Any]]:
             failed[kind if kind in failed or len(failed) < MOST_KINDS else OTHERS].offer(line)
     in_turn = [*_round_robin(marked), *_round_robin(failed)][: MOST - len(sampled.items)]
     rows = (json_object(line) for line in dict.fromkeys([*in_turn, *sampled.items]))
-    return doubtful_first([row for row in rows if row is not None])
+    audited = Audited(workspace.output)
+    return doubtful_first([audited.joined(row) for row in rows if row is not None])
 
 
 def doubtful_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

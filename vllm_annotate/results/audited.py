@@ -19,9 +19,9 @@ class Audited:
         if (path := audit_file(output)).is_file():
             with path.open("rb") as lines:
                 for line in lines:
-                    row = json_object(line) or {}
-                    image, agreement = row.get("image_path"), row.get("agreement")
-                    if isinstance(image, str) and isinstance(agreement, float | int):
+                    row: dict[str, Any] = json_object(line) or {}
+                    image, agreement = row.get("image_path"), row.get("agreement", -1)
+                    if isinstance(image, str) and isinstance(agreement, float | int) and 0 <= agreement <= 1:
                         self._agreement[image] = float(agreement)
 
     def of(self, image_path: str) -> float | None:

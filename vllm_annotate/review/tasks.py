@@ -10,6 +10,7 @@ from vllm_annotate.export.about import About
 from vllm_annotate.export.rows import Labeled, read_row
 from vllm_annotate.export.survey import MAX_NAMES
 from vllm_annotate.grounding.names import Category, categories_of
+from vllm_annotate.results.audited import Audited
 from vllm_annotate.results.doubt import doubt
 from vllm_annotate.results.provenance import model_of
 from vllm_annotate.results.reviewed import Reviewed
@@ -52,7 +53,7 @@ def write_tasks(output: Path, most: int, to: Path, image_root: ImageRoot | None,
 
 def _most_doubtful(output: Path, most: int) -> tuple[list[bytes], Counter[str]]:
     """Returns the lines, the most doubtful first and then in the order of the output, and the output's names."""
-    reviewed = Reviewed(output)
+    reviewed, audited = Reviewed(output), Audited(output)
     heap: list[tuple[float, int, bytes]] = []
     spellings: Counter[str] = Counter()
     with output.open("rb") as file:
@@ -62,7 +63,7 @@ def _most_doubtful(output: Path, most: int) -> tuple[list[bytes], Counter[str]]:
                 continue
             if len(spellings) < MAX_NAMES:
                 spellings.update(item.name for item in row.objects)
-            entry = (doubt(json_object(line) or {}), -number, line)
+            entry = (doubt(audited.joined(json_object(line) or {})), -number, line)
             if row.path in reviewed or (len(heap) == most and entry < heap[0]):
                 continue
             if len(heap) == most:
