@@ -122,8 +122,9 @@ def test_a_second_audit_asks_only_what_has_no_answer_yet(
     assert sum(stand_in.asked().values()) == 15, "other settings, other answers"
 
 
-def test_a_killed_audit_resumes_and_ends_as_if_it_had_not_been(
-    command: Command, small: tuple[Job, Path], stand_in: StandIn
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_stopped_audit_resumes_and_ends_as_if_it_had_not_been(
+    stop: signal.Signals, code: int, command: Command, small: tuple[Job, Path], stand_in: StandIn
 ) -> None:
     job = small[0]
     arguments = ["audit", "--output", str(job.output), "--max-concurrency", "1"]
@@ -136,8 +137,8 @@ def test_a_killed_audit_resumes_and_ends_as_if_it_had_not_been(
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(stop)
+    assert process.wait() == code
     stand_in.set_faults(unsure | {"count": None})
     resumed = figures(command(*arguments, "--json"))
     assert sum(stand_in.asked().values()) == 3 * 12 + 1
