@@ -32,6 +32,7 @@ from tests.support.pages import (
 )
 from vllm_annotate.cli.main import COMMANDS, app_with
 from vllm_annotate.errors import FAILURE_KINDS, FailureKind
+from vllm_annotate.pipeline.sweep import Variant
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.settings import Server
 
@@ -152,6 +153,9 @@ def test_examples_in_json_and_yaml_are_valid(page: Path) -> None:
             json.loads(block.text)
         elif block.language == "yaml":
             fields = yaml.safe_load(block.text)
+            if isinstance(fields, list):
+                assert [Variant.model_validate(each) for each in fields]
+                continue
             assert (Server if "start" in fields else Recipe).model_validate(fields, extra="forbid")
 
 

@@ -189,9 +189,15 @@ def test_evaluation(place: Place) -> None:
 
 
 def test_pilot(place: Place) -> None:
-    count, pilot = commands("pilot.md")
+    count, pilot, sweep = commands("pilot.md")
     assert "24 of 24 images are open" in place.run(count)
     assert "24 images: 24 answered" in place.run(pilot, more=" --without-prefect")
+    variants = next(block.text for block in blocks_of(BY_PAGE["pilot.md"]) if block.language == "yaml")
+    with StandIn.started() as other:
+        place.own["http://gpu-2:8000"] = other.url
+        (place.folder / "sweep.yaml").write_text(place.here(variants))
+        printed = place.run(sweep)
+    assert all(name in printed for name in ("as-it-is", "small-images", "other-server", "hours a million good boxes"))
 
 
 def test_export(place: Place) -> None:

@@ -109,9 +109,13 @@ class Job(BaseModel):
         return cls(**{name: value for name, value in parameters.items() if name in cls.model_fields})
 
     def remember(self, path: Path) -> None:
-        """Saves the job for later commands on the same output.
+        """Saves the job for later commands on the same output."""
+        write_json(path, self.without_secrets())
 
-        Without its secrets, the API key and the secret variables of a start: the environment has to provide them.
+    def without_secrets(self) -> dict[str, Any]:
+        """The fields that are not at their default, for files; paths are absolute.
+
+        Without the API key and the secret variables of a start: the environment has to provide them.
         """
         fields = self.model_dump(mode="json", exclude={"server"}, exclude_defaults=True)
         if self.server is not None:
@@ -119,7 +123,7 @@ class Job(BaseModel):
         for name in ("input", "image_root", "output"):
             if isinstance(where := getattr(self, name), Path):
                 fields[name] = os.path.realpath(where.expanduser())
-        write_json(path, fields)
+        return fields
 
     @property
     def selection(self) -> Selection:

@@ -33,7 +33,7 @@ def chart(title: str, lines: Sequence[Line], *, unit: str = "", top: float | Non
     """An SVG of all lines over a time axis that starts at 0; the value axis ends at `top`, or just above the values."""
     shown = [line for line in lines if any(value is not None for _, value in line.points)]
     values = [value for line in shown for _, value in line.points if value is not None]
-    highest = top or _round_up(max(values, default=1.0))
+    highest = top or round_up(max(values, default=1.0))
     seconds = max((second for line in shown for second, _ in line.points), default=1.0) or 1.0
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
@@ -59,7 +59,7 @@ def _axes(highest: float, seconds: float, unit: str) -> list[str]:
         y = _y(value, highest)
         parts += [
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GREY}" stroke-opacity=".3"/>',
-            _label(LEFT - 6, y + 4, "end", f"{_short(value)}{unit}"),
+            _label(LEFT - 6, y + 4, "end", f"{short(value)}{unit}"),
         ]
     step = time_step(seconds)
     for number in range(int(seconds / step + 1e-9) + 1):
@@ -106,7 +106,7 @@ def _y(value: float, highest: float) -> float:
     return TOP + height * (1 - min(1.0, max(0.0, value / highest)))
 
 
-def _round_up(value: float) -> float:
+def round_up(value: float) -> float:
     """The next of 1, 2, 4, 8 and 10 times a power of ten: a quarter of it is a round number too."""
     if value <= 0 or not math.isfinite(value):
         return 1.0
@@ -114,7 +114,8 @@ def _round_up(value: float) -> float:
     return next(step * power for step in (1, 2, 4, 8, 10) if step * power >= value * 0.999)
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """`0.123`, `4,560`, `12.3k`, `4M`."""
     if value >= 1_000_000:
         return f"{value / 1_000_000:g}M"
     if value >= 10_000:

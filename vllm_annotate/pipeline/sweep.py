@@ -1,0 +1,103 @@
+"""A sweep: pilots of one sample with several servers and recipes, each in an output of its own."""
+
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.job import Job, remembered_job
+from vllm_annotate.pipeline.pilot import SAMPLE
+from vllm_annotate.recipe.settings import Recipe
+from vllm_annotate.results.parts import answer_files
+from vllm_annotate.serving.settings import Server
+from vllm_annotate.storage.workspace import Workspace
+from vllm_annotate.storage.yaml_fields import check_names, parsed
+
+MOST_BYTES = 1 << 20
+FORM = "write a list of two variants or more, such as [{name: small, recipe: {max_visual_tokens: 512}}, …]"
+MEASURED = ("input", "image_root", "server", "max_concurrency", "limit", "sample_seed")  # what figures depend on
+
+
+class Variant(BaseModel):
+    """What is different in one pilot of a sweep."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    name: str = Field(pattern=r"^[\w-]{1,64}$")  # of its output; a dot would make it another one's file
+    server: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+
+
+def read_sweep(path: Path) -> list[Variant]:
+    """The variants in a YAML or JSON file. Raises UsageError."""
+    named = f"--sweep {str(path)!r}"
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{named} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(content) > MOST_BYTES:
+        raise UsageError(f"{named} is over {MOST_BYTES >> 20} MiB: {FORM}")
+    items = parsed(content, named)
+    if not isinstance(items, list) or len(items) < 2:
+        has = f"has {len(items)}" if isinstance(items, list) else "is no list"
+        raise UsageError(f"{named} {has}: {FORM}")
+    variants = [_variant(item, f"variant {number} of {named}") for number, item in enumerate(items, start=1)]
+    # File systems take names for equal that differ in case, or in how an accent is written.
+    keys = [unicodedata.normalize("NFC", variant.name).casefold() for variant in variants]
+    if again := [each.name for number, each in enumerate(variants) if keys[number] in keys[:number]]:
+        raise UsageError(f"{named} has {again[0]!r} twice: give each variant a name of its own")
+    return variants
+
+
+def _variant(item: Any, named: str) -> Variant:
+    if not isinstance(item, dict):
+        raise UsageError(f"{named} is not a mapping: {FORM}")
+    check_names(item, named, Variant)
+    try:
+        variant = Variant.model_validate(item)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = str(problem["loc"][0])
+        if field == "name":
+            raise UsageError(
+                f"{named} has name {item.get('name')!r:.80}: give it a name of 1 to 64 letters, digits, - and _, in "
+                "quotes if it is a number"
+            ) from None
+        raise UsageError(f"{named}: {field} is not a mapping: write its fields, such as {field}: {{…}}") from None
+    check_names(variant.server, f"server of {named}", Server)
+    check_names(variant.recipe, f"recipe of {named}", Recipe)
+    return variant
+
+
+def variant_fields(fields: Mapping[str, Any], variant: Variant, folder: Path) -> dict[str, Any]:
+    """The fields of a variant's job, from those of the job that all share.
+
+    With endpoints or a start, its server has no fields of the shared one: a key must not reach another host.
+    """
+    found = dict(fields) | {"output": str(folder / f"{variant.name}.jsonl")}
+    if variant.server:
+        alone = variant.server.keys() & {"endpoints", "start"}
+        found["server"] = variant.server if alone else (found.get("server") or {}) | variant.server
+    if variant.recipe:
+        found["recipe"] = (found.get("recipe") or {}) | variant.recipe
+    if not (found.get("limit") or found.get("sample")):
+        found["sample"] = SAMPLE
+    return found
+
+
+def check_same(job: Job) -> None:
+    """Raises UsageError if the output has answers of a pilot whose figures are not those of this one."""
+    workspace = Workspace.at(job.output)
+    if not any(path.is_file() and path.stat().st_size for path in [workspace.output, *answer_files(workspace)]):
+        return
+    before = remembered_job(workspace.output)
+    now = job.without_secrets()
+    if changed := [name for name in MEASURED if before and before.get(name) != now.get(name)]:
+        raise UsageError(
+            f"{workspace.output} was measured with another {' and '.join(changed)}: give the variant another name, or "
+            f"remove {workspace.output} and {workspace.work}"
+        )
