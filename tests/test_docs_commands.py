@@ -39,8 +39,8 @@ NOT_RUN = {  # how a command begins → why no test runs it
     "python -m vllm.entrypoints.openai.api_server ": "fails, as its page says, in a real vLLM",
 }
 RUN_HERE = (
-    "README.md", "contributing.md", "evaluation.md", "export.md", "object-storage.md", "observability.md", "output.md",
-    "pilot.md", "proof.md", "quickstart.md", "resume.md", "review.md", "scale-out.md", "servers.md",
+    "README.md", "audit.md", "contributing.md", "evaluation.md", "export.md", "object-storage.md", "observability.md",
+    "output.md", "pilot.md", "proof.md", "quickstart.md", "resume.md", "review.md", "scale-out.md", "servers.md",
     "three-24gb-gpus.md", "troubleshooting.md",
 )  # fmt: skip
 
@@ -198,6 +198,14 @@ def test_pilot(place: Place) -> None:
         (place.folder / "sweep.yaml").write_text(place.here(variants))
         printed = place.run(sweep)
     assert all(name in printed for name in ("as-it-is", "small-images", "other-server", "hours a million good boxes"))
+
+
+def test_audit(place: Place) -> None:
+    place.annotate()
+    audit, with_truth = commands("audit.md")
+    assert "24 of 24 answered images" in place.run(audit)
+    shutil.copy(place.job.output, place.folder / "truth.jsonl")
+    assert "calibration" in (place.run(with_truth) and (place.folder / "labeled.audit.json").read_text())
 
 
 def test_export(place: Place) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from vllm_annotate.inputs.selection import Selection
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.atomic import write_json
@@ -124,11 +123,6 @@ class Job(BaseModel):
             if isinstance(where := getattr(self, name), Path):
                 fields[name] = os.path.realpath(where.expanduser())
         return fields
-
-    @property
-    def selection(self) -> Selection:
-        """Which of the input's images."""
-        return Selection(self.limit, self.sample, self.sample_seed)
 
 
 class OutputOf(BaseModel):

@@ -54,7 +54,7 @@ def test_help_fits_any_width_of_a_terminal(columns: str) -> None:
 
 def test_annotate_has_an_option_for_every_field_of_a_job(command: Command) -> None:
     names = {f"--{name.replace('_', '-')}" for name in Job.model_fields}
-    more = {"--api-base", "--model-name", "--job", "--without-prefect", "--log-json"}
+    more = {"--api-base", "--model-name", "--job", "--without-prefect", "--log-json", "--dry-run"}
     assert options_in(command("annotate", "--help").out) == names | more
     shown = " ".join(command("annotate", "--help").out.replace("│", " ").split())
     texts = {name: str(field.description) for name, field in Job.model_fields.items()}
@@ -69,7 +69,7 @@ def test_check_server_has_an_option_for_every_field_but_mappings(command: Comman
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["anotate"], "error: 'anotate' is not a command: use one of annotate, retry"),
+        (["anotate"], "error: 'anotate' is not a command: use one of annotate, pilot"),
         (["annotate", "--concurency", "3"], "error: Unknown option: --concurency."),
         (["annotate", "file.jsonl"], "file.jsonl"),
         (["annotate", "--input"], "option --input requires an argument. See vllm-annotate annotate --help"),

@@ -71,7 +71,7 @@ async def test_every_image_is_annotated_and_the_run_says_so(
     report = json.loads(job.output.with_name("labeled.report.json").read_text())
     assert report["images"] == {
         "input": 25, "distinct": 25, "already_done": 0, "answered": 25, "answered_before_an_interruption": 0,
-        "without_caption": 0, "failed": 0, "annotations_error": 0,
+        "without_caption": 0, "failed": 0, "annotations_error": 0, "not_selected": 0, "taken_from_pilot": 0,
     }  # fmt: skip
     assert report["tokens"]["completion"] > 0
     assert sum(report["images_sent"].values()) == 25

@@ -9,7 +9,6 @@ from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.jobs import job_fields
 from vllm_annotate.errors import UsageError
 from vllm_annotate.job import Job
-from vllm_annotate.results.parts import answer_files
 from vllm_annotate.storage.locations import location
 from vllm_annotate.storage.workspace import Workspace
 
@@ -46,6 +45,8 @@ def files_of(job: Job) -> dict[str, str]:
 
 def saved_answers(given: Mapping[str, Any]) -> str:
     """Says how many answers of an unfinished run are saved, and where."""
+    from vllm_annotate.results.parts import answer_files
+
     try:
         known = job_fields(given)
         where = location(known.get("output"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.plan_file import Chunk
+from vllm_annotate.inputs.selection import Selection
 from vllm_annotate.inputs.source import PROBED_ROWS, Source, check_source, left_out, not_utf_8
 from vllm_annotate.job import Job
 from vllm_annotate.results.files import Files
@@ -70,7 +71,8 @@ async def run_files(job: Job, say: Callable[[str], None], warn: Callable[[str], 
                 "model and the output get as U+FFFD: convert the file, as with iconv -f GB18030 -t UTF-8, "
                 "unless they are few"
             )
-        yield RunFiles(replace(source, selection=job.selection), root, files, warn)
+        selection = Selection(job.limit, job.sample, job.sample_seed)
+        yield RunFiles(replace(source, selection=selection), root, files, warn)
 
 
 def replaced_columns(source: Source) -> set[str]:

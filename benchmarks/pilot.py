@@ -1,0 +1,74 @@
+"""Compares a pilot's estimate with the whole run: `python -m benchmarks.pilot [images] [sample] [repetitions]`.
+
+Each repetition draws other samples and lengths of answers, on a stand-in of its own, without Prefect. The input names
+one drawn image under many links: what is measured is the estimate, not the client. The whole run starts anew, without
+the pilot's answers. Prints a line per repetition, and in how many the range held the true time.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from demo.scenes import write_folder
+from stand_in.process import StandIn
+
+SLOTS = 64
+SERVER = (
+    "--canned", "--slots", str(SLOTS), "--prefill-seconds", "0.1", "--decode-seconds-per-token", "0.004",
+    "--completion-tokens", "100", "--completion-spread", "0.5",
+)  # fmt: skip
+
+
+def write_input(folder: Path, images: int) -> Path:
+    """Writes an input of so many images, all links to one."""
+    _, _ = write_folder(folder, 2)
+    source, names = folder / "images" / "0000.jpg", [f"link-{number:06d}.jpg" for number in range(images)]
+    for name in names:
+        (folder / "images" / name).symlink_to(source)
+    rows = (json.dumps({"image_path": name, "caption": f"picture {name}"}) + "\n" for name in names)
+    path = folder / "captions.jsonl"
+    path.write_text("".join(rows))
+    return path
+
+
+def report_of(command: str, source: Path, output: Path, url: str, *more: str) -> dict[str, object]:
+    """Runs a command of vllm-annotate; returns its report."""
+    arguments = ["--input", source, "--image-root", source.parent / "images", "--output", output, "--api-base", url]
+    ran = subprocess.run(
+        [Path(sys.executable).with_name("vllm-annotate"), command, *map(str, arguments), "--without-prefect", *more],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if ran.returncode:
+        sys.exit(ran.stderr)
+    name = f"{output.stem}.pilot.report.json" if command == "pilot" else f"{output.stem}.report.json"
+    found: dict[str, object] = json.loads((output.parent / name).read_text())
+    return found
+
+
+def main(images: int = 20_000, sample: int = 200, repetitions: int = 10) -> None:
+    """Runs the benchmark."""
+    held = 0
+    with tempfile.TemporaryDirectory() as folder:
+        source = write_input(Path(folder), images)
+        for seed in range(repetitions):
+            with StandIn.started(*SERVER) as server:
+                url = f"{server.url}/v1"
+                outputs = Path(folder) / str(seed)
+                outputs.mkdir()
+                chosen = ("--sample", str(sample), "--sample-seed", str(seed))
+                pilot = report_of("pilot", source, outputs / "labeled.jsonl", url, *chosen)
+                # Another name: it shall not take the pilot's answers.
+                whole = report_of("annotate", source, outputs / "whole.jsonl", url)
+            estimate = pilot["estimate"]
+            assert isinstance(estimate, dict)  # noqa: S101 - for the type checker
+            low, likely, high = (3600 * estimate["hours"][name] for name in ("low", "likely", "high"))
+            seconds = float(str(whole["seconds"])) * (images - sample) / images
+            held += low <= seconds <= high
+            print(f"{likely:.1f} s ({low:.1f} to {high:.1f}); it took {seconds:.1f} s", flush=True)
+    print(f"the range held the true time in {held} of {repetitions}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
