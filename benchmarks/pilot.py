@@ -1,7 +1,7 @@
 """Compares a pilot's estimate with the whole run: `python -m benchmarks.pilot [images] [sample] [repetitions]`.
 
 Each repetition draws other samples and lengths of answers, on a stand-in of its own, without Prefect. The input names
-one drawn image under many links: what is measured is the estimate, not the client. The whole run starts anew, without
+one drawn image under many links: what is measured is the estimate, not the client. The whole run does not take
 the pilot's answers. Prints a line per repetition, and in how many the range held the true time.
 """
 

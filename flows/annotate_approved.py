@@ -17,14 +17,13 @@ from flows.support.flow import flow
 from flows.support.shown_secrets import hide_secrets
 from flows.support.sub_runs import begun_run, check_deployment, run_parameter
 from vllm_annotate.errors import UsageError
-from vllm_annotate.job import Job
+from vllm_annotate.job import SELECTING, Job
 from vllm_annotate.pipeline.pilot import as_markdown
 from vllm_annotate.storage.locations import Location, name_of, run_name
 from vllm_annotate.version import VERSION
 
 POLL_SECONDS = 5
 MARGIN_SECONDS = 3600  # Prefect's own timeout comes later than ours: it would end the run as Failed
-OF_THE_SAMPLE = {"limit", "sample", "sample_seed"}
 
 
 class Approval(RunInput):
@@ -99,15 +98,18 @@ async def annotate_approved(
         return Cancelled(message=f"not approved within {approval_timeout_hours:g} hours: nothing more was asked")
     if not approval.go_on:
         return Cancelled(message="refused: nothing more was asked")
-    parameters = job.model_dump(mode="json", exclude={"server", "recipe", *OF_THE_SAMPLE}) | blocks
-    parameters["limit"] = approval.limit
-    if approval.max_concurrency:
-        parameters["max_concurrency"] = approval.max_concurrency
     try:
-        run = await begun_run(deployment, parameters, f"annotate {name_of(output)}, approved")
+        run = await begun_run(deployment, of_the_whole(job, approval) | blocks, f"annotate {name_of(output)}, approved")
     except UsageError as error:
         return Failed(message=str(error))
     return Completed(message=f"approved: run {run.name} of {deployment} annotates the rest")
+
+
+def of_the_whole(job: Job, approval: Approval) -> dict[str, Any]:
+    """The parameters of the run of the whole, but for its blocks. The deployment's own values hold for the others."""
+    parameters = job.model_dump(mode="json", exclude_unset=True, exclude={"server", "recipe", *SELECTING})
+    asked = {"max_concurrency": approval.max_concurrency} if approval.max_concurrency else {}
+    return parameters | {"shard": "", "limit": approval.limit} | asked
 
 
 async def approved(estimate: str, hours: float) -> Approval | None:

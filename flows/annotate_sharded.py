@@ -18,7 +18,7 @@ from flows.support.sub_runs import check_deployment, ended_run, run_parameter
 from flows.support.termination import ended_by_sigterm
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.source import Source
-from vllm_annotate.job import Job
+from vllm_annotate.job import SELECTING, Job
 from vllm_annotate.pipeline.files import check_distinct, found_image_root, found_source
 from vllm_annotate.pipeline.publish_shards import merge_and_publish
 from vllm_annotate.report.report import Report
@@ -30,7 +30,6 @@ from vllm_annotate.storage.shard import MAX_SHARDS, Shard
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
-SELECTING = {"limit", "sample", "sample_seed"}
 RETRY_SECONDS = 15.0  # a lost run may need a while to release its shard
 
 

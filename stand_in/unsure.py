@@ -16,7 +16,7 @@ def unsure(shapes: Sequence[Shape], image: bytes, size: tuple[int, int], seed: i
     """
     found = []
     for number, shape in enumerate(shapes):
-        place = f"{seed} {image.hex()[-64:]} {len(image)} {number}"
+        place = f"{seed} {image[-32:].hex()} {len(image)} {number}"
         hardness = HARDEST * random.Random(place).random() ** 2
         rng = random.Random(f"{place} {asked}")
         if rng.random() >= hardness:
@@ -33,5 +33,5 @@ def unsure(shapes: Sequence[Shape], image: bytes, size: tuple[int, int], seed: i
 def _moved(shape: Shape, size: tuple[int, int], rng: random.Random) -> tuple[int, int, int, int]:
     """A box of the same size elsewhere."""
     x1, y1, x2, y2 = shape.box
-    left, top = (rng.randrange(of - side) for of, side in zip(size, (x2 - x1, y2 - y1), strict=True))
+    left, top = (rng.randrange(of - side + 1) for of, side in zip(size, (x2 - x1, y2 - y1), strict=True))
     return left, top, left + x2 - x1, top + y2 - y1

@@ -15,6 +15,7 @@ from vllm_annotate.storage.locations import Location, read_object
 from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 
+SELECTING = ("limit", "sample", "sample_seed")  # the fields that say which images of the input
 MaxConcurrency = Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"]
 
 

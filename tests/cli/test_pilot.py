@@ -26,6 +26,9 @@ def test_a_pilot_estimates_the_rest_and_the_run_takes_its_answers(
     assert report["images"]["not_selected"] == 20
     assert report["estimate"]["images"] == 20
     assert report["estimate"]["hours"].keys() == {"low", "likely", "high"}
+    assert command("pilot", *arguments, "--sample", "40").out == done.out, (
+        "a pilot with nothing to do keeps its estimate"
+    )
 
     stand_in.forget()
     whole = command("annotate", *arguments)
@@ -65,7 +68,40 @@ def test_without_a_number_a_pilot_takes_200_and_says_if_that_is_all(
     done = command("pilot", *make_job(3).arguments(stand_in.url), "--without-prefect")
     assert done.code == 0
     assert "3 images: 3 answered, 0 failed" in done.err
-    assert done.out == "No estimate: it needs 30 answered images or more, and others that are not selected.\n"
+    assert done.out == (
+        "No estimate: it needs 30 images or more that one run answered without an interruption, and others that are "
+        "not selected; a larger --sample adds to both\n"
+    )
+
+
+def test_a_sample_or_limit_of_0_is_no_way_to_run_the_whole_input(
+    command: Command, make_job: MakeJob, stand_in: StandIn
+) -> None:
+    job = make_job(202)
+    for number, options in enumerate((["--sample", "0"], ["--limit", "0"])):
+        output = ["--output", str(job.folder / f"{number}.jsonl")]
+        done = command("pilot", *job.arguments(stand_in.url), "--without-prefect", *output, *options)
+        assert "200 images: 200 answered, 0 failed, 2 not selected" in done.err
+
+
+def test_answers_to_images_of_another_folder_are_not_taken(
+    command: Command, make_job: MakeJob, stand_in: StandIn
+) -> None:
+    job = make_job(4)
+    assert command("pilot", *job.arguments(stand_in.url), "--without-prefect", "--limit", "2").code == 0
+    job.images.rename(job.folder / "other")
+    moved = [*job.arguments(stand_in.url), "--image-root", str(job.folder / "other")]
+    assert "4 images: 4 answered, 0 failed" in command("annotate", *moved, "--without-prefect").err
+
+
+def test_each_shard_takes_its_part_of_the_pilot(command: Command, make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(20)
+    arguments = [*job.arguments(stand_in.url), "--without-prefect"]
+    assert command("pilot", *arguments, "--sample", "20").code == 0
+    stand_in.forget()
+    for shard in ("1/2", "2/2"):
+        assert command("annotate", *arguments, "--shard", shard).code == 0
+    assert stand_in.images() == {}
 
 
 def test_what_annotate_refuses_a_pilot_refuses(command: Command, make_job: MakeJob, nobody: str) -> None:

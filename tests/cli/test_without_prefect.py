@@ -176,6 +176,9 @@ def test_a_limit_a_larger_one_and_a_sample_annotate_each_image_once(
     assert [row["image_path"] for row in lines_of(job.output)] == job.names[:2]
     assert command(*arguments, "--limit", "5").code == 0
     assert [row["image_path"] for row in lines_of(job.output)] == job.names[:5]
+    assert command(*arguments, "--limit", "2").code == 0
+    report = json.loads((job.folder / "labeled.report.json").read_text())
+    assert report["output"]["images"] == 5, "also those that this run did not select"
     assert command(*arguments, "--sample", "8").code == 0
     assert [row["image_path"] for row in lines_of(job.output)] == job.names
 

@@ -45,7 +45,7 @@ def test_synonyms_are_read_from_yaml_and_json(text: str, tmp_path: Path) -> None
         ("- sofa\n- couch", r"\[0\]: .* write a list of groups"),
         ("- [no, nope]", r"\[0\]\[0\]: .* quote names such as yes"),
         ("- [a, b]\n- [B, c]", "has 'B' in two groups: join the groups"),
-        ("x" * (2 << 20), "is over 1 MiB"),
+        ("x" * (2 << 20), "is over 1024 KiB"),
         (b"\xff\xfe", "is not UTF-8"),
     ],
 )

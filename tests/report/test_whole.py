@@ -80,10 +80,11 @@ def test_a_large_output_is_sampled_all_over(tmp_path: Path) -> None:
     whole = with_whole(REPORT, path).output
     assert whole is not None
     counts = whole.quality["names"]
+    assert whole.images == 120_000
     assert 0.1 < counts["late"] / (counts["late"] + counts["early"]) < 0.25
 
 
 def test_a_missing_output_has_no_quality(tmp_path: Path) -> None:
     whole = with_whole(REPORT, tmp_path / "none.jsonl").output
     assert whole is not None
-    assert whole.quality["answers"] == 0
+    assert (whole.images, whole.quality["answers"]) == (0, 0)

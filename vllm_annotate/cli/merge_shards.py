@@ -37,7 +37,7 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     source, _columns = found_source(job.input, job.image_column, caption_column="")
     report = merge_and_publish(source, job.output, root, [], console.say)
     console.show(sentence(report))
-    return 1 if report.images.failed else 0
+    return 1 if report.images.failed or report.failed_chunks else 0
 
 
 def interrupted(_: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.grounding.names import name_key
-from vllm_annotate.storage.yaml_fields import parsed
+from vllm_annotate.storage.yaml_fields import read_value
 
 MOST_BYTES = 1 << 20
 
@@ -46,13 +46,7 @@ def read_groups(path: Path) -> list[list[str]]:
     """The groups of equal names in a YAML or JSON file. Raises UsageError."""
     named = f"--synonyms {str(path)!r}"
     rule = "write a list of groups of equal names, such as [[sofa, couch], [tv, television]]"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{named} cannot be read: {error.strerror}; correct the path") from None
-    if len(content) > MOST_BYTES:
-        raise UsageError(f"{named} is over {MOST_BYTES >> 20} MiB: {rule}")
-    value = parsed(content, named)
+    value = read_value(path, named, rule, MOST_BYTES)
     try:
         groups = Groups(groups=value).groups
     except ValidationError as error:

@@ -24,6 +24,7 @@ from vllm_annotate.grounding.english_words import (
     RELATIVE,
     SINGLE,
     SLANTS,
+    THERE_IS,
     UNCERTAIN,
     UPPER,
     VERBS,
@@ -173,11 +174,7 @@ def _subject(sentence: list[str], end: int, names: dict[Words, str], *, skip: bo
     start, has_article = _noun_start(sentence, end - len(words), names)
     if start is None:
         return None
-    if (
-        start == 0
-        or sentence[start - 1] in OPENERS
-        or sentence[start - 2 : start] in (["there", "is"], ["there", "are"])
-    ):
+    if start == 0 or sentence[start - 1] in OPENERS or sentence[start - 2 : start] in THERE_IS:
         return words
     if sentence[start - 1] == "and" and start > 1:
         listed = _subject(sentence, start - 1, names, skip=False)

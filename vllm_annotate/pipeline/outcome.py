@@ -60,15 +60,16 @@ def outcome(
         bottleneck=telemetry.bottleneck.verdict(),
         telemetry=seen,
         input=str(run.job.input),
-        estimate=estimated(run, plan, seen, seconds, annotating),
+        estimate=estimated(run, plan, counts.distinct - merged.failures.total(), seen, seconds, annotating),
     )
 
 
-def estimated(run: Run, plan: Plan, seen: Seen, seconds: float, annotating_seconds: float) -> Estimate | None:
-    """What the images that were not selected will take."""
+def estimated(
+    run: Run, plan: Plan, rows: int, seen: Seen, seconds: float, annotating_seconds: float
+) -> Estimate | None:
+    """What the images that were not selected will take; `rows` are the selected ones in the output."""
     watts = [gpu["power_watts_mean"] for gpu in seen.gpus.values()]
     output = run.workspace.output
-    rows = plan.counts.already_done + run.annotator.tally.answered
     return estimate(
         plan.counts.not_selected,
         run.annotator.tally.done_at,

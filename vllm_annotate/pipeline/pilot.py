@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vllm_annotate.report.estimate import Estimate
+from vllm_annotate.report.estimate import FEWEST, Estimate
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.locations import location, read_object
 from vllm_annotate.storage.workspace import Workspace
@@ -25,15 +25,22 @@ def pilot_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(fields)
     with suppress(ValueError):  # of an invalid location, which the job refuses
         found["output"] = pilot_output(location(found.get("output")))
-    if not (found.get("limit") or found.get("sample")):
-        found["sample"] = SAMPLE
+    with_sample(found)
     return found
+
+
+def with_sample(fields: dict[str, Any]) -> None:
+    """Selects a sample if nothing is selected. 0 selects all, which is no pilot."""
+    if all(str(fields.get(name) or 0).strip() in {"0", ""} for name in ("limit", "sample")):
+        fields |= {"limit": 0, "sample": SAMPLE}
 
 
 def read_estimate(report: Path | str) -> Estimate | None:
     """The estimate in a report.json; None if there is none. Raises OSError for a store that does not answer."""
     content = read_object(report) if isinstance(report, str) else report.read_bytes()
-    fields = (json_object(content.decode(errors="replace")) or {}).get("estimate")
+    found = json_object(content.decode(errors="replace")) or {}
+    # A run with nothing to do keeps the report of the last one that had something.
+    fields = found.get("estimate") or (found.get("last_run") or {}).get("estimate")
     return None if fields is None else Estimate.model_validate(fields)
 
 
@@ -42,7 +49,10 @@ def estimate_in_words(output: Path | str) -> str:
     path = Workspace.at(output).report if isinstance(output, Path) else None
     estimate = read_estimate(path if path is not None else f"{str(output).removesuffix('.jsonl')}.report.json")
     if estimate is None:
-        return "No estimate: it needs 30 answered images or more, and others that are not selected."
+        return (
+            f"No estimate: it needs {FEWEST} images or more that one run answered without an interruption, and others "
+            "that are not selected; a larger --sample adds to both"
+        )
     return "\n".join(
         [
             f"Estimate for the other {estimate.images:,} images, from {estimate.measured_on:,} of this pilot:",

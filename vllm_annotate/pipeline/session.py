@@ -196,7 +196,8 @@ def plan_or_resume(run: Run) -> Plan:
             remove_plan(workspace)
             plan = make_plan(run.source, workspace, run.job.chunk_size)
             _check_image_root(run, plan)
-            if taken := take_pilot(workspace, plan, run.source, run.recipe_fingerprint):
+            root = run.job.without_secrets()["image_root"]
+            if taken := take_pilot(workspace, plan, run.source, root, run.recipe_fingerprint):
                 plan = plan_with_taken(workspace, run.source, plan, taken)
         if plan.rows:
             check_root(run.files.image_root)

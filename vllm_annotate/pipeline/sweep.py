@@ -14,9 +14,8 @@ from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.results.parts import answer_files
 from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.workspace import Workspace
-from vllm_annotate.storage.yaml_fields import check_names, parsed
+from vllm_annotate.storage.yaml_fields import check_names, read_value
 
-MOST_BYTES = 1 << 20
 FORM = "write a list of two variants or more, such as [{name: small, recipe: {max_visual_tokens: 512}}, …]"
 MEASURED = ("input", "image_root", "server", "max_concurrency", "limit", "sample_seed")  # what figures depend on
 
@@ -34,14 +33,7 @@ class Variant(BaseModel):
 def read_sweep(path: Path) -> list[Variant]:
     """The variants in a YAML or JSON file. Raises UsageError."""
     named = f"--sweep {str(path)!r}"
-    try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{named} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(content) > MOST_BYTES:
-        raise UsageError(f"{named} is over {MOST_BYTES >> 20} MiB: {FORM}")
-    items = parsed(content, named)
+    items = read_value(path, named, FORM)
     if not isinstance(items, list) or len(items) < 2:
         has = f"has {len(items)}" if isinstance(items, list) else "is no list"
         raise UsageError(f"{named} {has}: {FORM}")

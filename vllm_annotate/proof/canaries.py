@@ -10,7 +10,7 @@ from vllm_annotate.proof.prove import Prover
 from vllm_annotate.proof.scenes import Kind, space_of
 
 FIRST_AFTER = 100  # answers of an endpoint
-MORE = 2  # after a wrong one; if most of them all are wrong, the endpoint is
+MORE = 2  # after a wrong one: two wrong ones of the three decide
 SMALL, LARGE = Kind(1, 0.3), Kind(1, 1.0)  # in turn: what a server does to large images shows in no other
 
 
@@ -53,7 +53,7 @@ class CanaryWatch:
         right = await self._is_right(endpoint, kind)
         if right is False:
             others = await asyncio.gather(*(self._is_right(endpoint, kind) for _ in range(MORE)))
-            if False in others:  # two of three
+            if False in others:
                 self._fail(endpoint)
                 return
         if right is not None:

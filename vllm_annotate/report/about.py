@@ -22,10 +22,15 @@ def settings_of(report: Report) -> dict[str, Any]:
     return {}
 
 
+def has_own_prompt(settings: dict[str, Any]) -> bool:
+    """Whether a prompt of the recipe is not the built-in one."""
+    return any(settings.get(name) is not None for name in ("system_prompt", "user_prompt"))
+
+
 def language_of(report: Report) -> Language:
     """The language of the recipe's prompts."""
     settings = settings_of(report)
-    if settings.get("system_prompt") is None and settings.get("user_prompt") is None:
+    if not has_own_prompt(settings):
         return "zh" if settings.get("language") == "zh" else "en"
     prompts = f"{settings.get('system_prompt') or ''} {settings.get('user_prompt') or ''}".replace("{caption}", "")
     letters = len(LETTER.findall(prompts))
@@ -59,6 +64,6 @@ def time_of(started: str) -> str:
 
 
 def _prompt(settings: dict[str, Any]) -> str:
-    if settings.get("system_prompt") is not None:
+    if has_own_prompt(settings):
         return "a prompt of your own"
     return "the built-in Chinese prompt" if settings.get("language") == "zh" else "the built-in English prompt"

@@ -51,7 +51,7 @@ def card_of(example: Example) -> Card:
         "why_not": text_of(example.why_not),
         "boxes": [
             {
-                "name": box.name or "(no name)",
+                "name": box.name,
                 "x": round(box.x1, 1),
                 "y": round(box.y1, 1),
                 "width": round(box.x2 - box.x1, 1),

@@ -46,6 +46,7 @@ class Estimate(BaseModel):
     images: int
     measured_on: int  # images
     hours: Range
+    fixed_hours: float = 0.0  # of these, whatever the number of images: start, plan, merge, filling the server
     gpu_hours: Range | None = None
     kwh: Range | None = None
     prompt_tokens: Range
@@ -95,6 +96,7 @@ def estimate(
         images=images,
         measured_on=len(done),
         hours=hours,
+        fixed_hours=round(fixed / 3600, 6),
         gpu_hours=hours.scaled(gpus) if gpus else None,
         kwh=None if watts is None else hours.scaled(watts / 1000),
         prompt_tokens=_total(images, [tokens for _, tokens, _ in done]),

@@ -92,7 +92,7 @@ def _quality(report: Report) -> dict[str, Any]:
 
 
 def _most(counts: dict[str, int]) -> Pairs:
-    return [(text_of(name, 120) or "(no name)", count) for name, count in list(counts.items())[:MOST_BARS]]
+    return [(text_of(name, 120), count) for name, count in list(counts.items())[:MOST_BARS]]
 
 
 def _objects_an_image(counts: dict[str, int]) -> Pairs:

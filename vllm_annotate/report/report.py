@@ -128,7 +128,7 @@ def write_report(path: Path, report: Report) -> None:
     """Replaces report.json."""
     content = report.model_dump(mode="json")
     for each in (content, content["last_run"] or {}):
-        for name in ("shards", "output", "last_run"):
+        for name in ("estimate", "shards", "output", "last_run"):
             if each.get(name) is None:
                 each.pop(name, None)
     write_json(path, content)

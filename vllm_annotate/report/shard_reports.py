@@ -44,7 +44,7 @@ def summarise_shards(
         failures=dict(merged.failures.most_common()),
         failed_chunks=[
             *lost,
-            *(f"{chunk} of shard {name}" for name, report in runs.items() for chunk in report.failed_chunks),
+            *(f"{chunk} of shard {name}" for name, report in reports.items() for chunk in report.failed_chunks),
         ],
         started=min((report.started for report in latest), default=""),
         seconds=round(seconds, 3),

@@ -1,9 +1,12 @@
 """The answers of a pilot, taken into a run of the whole input with the same recipe."""
 
+import polars as pl
+
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.plan import read_chunks
 from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.inputs.source import Source
+from vllm_annotate.job import remembered_job
 from vllm_annotate.recipe.guard import read_recipe
 from vllm_annotate.results.lines import begins_with_row, path_of
 from vllm_annotate.results.parts import PartFile, answers_path, row_of
@@ -12,10 +15,10 @@ from vllm_annotate.storage.workspace import Workspace
 MOST_BYTES = 2 * 1024**3  # of a pilot's output: it is read whole
 
 
-def take_pilot(workspace: Workspace, plan: Plan, source: Source, recipe_fingerprint: str) -> int:
+def take_pilot(workspace: Workspace, plan: Plan, source: Source, image_root: str, recipe_fingerprint: str) -> int:
     """Copies the pilot's answers of planned images into the parts; returns how many.
 
-    Only answers of the same recipe, to rows that have not changed since by a byte.
+    Only answers of the same recipe and image root, to rows that have not changed since by a byte.
     """
     pilot = workspace.pilot
     if not plan.rows or not pilot.output.is_file() or pilot.output.stat().st_size > MOST_BYTES:
@@ -26,16 +29,18 @@ def take_pilot(workspace: Workspace, plan: Plan, source: Source, recipe_fingerpr
         recipe = None
     if recipe is None or recipe["fingerprint"] != recipe_fingerprint:
         return 0
+    if remembered_job(pilot.output).get("image_root") != image_root:
+        return 0
     with pilot.output.open("rb") as file:
         answers = {path: line for line in file if line.endswith(b"\n") and (path := path_of(line)) is not None}
-    taken = 0
+    taken, paths = 0, pl.Series(list(answers), dtype=pl.String).implode()
     for chunk, rows in read_chunks(workspace, plan.chunks):
-        found = [row for row in rows.select("image_path", "row").iter_rows() if row[0] in answers]
-        if not found:
+        found = rows.filter(pl.col("image_path").is_in(paths)).select("image_path", "row")
+        if found.is_empty():
             continue
         part = PartFile(answers_path(workspace, chunk))
         try:
-            for image_path, text in found:
+            for image_path, text in found.iter_rows():
                 line, row = answers[image_path], row_of(image_path, text, source, workspace)
                 if image_path not in part.paths and begins_with_row(line, row):
                     part.append(image_path, line)

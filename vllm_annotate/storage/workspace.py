@@ -153,7 +153,8 @@ class Workspace:
     @property
     def pilot(self) -> "Workspace":
         """The pilot of this output, whose answers a run takes."""
-        return Workspace(self._beside(".pilot.jsonl"))
+        whole = self.whole or self.output
+        return Workspace(whole.with_name(whole.stem + ".pilot.jsonl"))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

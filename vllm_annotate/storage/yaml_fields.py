@@ -30,18 +30,25 @@ class _Loader(yaml.SafeLoader):
 def read_fields(path: Path, what: str, model: type[BaseModel]) -> dict[str, Any]:
     """Returns the fields of `model` in a YAML file. Raises UsageError unless it is a mapping of known fields."""
     named, known = f"{what} {str(path)!r}", ", ".join(model.model_fields)
-    try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{named} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(content) > MOST_BYTES:
-        raise UsageError(f"{named} is over {MOST_BYTES >> 10} KiB: name the file with any of these fields: {known}")
-    fields = parsed(content, named)
+    fields = read_value(path, named, f"name the file with any of these fields: {known}")
     if not isinstance(fields, dict):
         raise UsageError(f"{named} must be a mapping with any of these fields: {known}")
     check_names(fields, named, model)
     return fields
+
+
+def read_value(path: Path, named: str, remedy: str, most_bytes: int = MOST_BYTES) -> Any:
+    """Returns the value in a YAML or JSON file. Raises UsageError that begins with `named`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(most_bytes + 1)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{named} cannot be read: {getattr(error, 'strerror', None) or error}; correct the path"
+        ) from None
+    if len(content) > most_bytes:
+        raise UsageError(f"{named} is over {most_bytes >> 10} KiB: {remedy}")
+    return parsed(content, named)
 
 
 def check_names(fields: Mapping[Any, Any], named: str, model: type[BaseModel]) -> None:
