@@ -1,5 +1,6 @@
 """Rows that people corrected, beside the output that the model wrote."""
 
+import weakref
 from pathlib import Path
 
 from vllm_annotate.results.lines import path_of
@@ -11,18 +12,22 @@ def reviewed_file(output: Path) -> Path:
 
 
 class Reviewed:
-    """The corrected rows of an output. Holds their places, not the rows: people review thousands at most."""
+    """The corrected rows of an output, as they were when this was made: an import replaces the file.
+
+    Holds their places, not the rows: people review thousands at most.
+    """
 
     def __init__(self, output: Path) -> None:
-        self._file = reviewed_file(output)
         self._places: dict[str, int] = {}
-        if self._file.is_file():
-            with self._file.open("rb") as lines:
-                at = 0
-                for line in lines:
-                    if (path := path_of(line)) is not None:
-                        self._places[path] = at
-                    at += len(line)
+        if not (path := reviewed_file(output)).is_file():
+            return
+        self._lines = path.open("rb")
+        weakref.finalize(self, self._lines.close)
+        at = 0
+        for line in self._lines:
+            if (image := path_of(line)) is not None:
+                self._places[image] = at
+            at += len(line)
 
     def __contains__(self, image_path: str) -> bool:
         return image_path in self._places
@@ -32,6 +37,5 @@ class Reviewed:
         at = self._places.get(path_of(line) or "") if self._places else None
         if at is None:
             return line
-        with self._file.open("rb") as lines:
-            lines.seek(at)
-            return lines.readline()
+        self._lines.seek(at)
+        return self._lines.readline()
