@@ -9,7 +9,10 @@ import pytest
 
 from tests.conftest import lines_of
 from tests.export.conftest import Done, command, rows, write_output
+from vllm_annotate.results.reviewed import reviewed_file
 from vllm_annotate.review.label_studio_export import box_of
+from vllm_annotate.storage.atomic import unfinished_name
+from vllm_annotate.storage.new_files import exclusively
 
 __all__ = ["command", "rows", "write_output"]  # fixtures
 Rows = list[dict[str, Any]]
@@ -219,3 +222,25 @@ def test_a_file_that_does_not_exist_is_refused(
     done = command("review", "--output", write_output(*rows), "--from", "none.json")
     assert done.code == 2
     assert "--from 'none.json' does not exist: export the project from Label Studio as JSON" in done.err
+
+
+def test_while_another_process_writes_the_corrected_rows_an_import_is_refused(
+    rows: Rows, write_output: Callable[..., Path], import_reviews: Import
+) -> None:
+    target = reviewed_file(write_output(*rows))
+    with exclusively(target, str(target)):
+        done = import_reviews([annotated(rows[0]["image_path"])])
+    assert done.code == 2
+    assert f"{target} is being written by process" in done.err
+    assert "run this again when that is done" in done.err
+    assert not target.exists()
+
+
+def test_a_place_that_cannot_be_locked_is_refused_without_a_traceback(
+    rows: Rows, write_output: Callable[..., Path], import_reviews: Import
+) -> None:
+    target = reviewed_file(write_output(*rows))
+    target.with_name(f".{unfinished_name(target.name)}.lock").mkdir()
+    done = import_reviews([annotated(rows[0]["image_path"])])
+    assert done.code == 2
+    assert f"{target} cannot be written: Is a directory; choose a name in a folder" in done.err

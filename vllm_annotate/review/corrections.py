@@ -9,9 +9,9 @@ from vllm_annotate.errors import UsageError
 from vllm_annotate.results.lines import OUR_FIELDS, other_members, path_of
 from vllm_annotate.results.reviewed import reviewed_file
 from vllm_annotate.review.label_studio_export import Review, read_reviews
-from vllm_annotate.storage.atomic import replacing, unfinished_name
+from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.json_text import dumped, json_object, object_line
-from vllm_annotate.storage.lock import AlreadyLockedError, locked
+from vllm_annotate.storage.new_files import exclusively
 
 REVIEW_FIELDS = ("reviewed", "reviewed_by", "reviewed_at")
 
@@ -41,15 +41,8 @@ def import_reviews(output: Path, export: Path) -> Imported:
             f"--from {str(export)!r} has no review of an image of {output}: name the output that the tasks are of, and "
             "submit at least one task before you export"
         )
-    lock = done.target.with_name(f".{unfinished_name(done.target.name)}.lock")
-    try:
-        with locked(lock):
-            try:
-                _replace(done, rows)
-            finally:
-                lock.unlink()
-    except AlreadyLockedError as holder:
-        raise UsageError(f"{done.target} is being written by {holder}: run this again when that is done") from None
+    with exclusively(done.target, str(done.target), remedy="run this again when that is done"):
+        _replace(done, rows)
     return done
 
 

@@ -20,7 +20,7 @@ def creating(option: str, *paths: Path) -> Iterator[list[Path]]:
     with ExitStack() as held, ExitStack() as written:
         for path in paths:
             check_new(option, path)
-            held.enter_context(_locked(option, path))
+            held.enter_context(exclusively(path, f"{option} {str(path)!r}"))
             check_new(option, path)  # another process may have finished it meanwhile
         unfinished = [written.enter_context(replacing_path(path)) for path in paths]
         try:
@@ -33,16 +33,16 @@ def creating(option: str, *paths: Path) -> Iterator[list[Path]]:
 
 
 @contextmanager
-def _locked(option: str, path: Path) -> Iterator[None]:
-    """Locks out other processes that write the same file."""
+def exclusively(path: Path, named: str, *, remedy: str = "choose another") -> Iterator[None]:
+    """Locks out other processes that write the same file. Raises UsageError if one does, or if the folder is barred."""
     lock = path.with_name(f".{unfinished_name(path.name)}.lock")
     with ExitStack() as held:
         try:
             held.enter_context(locked(lock))
         except AlreadyLockedError as holder:
-            raise UsageError(f"{option} {str(path)!r} is being written by {holder}: choose another") from None
+            raise UsageError(f"{named} is being written by {holder}: {remedy}") from None
         except OSError as error:
-            raise _not_writable(option, path, error) from None
+            raise _not_writable(named, error) from None
         held.callback(lock.unlink, missing_ok=True)
         yield
 
@@ -52,15 +52,15 @@ def check_new(option: str, path: Path) -> None:
     try:
         exists = path.exists() or path.is_symlink()
     except OSError as error:  # such as a name that is too long
-        raise _not_writable(option, path, error) from None
+        raise _not_writable(f"{option} {str(path)!r}", error) from None
     if exists:
         raise UsageError(f"{option} {str(path)!r} exists and would be overwritten: choose another, or remove it")
     if not path.parent.is_dir():
         raise UsageError(f"the folder of {option} {str(path)!r} does not exist: create it, or correct the path")
 
 
-def _not_writable(option: str, path: Path, error: OSError) -> UsageError:
+def _not_writable(named: str, error: OSError) -> UsageError:
     return UsageError(
-        f"{option} {str(path)!r:.300} cannot be written: {error.strerror or error}; choose a name in a folder that "
-        "this user may write to"
+        f"{named:.300} cannot be written: {error.strerror or error}; choose a name in a folder that this user may "
+        "write to"
     )
