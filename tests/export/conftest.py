@@ -49,6 +49,12 @@ def write_output(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+def write_audit(folder: Path, agreement: dict[str, float]) -> None:
+    """Writes what an audit found about images beside labeled.jsonl."""
+    rows = ({"image_path": image, "agreement": share} for image, share in agreement.items())
+    (folder / "labeled.audit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.fixture
 def export(command: Callable[..., Done]) -> Callable[..., Done]:
     """Runs `vllm-annotate export` with these options."""

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.export.conftest import Done
+from tests.export.conftest import Done, write_audit
 from vllm_annotate.export import label_studio
 from vllm_annotate.export.label_studio import image_url
 
@@ -19,12 +19,13 @@ RESULT = {"id", "type", "from_name", "to_name", "original_width", "original_heig
 def test_every_task_has_one_prediction_with_all_boxes_in_percent(
     rows: Rows, write_output: Callable[..., Path], export: Callable[..., Done], tmp_path: Path
 ) -> None:
-    rows[0]["agreement"] = 0.5
+    rows[0]["agreement"] = 0.1  # a column of the input
+    write_audit(tmp_path, {rows[0]["image_path"]: 0.5})
     made_by = [{"recipe": "r", "model": name, "first": name, "last": name} for name in ("A", "B")]
     (tmp_path / "labeled.report.json").write_text(json.dumps({"made_by": made_by}))
     assert export(write_output(*rows), "label-studio", tmp_path / "tasks.json").code == 0
     tasks = json.loads((tmp_path / "tasks.json").read_text())
-    assert tasks[0]["predictions"][0]["score"] == 0.5
+    assert [task["predictions"][0].get("score") for task in tasks] == [0.5] + [None] * 99
     labels = labels_of(tmp_path / "tasks.xml")
     for row, task in zip(rows, tasks, strict=True):
         assert task["data"] == {name: row["image_path" if name == "image" else name]

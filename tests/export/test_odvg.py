@@ -58,9 +58,7 @@ def test_every_box_is_trained_on_its_name(
 )
 def test_the_caption_has_every_name_once(caption: str, names: list[str], expected: str) -> None:
     objects = tuple(Named(name, (0, 0, 1000, 1000)) for name in names)
-    row = Labeled(
-        "a.jpg", caption, "", objects, (10, 10), flags=(), agreement=None, reviewed=False, invalid=(), text=""
-    )
+    row = Labeled("a.jpg", caption, "", objects, (10, 10), flags=(), invalid=(), text="")
     record = grounding_of(row)
     assert record["grounding"]["caption"] == expected
     assert [text for text, _ in mmdetection(record)] == [name.lower() for name in names]

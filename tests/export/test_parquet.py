@@ -9,7 +9,8 @@ import datasets
 import polars as pl
 import pytest
 
-from tests.export.conftest import Done
+from tests.export.conftest import Done, write_audit
+from vllm_annotate.export.columns import OURS
 from vllm_annotate.export.parquet import GROUP_ROWS
 
 Rows = list[dict[str, Any]]
@@ -31,7 +32,8 @@ def load(tmp_path: Path) -> Callable[..., Any]:
 def test_datasets_reads_every_row_with_its_types(
     rows: Rows, write_output: Callable[..., Path], export: Callable[..., Done], load: Callable[..., Any], tmp_path: Path
 ) -> None:
-    rows[0] |= {"flags": ["swapped"], "agreement": 0.5}
+    rows[0] |= {"flags": ["swapped"]}
+    write_audit(tmp_path, {rows[0]["image_path"]: 0.5})
     del rows[1]["width"]
     done = export(write_output(*rows), "parquet", tmp_path / "d.parquet")
     assert done.code == 0, done.err
@@ -44,7 +46,7 @@ def test_datasets_reads_every_row_with_its_types(
         assert read == {
             "image_path": row["image_path"], "caption": row["caption"], "rationale": row["annotations"]["rationale"],
             "objects": objects, "width": row.get("width"), "height": row["height"] if "width" in row else None,
-            "flags": row.get("flags", []), "agreement": row.get("agreement"),
+            "flags": row.get("flags", []), "agreement": 0.5 if row is rows[0] else None,
         }  # fmt: skip
 
 
@@ -62,7 +64,10 @@ COLUMNS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["column", "rationale", "agreement ", "名", "a.b", ""])
+OTHERS = ["column", "rationale", "agreement", "agreement ", "reviewed", "reviewed_by", "名", "a.b", ""]
+
+
+@pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize(("values", "dtype", "expected"), COLUMNS)
 def test_other_columns_keep_type_and_value_or_are_json(
     name: str,
@@ -73,10 +78,11 @@ def test_other_columns_keep_type_and_value_or_are_json(
     export: Callable[..., Done],
     tmp_path: Path,
 ) -> None:
-    rows = [{"image_path": f"{n}.jpg", "objects": [BOX], name: value} for n, value in enumerate(values)]
-    done = export(write_output(*rows, {"image_path": "c.jpg", "objects": [BOX]}), "parquet", tmp_path / "d.parquet")
+    sound = {"image_path": "c.jpg", "vlm_output": "…", "objects": [BOX]}
+    rows = [sound | {"image_path": f"{n}.jpg", name: value} for n, value in enumerate(values)]
+    done = export(write_output(*rows, sound), "parquet", tmp_path / "d.parquet")
     assert done.code == 0, done.err
-    column = pl.read_parquet(tmp_path / "d.parquet")[f"input_{name}" if name == "rationale" else name]
+    column = pl.read_parquet(tmp_path / "d.parquet")[f"input_{name}" if name in OURS else name]
     assert column.to_list() == [*expected, None]
     assert column.dtype == {"string": pl.String, "int64": pl.Int64, "double": pl.Float64, "bool": pl.Boolean}[dtype]
 
@@ -118,3 +124,43 @@ def test_a_table_with_a_column_for_every_row_is_refused(
     done = export(write_output(*rows), "parquet", tmp_path / "d.parquet")
     assert done.code == 2
     assert "over 1000 columns beside those of a run, 'k1000' among them" in done.err
+
+
+@pytest.mark.parametrize("name", ["labeled.jsonl", "labeled.reviewed.jsonl", "copy.jsonl"])
+def test_who_reviewed_a_row_is_not_published(
+    name: str, rows: Rows, write_output: Callable[..., Path], export: Callable[..., Done], tmp_path: Path
+) -> None:
+    review = {"reviewed": True, "reviewed_by": "ann@example.org", "reviewed_at": "2026-11-25T10:00:00Z"}
+    output, to = write_output(*(row | {"license": "CC0"} for row in rows)), tmp_path / "d.parquet"
+    reviewed = [{"image_path": row["image_path"], "objects": [BOX], "license": "CC0"} | review for row in rows[::2]]
+    text = "".join(json.dumps(row) + "\n" for row in reviewed)
+    output.with_name("labeled.reviewed.jsonl").write_text(text)
+    output.with_name("copy.jsonl").write_text(text)
+    done = export(output.with_name(name), "parquet", to, "--card", tmp_path / "README.md")
+    assert done.code == 0, done.err
+    table = pl.read_parquet(to)
+    assert table.columns[8:] == ["license"]
+    assert "cat" in str(table["objects"].to_list()), "the reviewed rows are there"
+    assert "@" not in table.write_json()
+    assert "@example" not in (tmp_path / "README.md").read_text()
+
+
+def test_a_review_is_where_the_file_of_reviews_has_one_and_not_where_a_column_of_the_input_says_so(
+    rows: Rows, write_output: Callable[..., Path], export: Callable[..., Done], tmp_path: Path
+) -> None:
+    own = {"reviewed": True, "reviewed_by": "the museum"}
+    output, to = write_output(*(row | own for row in rows)), tmp_path / "d.parquet"
+    write_audit(tmp_path, {rows[0]["image_path"]: 0.25})
+    done = export(output, "parquet", to, "--card", tmp_path / "README.md")
+    assert "as people corrected them" not in done.out
+    assert "Nobody checked them" in (tmp_path / "README.md").read_text()
+    table = pl.read_parquet(to)
+    assert table["reviewed"].to_list() == [True] * 100
+    assert table["reviewed_by"].to_list() == ["the museum"] * 100
+    assert table["agreement"].to_list() == [0.25] + [None] * 99
+    to.unlink()
+    output.with_name("labeled.reviewed.jsonl").write_text(json.dumps(rows[0] | own) + "\n")
+    assert "1 images as people corrected them" in export(output, "parquet", to).out
+    assert pl.read_parquet(to)["reviewed"].to_list() == [None] + [True] * 99
+    to.unlink()
+    assert "1 images as people corrected them" in export(output.with_name("labeled.reviewed.jsonl"), "parquet", to).out

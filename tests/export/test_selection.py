@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.export.conftest import Done
+from tests.export.conftest import Done, write_audit
 from vllm_annotate.export.selection import read_splits
 
 Rows = list[dict[str, Any]]
@@ -54,8 +54,8 @@ def test_the_split_of_a_path_never_changes() -> None:
 
 ROWS = [
     labeled("plain.jpg"), labeled("flagged.jpg", flags=["swapped", "truncated"]), labeled("odd.jpg", flags="swapped"),
-    labeled("tiny.jpg", bbox=(0, 0, 10, 10)), labeled("dog.jpg", name="ＤＯＧ"), labeled("sure.jpg", agreement=0.9),
-    labeled("unsure.jpg", agreement=0.2), labeled("unknown.jpg", agreement="high"),
+    labeled("tiny.jpg", bbox=(0, 0, 10, 10)), labeled("dog.jpg", name="ＤＯＧ"), labeled("sure.jpg", agreement=0.2),
+    labeled("unsure.jpg", agreement=0.9), labeled("unknown.jpg", agreement=0.1),  # columns of the input
 ]  # fmt: skip
 
 
@@ -83,6 +83,7 @@ def test_a_filter_leaves_out_what_it_says_and_counts_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "names.txt").write_text("\ufeffdog\r\n\n", "utf-8")
+    write_audit(tmp_path, {"sure.jpg": 0.9, "unsure.jpg": 0.2})
     done = export(write_output(*ROWS), "coco", tmp_path / "boxes.json", *options)
     assert done.code == 0, done.err
     assert {row["image_path"] for row in ROWS} - set(images(tmp_path / "boxes.json")) == left_out
@@ -129,9 +130,7 @@ def test_the_agreement_of_an_audit_counts_but_not_for_what_people_corrected(
         write_output(labeled("low.jpg"), labeled("high.jpg"), labeled("other.jpg"), labeled("new.jpg")),
         tmp_path / "b",
     )
-    shares = {"low.jpg": 0.2, "high.jpg": 0.9, "new.jpg": 0.1}
-    rows = [{"image_path": path, "agreement": share} for path, share in shares.items()]
-    output.with_name("labeled.audit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_audit(tmp_path, {"low.jpg": 0.2, "high.jpg": 0.9, "new.jpg": 0.1})
     output.with_name("labeled.reviewed.jsonl").write_text(json.dumps(labeled("new.jpg", reviewed=True)) + "\n")
     assert export(output, "coco", to, "--min-agreement", 0.5).code == 0
     assert images(to) == ["high.jpg", "other.jpg", "new.jpg"]

@@ -9,6 +9,7 @@ import pytest
 
 from vllm_annotate.report import gallery
 from vllm_annotate.report.gallery import MOST, choose_rows, doubtful_first, newest_parts, newest_rows, spread_lines
+from vllm_annotate.results.audited import Audited
 from vllm_annotate.results.doubt import doubt
 from vllm_annotate.storage.workspace import Workspace
 
@@ -76,16 +77,17 @@ def test_the_newest_parts_belong_to_the_last_chunks(workspace: Workspace) -> Non
     assert newest_parts(workspace, "failures.jsonl")[0].name == "000029.failures.jsonl"
 
 
-def test_no_kind_of_doubt_crowds_out_another() -> None:
+def test_no_kind_of_doubt_crowds_out_another(workspace: Workspace) -> None:
+    audited = Audited(workspace.output)
     rows = [SOUND | {"flags": ["truncated"]}] * 20 + [SOUND | {"flags": ["swapped"]}] * 2 + [SOUND]
     rows += [{"objects": [], "annotations_error": True}] * 20
-    first = doubtful_first(rows)[:3]
-    assert [doubt(row) for row in first] == [1, doubt(rows[0]), doubt(rows[20])]
-    assert doubtful_first(rows)[-1] == SOUND
+    first = doubtful_first(rows, audited)[:3]
+    assert [doubt(row, None) for row in first] == [1, doubt(rows[0], None), doubt(rows[20], None)]
+    assert doubtful_first(rows, audited)[-1] == SOUND
 
 
 def test_what_an_audit_doubts_comes_first(workspace: Workspace) -> None:
-    write(workspace.output, [SOUND | {"image_path": f"{number}"} for number in range(9)])
+    own = {"agreement": 0}  # a column of the input
+    write(workspace.output, [SOUND | own | {"image_path": f"{number}"} for number in range(9)])
     write(workspace.output.with_name("labeled.audit.jsonl"), [{"image_path": "6", "agreement": 0.25}])
-    first = choose_rows(workspace)[0]
-    assert (first["image_path"], first["agreement"]) == ("6", 0.25)
+    assert choose_rows(workspace)[0] == SOUND | own | {"image_path": "6"}

@@ -74,7 +74,7 @@ def test_what_a_person_accepts_comes_back_as_it_was_and_the_output_does_not_chan
             "rationale": row["annotations"]["rationale"], "objects": corrected["objects"],
         }  # fmt: skip
         assert set(corrected) == {
-            "image_path", "caption", "license", "annotations", "objects", "width", "height",
+            "image_path", "caption", "license", "agreement", "annotations", "objects", "width", "height",
             "reviewed", "reviewed_by", "reviewed_at",
         }  # fmt: skip
         assert (corrected["width"], corrected["height"]) == (row["width"], row["height"])

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.export.conftest import Done, command, rows, write_output
+from tests.export.conftest import Done, command, rows, write_audit, write_output
 
 __all__ = ["command", "rows", "write_output"]  # fixtures
 Rows = list[dict[str, Any]]
@@ -21,14 +21,18 @@ def tasks_of(path: Path) -> list[str]:
 def test_the_most_doubtful_come_first_and_no_more_than_asked_for(
     rows: Rows, write_output: Callable[..., Path], command: Callable[..., Done], tmp_path: Path
 ) -> None:
-    for number, row in enumerate(rows):
-        row["agreement"] = (number * 37 % 100) / 100
+    agreement = {row["image_path"]: (number * 37 % 100) / 100 for number, row in enumerate(rows)}
+    for row in rows:
+        row["agreement"] = 1 - agreement[row["image_path"]]  # a column of the input
+    write_audit(tmp_path, agreement)
     output, to = write_output(*rows, "torn {"), tmp_path / "tasks.json"
     done = command("review", "--output", output, "--most", 7, "--to", to)
     assert done.code == 0, done.err
     assert f"7 images to review: {to}" in done.out
-    worst = sorted(rows, key=lambda row: row["agreement"])[:7]
-    assert tasks_of(to) == [row["image_path"] for row in worst]
+    worst = sorted(agreement, key=lambda image: agreement[image])[:7]
+    assert tasks_of(to) == worst
+    scores = [task["predictions"][0]["score"] for task in json.loads(to.read_text())]
+    assert scores == [agreement[image] for image in worst]
 
 
 def test_equally_doubtful_ones_keep_their_order_and_an_answer_that_could_not_be_parsed_is_a_task_without_boxes(

@@ -7,7 +7,8 @@ from typing import Any
 import polars as pl
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.export.rows import RUN_FIELDS
+from vllm_annotate.export.rows import RUN_FIELDS, Labeled
+from vllm_annotate.results.reviewed import REVIEW_FIELDS
 from vllm_annotate.storage.json_text import loads, raw_members
 
 OURS = {"image_path", "caption", "rationale", "objects", "width", "height", "flags", "agreement"}
@@ -31,9 +32,9 @@ def kind_of(value: str) -> str:
     return "number" if NUMBER.fullmatch(value) else "json"
 
 
-def add_kinds(kinds: Kinds, text: str) -> None:
+def add_kinds(kinds: Kinds, row: Labeled) -> None:
     """Notes the kinds of a row's other columns. Values of several kinds become JSON. Raises UsageError for too many."""
-    for name, value in others(text):
+    for name, value in others(row):
         kind, known = kind_of(value), kinds.get(name, "")
         if kind and known and kind != known:
             kind = "number" if {kind, known} == {"integer", "number"} else "json"
@@ -45,16 +46,20 @@ def add_kinds(kinds: Kinds, text: str) -> None:
             )
 
 
-def others(text: str) -> Iterator[tuple[str, str]]:
+def others(row: Labeled) -> Iterator[tuple[str, str]]:
     """Yields name and value, as written, of the columns that are not ours. One named as a column here gets a prefix."""
-    for name, (_, value) in raw_members(text).items() if text else ():
-        if name not in RUN_FIELDS:
+    members = raw_members(row.text) if row.text else {}
+    # Who reviewed a row is not published: an address may be in it. A review has no text of the model, also in a file
+    # of another name; in a row of a run these are the user's own columns.
+    is_review = row.reviewed or ("vlm_output" not in members and members.get("reviewed", ("", ""))[1] == "true")
+    for name, (_, value) in members.items():
+        if name not in RUN_FIELDS and not (is_review and name in REVIEW_FIELDS):
             yield (f"input_{name}" if name in OURS else name), value
 
 
-def typed(text: str, kinds: Kinds) -> dict[str, Any]:
+def typed(row: Labeled, kinds: Kinds) -> dict[str, Any]:
     """Returns the values of a row's other columns."""
-    return {name: _value(value, kinds[name]) for name, value in others(text)}
+    return {name: _value(value, kinds[name]) for name, value in others(row)}
 
 
 def _value(written: str, kind: str) -> Any:

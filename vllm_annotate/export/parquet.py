@@ -38,7 +38,7 @@ def record_of(row: Labeled, about: About) -> dict[str, Any]:
         "height": height,
         "flags": list(row.flags),
         "agreement": row.agreement,
-        **typed(row.text, about.columns),
+        **typed(row, about.columns),
     }
 
 

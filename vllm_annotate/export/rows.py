@@ -11,7 +11,7 @@ from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.locations import ImageRoot
 
 MAX_SIDE = 1_000_000  # pixels; no image is larger, and a broken number may have any size
-RUN_FIELDS = OUTPUT_FIELDS.keys() | {"agreement"}
+RUN_FIELDS = OUTPUT_FIELDS.keys()
 BROKEN, NO_PATH, NO_ANNOTATION = "broken line", "no image path", "no annotation"
 NO_SIZE = "no width and height"
 INVALID_BOX, NO_NAME = "invalid box", "no name"
@@ -41,10 +41,11 @@ class Labeled:
     objects: tuple[Named, ...]
     size: tuple[int, int] | None  # width and height of the upright image, pixels
     flags: tuple[str, ...]
-    agreement: float | None
-    reviewed: bool  # by a person
     invalid: tuple[str, ...]  # for each object that cannot be exported, why
     text: str  # the line; empty if it has no columns but those of a run
+    # Not in the line: there a column of the same name is the user's own.
+    agreement: float | None = None  # of the audit
+    reviewed: bool = False  # by a person
 
     def pixels(self, item: Named) -> list[float]:
         """Returns a box in pixels, left, top, right, bottom, to a hundredth."""
@@ -68,8 +69,11 @@ class Labeled:
 def read_row(line: bytes, *, unparsed: bool = False) -> Labeled | str:
     """Returns the image of a line, or why there is none; with `unparsed`, one without an annotation has no objects."""
     row = json_object(line)
-    if row is None:
-        return BROKEN
+    return BROKEN if row is None else read_fields(row, line, unparsed=unparsed)
+
+
+def read_fields(row: dict[str, Any], line: bytes, *, unparsed: bool = False) -> Labeled | str:
+    """Does the same for a line that was parsed as `row`."""
     path = row.get("image_path")
     if not isinstance(path, str) or "?" in path:  # which may have been half of a character
         path = path_of(line)
@@ -88,10 +92,8 @@ def read_row(line: bytes, *, unparsed: bool = False) -> Labeled | str:
         caption=_text(row.get("caption")),
         rationale=_text((annotations or {}).get("rationale")),
         objects=tuple(item for item in read if isinstance(item, Named)),
-        size=_size(row),
+        size=size_of(row.get("width"), row.get("height")),
         flags=tuple(flag for flag in flags if isinstance(flag, str)) if isinstance(flags, list) else (),
-        agreement=float(row["agreement"]) if _is_number(row.get("agreement")) else None,
-        reviewed=row.get("reviewed") is True,
         invalid=tuple(why for why in read if isinstance(why, str)),
         text="" if row.keys() <= RUN_FIELDS else line.decode(errors="replace"),
     )
@@ -101,12 +103,13 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that can be a coordinate."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9  # NaN fails too
 
 
-def _size(row: dict[str, Any]) -> tuple[int, int] | None:
-    width, height = row.get("width"), row.get("height")
+def size_of(width: Any, height: Any) -> tuple[int, int] | None:
+    """Returns width and height if an image can have them."""
     if type(width) is int and type(height) is int and 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE:
         return width, height
     return None
@@ -130,9 +133,14 @@ def _box(bbox: Any) -> tuple[float, float, float, float] | None:
     if type(left) is type(top) is type(right) is type(bottom) is int:  # the usual case, fast
         if 0 <= left < right <= 1000 and 0 <= top < bottom <= 1000:
             return left, top, right, bottom
-    elif not all(map(_is_number, bbox)):
+    elif not all(map(is_number, bbox)):
         return None
-    left, top, right, bottom = (min(1000, max(0, side)) for side in bbox)
+    return within_image(left, top, right, bottom)
+
+
+def within_image(left: float, top: float, right: float, bottom: float) -> tuple[float, float, float, float] | None:
+    """Returns what of a box is in the image, 0–1000; None if that has no area."""
+    left, top, right, bottom = (min(1000, max(0, side)) for side in (left, top, right, bottom))
     if left >= right or top >= bottom or math.isclose(left, right) or math.isclose(top, bottom):
         return None
     return left, top, right, bottom

@@ -13,7 +13,7 @@ from vllm_annotate.export.rows import NO_SIZE, Labeled, read_row
 from vllm_annotate.export.selection import Selection, Splits, digest_of
 from vllm_annotate.grounding.names import Category, name_key
 from vllm_annotate.results.audited import Audited
-from vllm_annotate.results.reviewed import Reviewed
+from vllm_annotate.results.reviewed import Reviewed, is_reviewed_file
 from vllm_annotate.storage.locations import ImageRoot
 
 CHUNK = 65_536
@@ -50,10 +50,11 @@ class Output:
     def _row(self, line: bytes) -> Labeled | str:
         """The row, with the agreement of its audit. What people corrected is not what was audited."""
         row = read_row(line)
-        if isinstance(row, str) or row.reviewed or row.agreement is not None:
+        if isinstance(row, str):
             return row
-        agreement = self._audited.of(row.path)
-        return row if agreement is None else replace(row, agreement=agreement)
+        if row.path in self._reviewed:
+            return replace(row, reviewed=True)
+        return replace(row, agreement=self._audited.of(row.path), reviewed=is_reviewed_file(self.path))
 
     def leave_out_repeated(self, paths: "Paths") -> bool:
         """Leaves out the later rows of an image, in all passes that follow; returns whether there are any."""
@@ -99,7 +100,7 @@ class Survey:
         self.objects += len(row.objects)
         self.reviewed += row.reviewed
         if self.columns is not None:
-            add_kinds(self.columns, row.text)
+            add_kinds(self.columns, row)
         for item in row.objects:
             if item.name in self.spellings or len(self.spellings) < MAX_NAMES:
                 self.spellings[item.name] += 1

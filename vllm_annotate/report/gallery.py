@@ -72,16 +72,15 @@ def choose_rows(workspace: Workspace) -> list[dict[str, Any]]:
             failed[kind if kind in failed or len(failed) < MOST_KINDS else OTHERS].offer(line)
     in_turn = [*_round_robin(marked), *_round_robin(failed)][: MOST - len(sampled.items)]
     rows = (json_object(line) for line in dict.fromkeys([*in_turn, *sampled.items]))
-    audited = Audited(workspace.output)
-    return doubtful_first([audited.joined(row) for row in rows if row is not None])
+    return doubtful_first([row for row in rows if row is not None], Audited(workspace.output))
 
 
-def doubtful_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def doubtful_first(rows: Sequence[dict[str, Any]], audited: Audited) -> list[dict[str, Any]]:
     """The rows by doubt; among those that are flagged or have no annotation, each kind in turn."""
     kinds: Counter[str] = Counter()
 
     def rank(row: dict[str, Any]) -> tuple[int, float]:
-        doubtful = doubt(row)
+        doubtful = doubt(row, audited.of(row.get("image_path")))
         kind = next(iter(marks_of(row)), "") if doubtful >= CORRECTED else ""
         kinds[kind] += bool(kind)
         return (kinds[kind] if kind else len(rows)), -doubtful

@@ -24,12 +24,6 @@ class Audited:
                     if isinstance(image, str) and isinstance(agreement, float | int) and 0 <= agreement <= 1:
                         self._agreement[image] = float(agreement)
 
-    def of(self, image_path: str) -> float | None:
-        """The agreement of an image; None if it was not audited."""
-        return self._agreement.get(image_path)
-
-    def joined(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with its agreement, if it has none and the image was audited."""
-        path = row.get("image_path")
-        agreement = self._agreement.get(path) if isinstance(path, str) else None
-        return row if agreement is None else {"agreement": agreement, **row}
+    def of(self, image_path: Any) -> float | None:
+        """The agreement of an image; None if it was not audited. A column of that name in a row is the user's own."""
+        return self._agreement.get(image_path) if isinstance(image_path, str) else None

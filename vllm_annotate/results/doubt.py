@@ -14,15 +14,14 @@ TINY = 10  # ‰ of the image's side
 FEW_ATTEMPTS = 2
 
 
-def doubt(row: dict[str, Any]) -> float:
+def doubt(row: dict[str, Any], agreement: float | None) -> float:
     """From 0 (nothing speaks against it) to 1, for a row of the output or the failures file with any content.
 
     What an audit measured comes first: 1 minus the agreement. Else no annotation (1), flags of wrong answers, flags of
     corrected ones, a failure, and odd answers: with tiny boxes, or after several attempts.
     """
-    agreement = row.get("agreement")
-    if isinstance(agreement, int | float) and not isinstance(agreement, bool) and 0 <= agreement <= 1:
-        return 1 - float(agreement)
+    if agreement is not None:
+        return 1 - agreement
     if "failure" in row:
         return FAILED
     if row.get("annotations_error") is True:

@@ -5,10 +5,18 @@ from pathlib import Path
 
 from vllm_annotate.results.lines import path_of
 
+REVIEW_FIELDS = ("reviewed", "reviewed_by", "reviewed_at")
+SUFFIX = ".reviewed.jsonl"
+
 
 def reviewed_file(output: Path) -> Path:
     """Returns where the corrected rows of an output are."""
-    return output.with_name(f"{output.stem}.reviewed.jsonl")
+    return output.with_name(f"{output.stem}{SUFFIX}")
+
+
+def is_reviewed_file(path: Path) -> bool:
+    """Whether the rows of a file are corrected ones, by its name."""
+    return path.name.endswith(SUFFIX)
 
 
 class Reviewed:

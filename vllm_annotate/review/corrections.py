@@ -7,13 +7,11 @@ from typing import Any
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.results.lines import OUR_FIELDS, other_members, path_of
-from vllm_annotate.results.reviewed import reviewed_file
+from vllm_annotate.results.reviewed import REVIEW_FIELDS, reviewed_file
 from vllm_annotate.review.label_studio_export import Review, read_reviews
 from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.json_text import dumped, json_object, object_line
 from vllm_annotate.storage.new_files import exclusively
-
-REVIEW_FIELDS = ("reviewed", "reviewed_by", "reviewed_at")
 
 
 @dataclass
@@ -69,7 +67,7 @@ def reviewed_line(text: str, review: Review) -> bytes:
         "reviewed": True,
     }
     ours |= {name: value for name, value in (("reviewed_by", review.by), ("reviewed_at", review.at)) if value}
-    return object_line(*other_members(text, *OUR_FIELDS, *REVIEW_FIELDS, "agreement"), dumped(ours))
+    return object_line(*other_members(text, *OUR_FIELDS, *REVIEW_FIELDS), dumped(ours))
 
 
 def _replace(done: Imported, rows: dict[str, bytes]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.export.label_studio import LABEL, RATIONALE
+from vllm_annotate.export.rows import is_number, size_of, within_image
 from vllm_annotate.storage.json_text import loads
 
 FORMS = "export the project from Label Studio as JSON or JSON-MIN"
@@ -53,7 +54,7 @@ def box_of(value: dict[str, Any], size: tuple[int, int] | None) -> list[int] | N
     A turned rectangle, clockwise around its top left corner, gives the box around it.
     """
     numbers = [value.get(name, 0 if name == "rotation" else None) for name in ("x", "y", "width", "height", "rotation")]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e6 for n in numbers):
+    if not all(map(is_number, numbers)):
         return None
     x, y, width, height, rotation = (float(number) for number in numbers if number is not None)
     wide, high = size or (1, 1)
@@ -62,8 +63,8 @@ def box_of(value: dict[str, Any], size: tuple[int, int] | None) -> list[int] | N
     down = (-height * high * math.sin(turn), height * high * math.cos(turn))
     xs = [x + step / wide for step in (0, across[0], down[0], across[0] + down[0])]
     ys = [y + step / high for step in (0, across[1], down[1], across[1] + down[1])]
-    left, top, right, bottom = (min(1000, max(0, round(side * 10))) for side in (min(xs), min(ys), max(xs), max(ys)))
-    return [left, top, right, bottom] if left < right and top < bottom else None
+    box = within_image(*(round(side * 10) for side in (min(xs), min(ys), max(xs), max(ys))))
+    return None if box is None else [int(side) for side in box]
 
 
 def read_reviews(path: Path) -> tuple[dict[str, Review], int]:
@@ -137,10 +138,7 @@ def _person(who: Any) -> str:
 
 
 def _size(fields: dict[str, Any]) -> tuple[int, int] | None:
-    width, height = fields.get("original_width"), fields.get("original_height")
-    if type(width) is int and type(height) is int and 0 < width < 1e6 and 0 < height < 1e6:
-        return width, height
-    return None
+    return size_of(fields.get("original_width"), fields.get("original_height"))
 
 
 def _text(value: Any) -> str:

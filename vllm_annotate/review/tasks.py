@@ -1,13 +1,14 @@
 """The most doubtful answers of an output, as tasks for Label Studio."""
 
 from collections import Counter
+from dataclasses import replace
 from heapq import heappush, heapreplace
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.export import label_studio
 from vllm_annotate.export.about import About
-from vllm_annotate.export.rows import Labeled, read_row
+from vllm_annotate.export.rows import Labeled, read_fields
 from vllm_annotate.export.survey import MAX_NAMES
 from vllm_annotate.grounding.names import Category, categories_of
 from vllm_annotate.results.audited import Audited
@@ -18,7 +19,7 @@ from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.new_files import check_new, creating
 
-MAX_TASKS = 100_000  # their lines are in memory together
+MAX_TASKS = 100_000  # in memory together
 MIN_LABELS = 500  # to choose from: names of the tasks first, then the most frequent of the output
 
 
@@ -32,8 +33,7 @@ def write_tasks(output: Path, most: int, to: Path, image_root: ImageRoot | None,
         raise UsageError(f"--to {str(to)!r} is the name of the labelling config: choose one that ends in .json")
     for path in (to, config):
         check_new("--to", path)
-    lines, spellings = _most_doubtful(output, most)
-    found = [row for line in lines if isinstance(row := read_row(line, unparsed=True), Labeled)]
+    found, spellings = _most_doubtful(output, most)
     distinct = {row.path: row for row in reversed(found)}  # rows of other programs may repeat an image
     measured = (row.measured(image_root) for row in reversed(distinct.values()))
     rows = [row for row in measured if row.size is not None]
@@ -51,26 +51,28 @@ def write_tasks(output: Path, most: int, to: Path, image_root: ImageRoot | None,
     return len(rows), len(distinct) - len(rows)
 
 
-def _most_doubtful(output: Path, most: int) -> tuple[list[bytes], Counter[str]]:
-    """Returns the lines, the most doubtful first and then in the order of the output, and the output's names."""
+def _most_doubtful(output: Path, most: int) -> tuple[list[Labeled], Counter[str]]:
+    """Returns the rows, the most doubtful first and then in the order of the output, and the output's names."""
     reviewed, audited = Reviewed(output), Audited(output)
-    heap: list[tuple[float, int, bytes]] = []
+    heap: list[tuple[float, int, Labeled]] = []
     spellings: Counter[str] = Counter()
     with output.open("rb") as file:
         for number, line in enumerate(file):
-            row = read_row(line, unparsed=True)
+            fields = json_object(line) or {}
+            row = read_fields(fields, line, unparsed=True)
             if isinstance(row, str):
                 continue
             if len(spellings) < MAX_NAMES:
                 spellings.update(item.name for item in row.objects)
-            entry = (doubt(audited.joined(json_object(line) or {})), -number, line)
+            agreement = audited.of(row.path)
+            entry = (doubt(fields, agreement), -number, replace(row, agreement=agreement, text=""))
             if row.path in reviewed or (len(heap) == most and entry < heap[0]):
                 continue
             if len(heap) == most:
                 heapreplace(heap, entry)
             else:
                 heappush(heap, entry)
-    return [line for _, _, line in sorted(heap, reverse=True)], spellings
+    return [row for _, _, row in sorted(heap, reverse=True)], spellings
 
 
 def _categories(rows: list[Labeled], spellings: Counter[str]) -> dict[str, Category]:
