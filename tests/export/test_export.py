@@ -58,6 +58,46 @@ def test_a_wrong_option_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["labeled.jsonl"]
 
 
+FOLDERS = [".", "/", "..", "x/", "x/.", "x/..", "sub", "sub/", "./sub/.", "~", "sub/../sub"]
+
+
+@pytest.mark.parametrize("where", FOLDERS)
+@pytest.mark.parametrize("option", ["--to", "--card"])
+@pytest.mark.parametrize("form", [["coco"], ["label-studio"], ["parquet", "--split", "a=0.5,b=0.5"]])
+def test_a_folder_is_refused_as_the_new_file(
+    form: list[str], option: str, where: str, rows: Rows, write_output: Callable[..., Path],
+    command: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    options = {"--output": write_output(*rows), "--to": "boxes.json", option: where}
+    done = command("export", "--format", *form, *(word for pair in options.items() for word in pair))
+    assert done.code == 2
+    assert f"{option} '" in done.err
+    assert "is a folder: add the name of the new file" in done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labeled.jsonl", "sub"]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("~nobody-of-this-name/x", "the home folder of '~nobody-of-this-name/x' does not exist: write the full path"),
+        ("s3://bucket/boxes.json", "is a URL, and only local files are written: name one"),
+        ("x" * 300, "cannot be written: File name too long; choose a name"),
+        ("\udcff", "is not UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("form", [["coco"], ["label-studio", "--split", "a=0.5,b=0.5"]])
+def test_a_name_that_no_file_can_have_is_refused(
+    form: list[str], where: Any, message: str, rows: Rows, write_output: Callable[..., Path],
+    export: Callable[..., Done], tmp_path: Path,
+) -> None:  # fmt: skip
+    done = export(write_output(*rows), form[0], where, *form[1:])
+    assert done.code == 2
+    assert message in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["labeled.jsonl"]
+
+
 def test_a_killed_export_leaves_no_file_and_the_same_command_then_writes_it(
     rows: Rows, write_output: Callable[..., Path], export: Callable[..., Done], tmp_path: Path
 ) -> None:

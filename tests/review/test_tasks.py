@@ -70,6 +70,21 @@ def test_images_that_were_reviewed_do_not_come_again(
         (["--to", "t.json", "--most", "0"], "--most '0' is not a count: write a whole number from 1"),
         (["--to", "t.json", "--most", "999999999"], "is more than anyone reviews"),
         (["--to", "t.xml"], "is the name of the labelling config"),
+        *(
+            (["--to", where], f"--to {where!r} is a folder: add the name of the new file")
+            for where in (".", "/", "..", "x/", "x/.", "x/..", "sub/")
+        ),
+        (["--to", "sub"], "--to 'sub' is a folder: add the name of the new file"),
+        (["--to", "~nobody-of-this-name/t.json"], "does not exist: write the full path"),
+        (
+            ["--to", "s3://bucket/t.json"],
+            "--to 's3://bucket/t.json' is a URL, and only local files are written",
+        ),
+        (
+            ["--from", "s3://bucket/t.json"],
+            "--from 's3://bucket/t.json' is a URL, and only local files are read",
+        ),
+        (["--from", "sub"], "--from 'sub' is a folder: export the project from Label Studio"),
         (["--to", "none/t.json"], "the folder of --to 'none/t.json' does not exist"),
         (["--to", "labeled.jsonl"], "--to 'labeled.jsonl' exists and would be overwritten"),
         (["--to", "t.json", "--output", "none.jsonl"], "--output 'none.jsonl' is not a file"),
@@ -83,6 +98,7 @@ def test_a_wrong_option_is_refused_and_nothing_is_written(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "sub").mkdir()
     (tmp_path / "old.jsonl").write_text('{"image_path": "a.jpg", "objects": []}\n')
     write_output(*rows)
     before = sorted(tmp_path.iterdir())

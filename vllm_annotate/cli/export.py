@@ -72,8 +72,8 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
         existing(given["output"]), selection, exporting.FORMATS[name].needs_size, image_root_of(given.get("image_root"))
     )
     about = About({}, model_of(output.path), _absolute(given.get("image_root")), given.get("image_url") or "")
-    to = Path(given["to"]).expanduser()
-    cards = [Path(given["card"]).expanduser()] if given.get("card") else []
+    to = new_file("--to", given["to"])
+    cards = [new_file("--card", given["card"])] if given.get("card") else []
     with creating("--card", *cards) as unfinished:
         done = exporting.export(output, name, to, splits, about, min_count)
         for path, where in zip(unfinished, cards, strict=True):
@@ -84,12 +84,31 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
 
 def existing(where: str) -> Path:
     """Returns the output. Raises UsageError unless it is a file on this machine."""
-    path = Path(where).expanduser()
-    if URL.match(where):
-        raise UsageError(f"--output {where!r} is a URL: copy the file to this machine, and name the copy")
+    path = on_this_machine("--output", where, "only local files are read: copy the file to this machine")
     if not path.is_file():
         raise UsageError(f"--output {where!r} is not a file: name the output of a run")
     return path
+
+
+def new_file(option: str, where: str) -> Path:
+    """Returns the path of a file to make. Raises UsageError for a folder, also one that does not exist yet."""
+    path = on_this_machine(option, where, "only local files are written: name one, and upload it")
+    if os.path.basename(where) in ("", ".", ".."):  # noqa: PTH119 - a path drops the slash at the end
+        raise UsageError(f"{option} {where!r} is a folder: add the name of the new file")
+    return path
+
+
+def on_this_machine(option: str, where: str, why: str) -> Path:
+    """Returns a path. Raises UsageError for a URL, and says why and what to do."""
+    from vllm_annotate.storage.locations import location
+
+    try:
+        path = location(where)
+    except ValueError as error:
+        raise UsageError(f"{option} {where!r}: {error}") from None
+    if not isinstance(path, Path):
+        raise UsageError(f"{option} {where!r} is a URL, and {why}")
+    return path.expanduser()
 
 
 def image_root_of(where: str | None) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from cyclopts import App
 
 from vllm_annotate.cli.console import Console
-from vllm_annotate.cli.export import count_of, existing, image_root_of
+from vllm_annotate.cli.export import count_of, existing, image_root_of, new_file, on_this_machine
 from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.options import command, option
 from vllm_annotate.errors import UsageError
@@ -50,7 +50,7 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
 def _write(output: Path, given: Mapping[str, Any], console: Console) -> int:
     from vllm_annotate.review.tasks import MAX_TASKS, write_tasks
 
-    most, to = count_of("--most", given.get("most") or MOST), Path(given["to"]).expanduser()
+    most, to = count_of("--most", given.get("most") or MOST), new_file("--to", given["to"])
     if most > MAX_TASKS:
         raise UsageError(f"--most {most} is more than anyone reviews: write at most {MAX_TASKS}, or export all")
     root = image_root_of(given.get("image_root"))
@@ -64,7 +64,9 @@ def _write(output: Path, given: Mapping[str, Any], console: Console) -> int:
 def _read(output: Path, given: Mapping[str, Any], console: Console) -> int:
     from vllm_annotate.review.corrections import import_reviews
 
-    done = import_reviews(output, Path(given["from_"]).expanduser())
+    done = import_reviews(
+        output, on_this_machine("--from", given["from_"], "only local files are read: download it first")
+    )
     replaced = f", {done.replaced} of them in place of an earlier review" if done.replaced else ""
     console.show(f"{done.images} images reviewed{replaced}: {done.target}")
     if done.not_reviewed:

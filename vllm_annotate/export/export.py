@@ -11,7 +11,7 @@ from vllm_annotate.export.rows import BROKEN, NO_PATH, NO_SIZE, Labeled
 from vllm_annotate.export.selection import Splits
 from vllm_annotate.export.survey import NOTHING_LEFT, RARE, REPEATED, Output, Survey, exported, survey
 from vllm_annotate.grounding.names import Category, categories_of
-from vllm_annotate.storage.new_files import check_new, creating
+from vllm_annotate.storage.new_files import check_name, check_new, creating
 
 UNEXPECTED = (BROKEN, NO_PATH, NO_SIZE, REPEATED)  # in an output that a run wrote, nothing is left out for these
 
@@ -70,6 +70,7 @@ class Export:
 
 def export(output: Output, name: str, to: Path, splits: Splits, about: About, min_count: int = 1) -> Export:
     """Writes the chosen rows of an output in the format of that name. Raises UsageError."""
+    check_name("--to", to)
     form, files = FORMATS[name], splits.files(to)
     configs = [to.with_suffix(".xml")] if form.write_config else []
     if to in configs:

@@ -73,6 +73,8 @@ def read_reviews(path: Path) -> tuple[dict[str, Review], int]:
         tasks = loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     except FileNotFoundError:
         raise UsageError(f"--from {str(path)!r} does not exist: {FORMS}, and name that file") from None
+    except IsADirectoryError:
+        raise UsageError(f"--from {str(path)!r} is a folder: {FORMS}, and name that file") from None
     except ValueError as error:
         raise UsageError(f"--from {str(path)!r} is not JSON ({error!s:.100}): {FORMS}") from None
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):

@@ -17,7 +17,7 @@ from vllm_annotate.results.provenance import model_of
 from vllm_annotate.results.reviewed import Reviewed
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.locations import ImageRoot
-from vllm_annotate.storage.new_files import check_new, creating
+from vllm_annotate.storage.new_files import check_name, check_new, creating
 
 MAX_TASKS = 100_000  # in memory together
 MIN_LABELS = 500  # to choose from: names of the tasks first, then the most frequent of the output
@@ -28,6 +28,7 @@ def write_tasks(output: Path, most: int, to: Path, image_root: ImageRoot | None,
 
     Raises UsageError if there are none.
     """
+    check_name("--to", to)
     config = to.with_suffix(".xml")
     if to == config:
         raise UsageError(f"--to {str(to)!r} is the name of the labelling config: choose one that ends in .json")

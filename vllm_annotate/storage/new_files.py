@@ -47,11 +47,22 @@ def exclusively(path: Path, named: str, *, remedy: str = "choose another") -> It
         yield
 
 
+def check_name(option: str, path: Path) -> None:
+    """Raises UsageError if `path` is a folder. Call it before you derive other names from the path."""
+    try:
+        is_folder = path.name in ("", "..") or path.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise _not_writable(f"{option} {str(path)!r}", error) from None
+    if is_folder:
+        raise UsageError(f"{option} {str(path)!r} is a folder: add the name of the new file")
+
+
 def check_new(option: str, path: Path) -> None:
     """Raises UsageError if there is something at `path`, or no folder to write it in."""
+    check_name(option, path)
     try:
         exists = path.exists() or path.is_symlink()
-    except OSError as error:  # such as a name that is too long
+    except OSError as error:
         raise _not_writable(f"{option} {str(path)!r}", error) from None
     if exists:
         raise UsageError(f"{option} {str(path)!r} exists and would be overwritten: choose another, or remove it")
