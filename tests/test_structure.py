@@ -18,7 +18,8 @@ flows cli
 blocks
 pipeline review
 evaluation
-report export
+export
+report
 telemetry
 results
 job

@@ -34,6 +34,7 @@ def test_it_prints_tables_or_json_and_writes_both_files(command: Command, tmp_pa
         (["--output", "none.jsonl", "--truth", "truth.json"], "--output 'none.jsonl' does not exist"),
         (["--output", "s3://b/o.jsonl", "--truth", "none"], "--output 's3://b/o.jsonl' is a URL, and only local files"),
         (["--output", "labeled.jsonl", "--truth", "none"], "--truth 'none' does not exist"),
+        (["--output", "~nobody-of-this-name/o", "--truth", "none"], "does not exist: write the full path"),
         (["--output", "truth.json", "--truth", "truth.json"], "has no row with image_path and objects"),
         (["--output", "labeled.jsonl", "--truth", "truth.json", "--image-root", "none"], "--image-root 'none' is not"),
         (["--output", "labeled.jsonl", "--truth", "truth.json", "--synonyms", "none"], "cannot be read"),

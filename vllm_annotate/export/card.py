@@ -1,8 +1,7 @@
 """The dataset card of an export: a README.md in Markdown, with the front matter of Hugging Face."""
 
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import yaml
 
 from vllm_annotate.export.export import Export
 from vllm_annotate.export.survey import in_words
-from vllm_annotate.printable import printable
+from vllm_annotate.report.markdown import plain, table
 from vllm_annotate.results.provenance import made_by
 from vllm_annotate.storage.atomic import read_json
 from vllm_annotate.version import VERSION
 
-MOST_NAMES, LONGEST = 20, 300
+MOST_NAMES = 20
 SIZES = {  # Hugging Face's words for fewer images than
     10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M", 10**8: "10M<n<100M",
 }  # fmt: skip
@@ -44,12 +43,11 @@ def card(done: Export, output: Path, where: Path) -> str:
         f"{images:,} images with {objects:,} named boxes and a rationale for each image, written by a vision-language "
         f"model. Made with vllm-annotate {VERSION}.\n",
         "## Content\n",
-        table(["split", "file", "images", "objects"], _content(done)),
+        table([["split", "file", "images", "objects"], *_content(done)]),
         f"Left out: {plain(left_out)}.\n" if (left_out := in_words(done.found)) else "",
         "## How the annotations were made\n",
-        table(["model", "revision", "recipe", "vLLM", "from", "to"], map(_maker, made_by(report.get("made_by"))))
-        or "Not recorded: the output had no report.json beside it.\n",
-        *_quality(report.get("quality")),
+        _makers(report),
+        *_quality(report),
         *_names(done),
         f"## Limits\n\n{LIMITS.format(checked=_checked(done))}",
         f"## Licence\n\n{LICENCE}",
@@ -79,6 +77,13 @@ def _content(done: Export) -> Iterable[list[str]]:
         yield [split or "all", path.name, f"{done.images[split]:,}", f"{done.objects[split]:,}"]
 
 
+def _makers(report: Mapping[str, Any]) -> str:
+    rows = [_maker(maker) for maker in made_by(report.get("made_by"))]
+    if not rows:
+        return "Not recorded: the output had no report.json beside it.\n"
+    return table([["model", "revision", "recipe", "vLLM", "from", "to"], *rows])
+
+
 def _maker(maker: Mapping[str, Any]) -> list[str]:
     """A row about a model and its recipe. Prompts of your own are not shown."""
     settings = maker.get("settings")
@@ -102,18 +107,31 @@ def _checked(done: Export) -> str:
     return f"People corrected {reviewed:,} images; nobody checked the others." if reviewed else "Nobody checked them."
 
 
-def _quality(quality: Any) -> list[str]:
+def _quality(report: Mapping[str, Any]) -> list[str]:
     """How the model's answers could be read, and what was flagged; before anything was left out."""
-    if not isinstance(quality, dict):
+    whole = report.get("output")  # missing in reports of earlier versions
+    found = whole.get("quality") if isinstance(whole, dict) else report.get("quality")
+    if not isinstance(found, dict):
         return []
-    counts = {"answers": quality.get("answers"), "objects": quality.get("objects")}
+    counts = {"answers": found.get("answers"), "objects": found.get("objects")}
     for what, name in (("parsed as", "parse_stages"), ("flag", "flags")):
-        found = quality.get(name)
-        counts |= {f"{what} {key}": count for key, count in found.items()} if isinstance(found, dict) else {}
+        each = found.get(name)
+        counts |= {f"{what} {key}": count for key, count in each.items()} if isinstance(each, dict) else {}
     rows = [[name, f"{count:,}"] for name, count in counts.items() if type(count) is int]
-    return (
-        ["## Quality\n", "Of all answers, before anything was left out:\n", table(["", "count"], rows)] if rows else []
-    )
+    if not rows:
+        return []
+    intro = f"{_whose(found.get('answers'), whole)}, before anything was left out:\n"
+    return ["## Quality\n", intro, table([["", "count"], *rows])]
+
+
+def _whose(answers: Any, whole: Any) -> str:
+    """Which answers the quality is of."""
+    if not isinstance(whole, dict):
+        return "Of the answers of the last run"
+    images = whole.get("images")
+    if type(images) is int and type(answers) is int and answers < images:
+        return f"Of a sample of {answers:,} of {images:,} answers"
+    return "Of all answers"
 
 
 def _names(done: Export) -> list[str]:
@@ -122,17 +140,4 @@ def _names(done: Export) -> list[str]:
         return ["## Names\n", f"Over {len(done.found.spellings):,} different names.\n"]
     rows = [[category.name, f"{category.count:,}"] for category in categories[:MOST_NAMES]]
     intro = f"{len(categories):,} different names without regard to case and width. The most frequent:\n"
-    return ["## Names\n", intro, table(["name", "objects"], rows)]
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table; empty without rows."""
-    lines = ["| " + " | ".join(map(plain, row)) + " |" for row in rows]
-    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *lines, ""]) if lines else ""
-
-
-def plain(text: str) -> str:
-    """Returns a text of others as Markdown that shows it and does nothing else."""
-    shown = " ".join(printable(text).split())
-    shown = shown if len(shown) <= LONGEST else shown[:LONGEST] + "…"
-    return re.sub(r"([\\`*_{}\[\]<>#|!~$&])", r"\\\1", shown)
+    return ["## Names\n", intro, table([["name", "objects"], *rows])]
