@@ -5,9 +5,13 @@ import random
 import re
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from PIL import Image
@@ -92,6 +96,56 @@ def test_sizes_that_are_missing_come_from_the_images_upright(
     assert "2 no width and height" in done.out
     [image] = json.loads((tmp_path / "boxes.json").read_text())["images"]
     assert (image["width"], image["height"]) == (30, 40)
+
+
+class Counting(SimpleHTTPRequestHandler):
+    """Serves a folder, and notes what is read."""
+
+    reads: ClassVar[Counter[str]] = Counter()
+
+    def do_GET(self) -> None:
+        self.reads[self.path] += 1
+        super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def test_splits_read_no_image_more_often(
+    write_output: Callable[..., Path], export: Callable[..., Done], tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    names = [f"{number}.png" for number in range(12)]
+    for name in names:
+        Image.new("L", (40, 30)).save(images / name)
+    output = write_output(*({"image_path": name, "objects": [BOX]} for name in names))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Counting, directory=str(images))) as server:
+        threading.Thread(target=server.serve_forever).start()
+        root = f"http://127.0.0.1:{server.server_port}/"
+        reads = []
+        for number, more in enumerate(([], ["--split", "a=0.4,b=0.3,c=0.3"])):
+            Counting.reads.clear()
+            done = export(output, "coco", tmp_path / f"{number}.json", "--image-root", root, *more)
+            assert done.code == 0, done.err
+            reads.append(dict(Counting.reads))
+        server.shutdown()
+    assert len(reads[0]) == len(names)
+    assert reads[1] == reads[0]
+    found = [name for split in "abc" for name in exported(tmp_path / f"1.{split}.json")]
+    assert sorted(found) == sorted(names)
+
+
+def test_of_repeated_images_the_first_row_is_exported_in_every_split(
+    rows: Rows, write_output: Callable[..., Path], export: Callable[..., Done], tmp_path: Path
+) -> None:
+    later = [row | {"objects": [{"name": "later", "bbox": [0, 0, 9, 9]}]} for row in rows]
+    done = export(write_output(*rows, "torn {", *later), "coco", tmp_path / "b.json", "--split", "a=0.5,b=0.5")
+    assert done.code == 1
+    assert "100 repeated image" in done.out
+    found = [json.loads((tmp_path / f"b.{split}.json").read_text()) for split in "ab"]
+    assert sum(len(each["images"]) for each in found) == len(rows)
+    assert "later" not in {category["name"] for category in found[0]["categories"]}
 
 
 def test_rows_that_people_corrected_take_the_place_of_the_models(

@@ -1,7 +1,7 @@
 """The two passes over an output: first what is in it, then the rows that are exported. Memory does not grow with it."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class Output:
     def __post_init__(self) -> None:
         # A run may append meanwhile: all passes read what is there now.
         self._bytes = self.path.stat().st_size
-        self._repeated: frozenset[int] = frozenset()
+        self._repeated = b""  # for each row with an image, 1 to leave it out; empty until that is known
         self._reviewed = Reviewed(self.path)
         self._audited = Audited(self.path)
 
@@ -59,18 +59,34 @@ class Output:
     def leave_out_repeated(self, paths: "Paths") -> bool:
         """Leaves out the later rows of an image, in all passes that follow; returns whether there are any."""
         self._repeated = paths.repeated()
-        return bool(self._repeated)
+        return any(self._repeated)
 
-    def images(self, left_out: Counter[str], objects_left_out: Counter[str], paths: "Paths") -> Iterator[Labeled]:
-        """Yields the chosen images with their chosen objects; counts why others are left out, and notes all paths."""
+    def _images(self, left_out: Counter[str]) -> Iterator[Labeled]:
         for row in map(self._row, self._lines()):
             if isinstance(row, str):
                 left_out[row] += 1
-            elif paths.add(row.path) in self._repeated:
+            else:
+                yield row
+
+    def images(
+        self,
+        left_out: Counter[str],
+        objects_left_out: Counter[str],
+        paths: "Paths | None" = None,
+        wanted: Callable[[str], bool] | None = None,
+    ) -> Iterator[Labeled]:
+        """Yields the chosen images with their chosen objects; counts why others are left out, and notes all paths.
+
+        Only images whose paths are `wanted` are looked at: one without a size may have to be read.
+        """
+        for number, row in enumerate(self._images(left_out)):
+            if paths is not None:
+                paths.add(row.path)
+            if self._repeated and self._repeated[number]:
                 left_out[REPEATED] += 1
             elif why := self.selection.against_image(row):
                 left_out[why] += 1
-            else:
+            elif wanted is None or wanted(row.path):
                 row = row.measured(self.image_root)
                 if self.needs_size and row.size is None:
                     left_out[NO_SIZE] += 1
@@ -112,26 +128,23 @@ class Paths:
     """Image paths, as eight bytes each."""
 
     def __init__(self) -> None:
-        self._count = 0
         self._latest: list[int] = []
         self._chunks: list[pl.Series] = []
 
-    def add(self, path: str) -> int:
-        """Notes a path; returns how many came before."""
+    def add(self, path: str) -> None:
+        """Notes a path."""
         self._latest.append(digest_of(path))
         if len(self._latest) == CHUNK:
             self._pack()
-        self._count += 1
-        return self._count - 1
 
     def _pack(self) -> None:
         self._chunks.append(pl.Series(self._latest, dtype=pl.UInt64))
         self._latest = []
 
-    def repeated(self) -> frozenset[int]:
-        """The numbers of the paths that had come before."""
+    def repeated(self) -> bytes:
+        """For each path, 1 if it had come before, else 0. Takes about 40 bytes for each meanwhile."""
         self._pack()
-        return frozenset((~pl.concat(self._chunks).is_first_distinct()).arg_true().to_list())
+        return (~pl.concat(self._chunks).is_first_distinct()).cast(pl.UInt8).to_numpy().tobytes()
 
 
 def survey(output: Output, *, columns: bool = False) -> Survey:
@@ -157,9 +170,7 @@ def in_words(found: Survey) -> str:
 
 def exported(output: Output, categories: dict[str, Category] | None, splits: Splits, split: str) -> Iterator[Labeled]:
     """Yields the images of a split with the objects that have a category, or all; leaves out images without any."""
-    for row in output.images(Counter(), Counter(), Paths()):
-        if splits.of(row.path) != split:
-            continue
+    for row in output.images(Counter(), Counter(), wanted=lambda path: splits.of(path) == split):
         objects = row.objects if categories is None else tuple(o for o in row.objects if name_key(o.name) in categories)
         if objects:
             yield replace(row, objects=objects)
