@@ -34,6 +34,7 @@ from vllm_annotate.cli.main import COMMANDS, app_with
 from vllm_annotate.errors import FAILURE_KINDS, FailureKind
 from vllm_annotate.pipeline.sweep import Variant
 from vllm_annotate.recipe.settings import Recipe
+from vllm_annotate.report.report import Images, Report
 from vllm_annotate.serving.settings import Server
 
 TOPICS = (
@@ -127,6 +128,16 @@ def test_the_tables_are_what_the_code_says() -> None:
 
 def test_every_kind_of_failure_is_explained() -> None:
     assert set(FAILURE_KINDS) == set(get_args(FailureKind))
+
+
+@pytest.mark.parametrize("page", ["output.md", "output.zh-CN.md"])
+def test_every_key_of_the_report_is_explained(page: str) -> None:
+    section = (ROOT / "docs" / page).read_text().partition("## report.json")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    keys = set(re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in rows)))
+    assert keys == set(Report.model_fields)
+    [images] = [row for row in rows if row.startswith("| `images`")]
+    assert set(re.findall(r"`(\w+)`", images)) - {"images"} == set(Images.model_fields)
 
 
 def test_every_message_that_troubleshooting_explains_is_one_that_the_code_writes() -> None:
