@@ -13,6 +13,9 @@ import yaml
 from stand_in.process import StandIn
 from tests.cli.conftest import Done
 from tests.conftest import Job
+from tests.support.canned_http import canned_http
+from vllm_annotate.inference.keys import NO_KEY
+from vllm_annotate.pipeline.sweep import Variant, variant_fields
 
 Command = Callable[..., Done]
 MakeJob = Callable[..., Job]
@@ -216,14 +219,29 @@ def test_options_of_a_sweep_are_refused_without_one(command: Command, make_job: 
     assert not (job.folder / "labeled.sweep").exists()
 
 
-def test_a_key_of_the_shared_server_does_not_reach_the_host_of_a_variant() -> None:
-    from vllm_annotate.pipeline.sweep import Variant, variant_fields
+@pytest.mark.parametrize("own", [{}, {"api_key": None}, {"api_key": ""}, {"api_key": "sk-own"}])
+def test_no_key_but_its_own_reaches_the_host_of_a_variant(
+    own: dict[str, Any], command: Command, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "sk-environment")
+    job = make_job(1)
+    shared = job.folder / "server.yaml"
+    with canned_http(401) as (url, requests), StandIn.started("--api-key", "sk-shared") as at_home:
+        shared.write_text(yaml.safe_dump({"endpoints": [f"{at_home.url}/v1"], "api_key": "sk-shared"}))
+        elsewhere = {"name": "elsewhere", "server": {"endpoints": [f"{url}/v1"], **own}}
+        done = command(*sweep_of(job, elsewhere, {"name": "at-home"}), "--server", shared, "--json")
+    found = figures_of(done)
+    assert [each["name"] for each in found["variants"]] == ["at-home"]
+    assert "api_key of the block, or of the server in a sweep's variant" in found["failed"]["elsewhere"]
+    keys = {headers["Authorization"] for _, headers in requests if "Authorization" in headers}
+    assert keys == {f"Bearer {own.get('api_key') or NO_KEY}"}
+    assert not any("sk-shared" in str(headers) or "sk-environment" in str(headers) for _, headers in requests)
 
+
+def test_a_variant_without_endpoints_keeps_the_shared_server_and_its_key() -> None:
     shared: dict[str, Any] = {
         "server": {"endpoints": ["http://a/v1"], "api_key": "k", "model": "m"},
         "output": "labeled.jsonl",
     }
-    elsewhere = Variant(name="b", server={"endpoints": ["http://b/v1"]})
-    assert variant_fields(shared, elsewhere, Path("f"))["server"] == {"endpoints": ["http://b/v1"]}
     other_model = Variant(name="c", server={"model": "n"})
     assert variant_fields(shared, other_model, Path("f"))["server"] == shared["server"] | {"model": "n"}

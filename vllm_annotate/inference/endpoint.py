@@ -217,8 +217,8 @@ class Endpoint:
             match error.status_code:
                 case 401 | 403:
                     return ServerRefused(
-                        f"{self.url} refused the API key: set VLLM_API_KEY (or the block's api_key) to the server's "
-                        "--api-key"
+                        f"{self.url} refused the API key: set VLLM_API_KEY (or api_key of the block, or of the "
+                        "server in a sweep's variant) to the server's --api-key"
                     )
                 case 404:
                     return ServerRefused(f"{self.url} has no /models: a vLLM base URL ends in /v1")

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inference.keys import NO_KEY
 from vllm_annotate.job import Job, remembered_job
 from vllm_annotate.pipeline.pilot import SAMPLE
 from vllm_annotate.recipe.settings import Recipe
@@ -68,12 +69,15 @@ def _variant(item: Any, named: str) -> Variant:
 def variant_fields(fields: Mapping[str, Any], variant: Variant, folder: Path) -> dict[str, Any]:
     """The fields of a variant's job, from those of the job that all share.
 
-    With endpoints or a start, its server has no fields of the shared one: a key must not reach another host.
+    With endpoints or a start, its server has no fields of the shared one. Its endpoints get only the variant's own
+    key, and without one not that of the environment either: a key must not reach another host.
     """
     found = dict(fields) | {"output": str(folder / f"{variant.name}.jsonl")}
     if variant.server:
         alone = variant.server.keys() & {"endpoints", "start"}
-        found["server"] = variant.server if alone else (found.get("server") or {}) | variant.server
+        found["server"] = dict(variant.server) if alone else (found.get("server") or {}) | variant.server
+        if variant.server.get("endpoints") and not variant.server.get("api_key"):
+            found["server"]["api_key"] = NO_KEY
     if variant.recipe:
         found["recipe"] = (found.get("recipe") or {}) | variant.recipe
     if not (found.get("limit") or found.get("sample")):
