@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vllm_annotate.evaluation.matching import Floats
-from vllm_annotate.evaluation.scores import COLUMNS, MOST_UNITS, intervals, resampled, scores
+from vllm_annotate.evaluation.scores import COLUMNS, MOST_UNITS, intervals, resampled, scores, summed
 
 
 def drawn(rng: np.random.Generator, images: int) -> Floats:
@@ -44,6 +44,13 @@ def test_intervals_of_very_many_images_are_those_of_all_of_them() -> None:
     own = counts[:, 0] - TRUE["recall"] * (counts[:, 0] + counts[:, 2])
     error = own.std() / np.sqrt(len(counts)) / (counts[:, 0] + counts[:, 2]).mean()
     assert found[1] - found[0] == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_boxes_are_counted_exactly_beyond_the_whole_numbers_of_float32() -> None:
+    counts: Any = np.full((20_001, COLUMNS), 1999, np.float32)  # 40 million boxes, an odd number of them
+    counts[0] = 2000
+    exact = 1999 * 20_000 + 2000
+    assert summed(counts).tolist() == [exact] * COLUMNS
 
 
 def test_the_same_images_give_the_same_intervals() -> None:

@@ -11,7 +11,7 @@ from vllm_annotate.evaluation.evaluate import MOST_NAMES, boxes_counted, measure
 from vllm_annotate.evaluation.joining import Join
 from vllm_annotate.evaluation.matching import Floats
 from vllm_annotate.evaluation.names import Names
-from vllm_annotate.evaluation.scores import Tally, interval, intervals, number_of, rates, resampled, scores
+from vllm_annotate.evaluation.scores import Tally, interval, intervals, number_of, rates, resampled, scores, summed
 from vllm_annotate.evaluation.shown import Kinds, Shown, Worst
 from vllm_annotate.evaluation.truth_file import read_truth
 from vllm_annotate.report.text import text_of
@@ -116,7 +116,7 @@ def _against_truth(one: Path, other: Path, truth: Path, names: Names) -> dict[st
     sums = resampled(np.hstack(counts))
     f1: list[Any] = [rates(each)["f1"] for each in np.split(sums, 2, axis=1)]
     differences = f1[1]["0.5"] - f1[0]["0.5"]
-    totals = [each.sum(axis=0) for each in counts]
+    totals = [summed(each) for each in counts]
     own = [scores(total) | {"intervals": intervals(each)} for total, each in zip(totals, counts, strict=True)]
     better = probability(differences)
     before, after = (each["f1"]["0.5"] for each in own)

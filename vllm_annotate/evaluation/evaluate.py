@@ -11,7 +11,7 @@ from vllm_annotate.evaluation.answers import Answers
 from vllm_annotate.evaluation.joining import Join
 from vllm_annotate.evaluation.matching import Booleans, Floats
 from vllm_annotate.evaluation.names import Names
-from vllm_annotate.evaluation.scores import COLUMNS, SIZES, Tally, intervals, scores
+from vllm_annotate.evaluation.scores import COLUMNS, SIZES, Tally, intervals, scores, summed
 from vllm_annotate.evaluation.shown import Shown, Worst
 from vllm_annotate.evaluation.truth import Truth
 from vllm_annotate.evaluation.truth_file import read_truth
@@ -48,7 +48,7 @@ def evaluate(output: Path, truth: Path, synonyms: Path | None = None) -> Evaluat
     """Reads both files and scores the images that are in both. Raises UsageError."""
     names = Names(synonyms)
     found = measure(Answers(output, names), read_truth(truth, names), names)
-    whole = found.scored.sum(axis=0)
+    whole = summed(found.scored)
     by_name, names_left_out = named_scores(found.tally.by_name, names.texts)
     figures = {
         "output": str(output),
@@ -78,7 +78,7 @@ def evaluate(output: Path, truth: Path, synonyms: Path | None = None) -> Evaluat
 def measure(answers: Answers, truth: Truth, names: Names) -> Measured:
     """Counts what matches, image by image, in the order of the truth."""
     join, tally, worst = Join(answers, truth), Tally(), Worst(names.texts)
-    counts: Any = np.zeros((len(join.seen), COLUMNS), np.float32)  # half the memory, and exact for counts
+    counts: Any = np.zeros((len(join.seen), COLUMNS), np.float32)  # half the memory; exact for each image
     for batch in join.batches():
         by_image, matches = tally.add(batch, len(names.texts))
         counts[batch.images] = by_image
