@@ -109,6 +109,14 @@ def test_reviewed_rows_are_the_truth_if_none_is_given(command: Command, small: t
     assert audited["calibration"]["boxes"] > 20
 
 
+def test_a_truth_of_other_images_is_told_and_nothing_is_calibrated(command: Command, small: tuple[Job, Path]) -> None:
+    job, known = small
+    write_rows(known, [{"image_path": "elsewhere.jpg", "objects": []}])
+    audited = figures(command("audit", "--output", job.output, "--asks", 1, "--truth", known, "--json"))
+    assert audited["calibration"] is None
+    assert any(note.startswith("the truth has no image of the sample") for note in audited["notes"])
+
+
 def test_a_second_audit_asks_only_what_has_no_answer_yet(
     command: Command, small: tuple[Job, Path], stand_in: StandIn
 ) -> None:

@@ -12,7 +12,8 @@ import yaml
 
 from stand_in.process import StandIn
 from tests.cli.conftest import Done
-from tests.conftest import Job
+from tests.conftest import Job, lines_of
+from tests.evaluation.scenes import write_rows
 from tests.support.canned_http import canned_http
 from vllm_annotate.inference.keys import NO_KEY
 from vllm_annotate.pipeline.sweep import Variant, variant_fields
@@ -148,6 +149,36 @@ def test_reviewed_rows_are_the_truth_unless_another_is_given(
     found = figures_of(command(*sweep_of(job, variant("a", fast), variant("b", fast)), "--json"))
     assert found["quality"] == "reviewed"
     assert [each["quality"] for each in found["variants"]] == [1, 1]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_truth_of_other_images_is_told_and_the_variants_are_compared_with_each_other(
+    given: bool, command: Command, make_job: MakeJob, fast: StandIn
+) -> None:
+    job = make_job(40, distinct=4)
+    fast.renew()
+    elsewhere = {"image_path": "elsewhere.jpg", "objects": [], "reviewed": True}
+    truth = write_rows(job.folder / ("truth.jsonl" if given else "labeled.reviewed.jsonl"), [elsewhere])
+    options = ["--truth", truth] if given else []
+    found = figures_of(command(*sweep_of(job, variant("a", fast), variant("b", fast)), *options, "--json"))
+    assert (found["quality"], found["truth"]) == ("agreement", None)
+    assert [each["quality"] for each in found["variants"]] == [1, 1]
+    assert f"{truth} has no image of the sample, and is not used" in found["notes"]
+
+
+def test_a_variant_that_answered_no_image_of_the_truth_is_told_and_has_no_good_box(
+    command: Command, make_job: MakeJob, fast: StandIn, slow: StandIn
+) -> None:
+    job = make_job(40, distinct=4)
+    fast.renew()
+    truth = truth_of(command, job, fast)
+    write_rows(truth, [row for row in lines_of(truth) if row["image_path"].endswith("5.jpg")])
+    slow.renew()
+    slow.set_faults({"kind": "400", "match": r"5\.jpg", "count": None})
+    found = figures_of(command(*sweep_of(job, variant("a", slow), variant("b", fast)), "--truth", truth, "--json"))
+    assert found["quality"] == "truth"
+    assert {each["name"]: each["quality"] for each in found["variants"]} == {"a": 0, "b": 1}
+    assert "variant 'a' answered no image of the truth: all its boxes count as missed" in found["notes"]
 
 
 def test_an_image_that_a_variant_does_not_answer_counts_as_missed(

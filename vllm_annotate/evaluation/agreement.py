@@ -1,6 +1,6 @@
 """How far other answers agree with the first one, image by image and box by box."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,9 +11,8 @@ from vllm_annotate.evaluation.joining import Batch, Join
 from vllm_annotate.evaluation.matching import Booleans, Floats, Integers, Matches, matched, overlapping, ranges
 from vllm_annotate.evaluation.names import Names
 from vllm_annotate.evaluation.packed import Packed
-from vllm_annotate.evaluation.scores import Tally
+from vllm_annotate.evaluation.scores import Tally, f1_of_images
 from vllm_annotate.evaluation.truth import Truth
-from vllm_annotate.storage.locations import name_of
 
 IOU = 0.5
 MOST_EXTRAS = 20  # boxes of another answer that the first lacks, of an image
@@ -27,7 +26,7 @@ class Agreement:
     names: Names
     tally: Tally = field(default_factory=Tally)
     notes: list[str] = field(default_factory=list)
-    extras: dict[int, list[tuple[int, Floats]]] = field(default_factory=dict)  # by image: name and box
+    others: list[Path] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         boxes = self.boxes
@@ -56,24 +55,33 @@ class Agreement:
         return _ratio(self.found, self.answers[self.image])
 
     def add(self, other: Path) -> None:
-        """Adds the answers of another output. Raises UsageError if it has no image of the first."""
+        """Adds the answers of another output; a note says so if it has no image of the first. Raises UsageError."""
         join = Join(Answers(other, self.names), self.first, "the sample")
         for batch in join.batches():
             by_image, matches = self.tally.add(batch, len(self.names.texts))
-            hit, extra, missed = by_image[:, :3].T
-            boxes = 2 * hit + extra + missed
             self.answers[batch.images] += 1
-            self.sums[batch.images] += np.where(boxes > 0, 2 * hit / np.maximum(boxes, 1), 1.0)  # no box: they agree
+            self.sums[batch.images] += f1_of_images(by_image)
             rows = rows_of(self.boxes, batch.images)
             self.found[rows[matches[0].truth[matches[0].truth >= 0]]] += 1
-            self._keep_extras(batch, matches[0].truth < 0)
-        self.notes += [f"{other.name}: {note}" for note in join.answers.notes()]
+        self.others.append(other)
+        empty = ["it has no image of the sample"] if join.is_empty else []
+        self.notes += [f"{other.name}: {note}" for note in [*empty, *join.answers.notes()]]
 
-    def _keep_extras(self, batch: Batch, extra: Booleans) -> None:
-        for row in np.flatnonzero(extra):
-            kept = self.extras.setdefault(int(batch.images[batch.answer.image[row]]), [])
-            if len(kept) < MOST_EXTRAS:
-                kept.append((int(batch.answer.name[row]), batch.answer.box[row]))
+    def extras(self, images: Iterable[int]) -> dict[int, list[tuple[int, Floats]]]:
+        """Name and box of what other answers have and the first lacks, of these images; MOST_EXTRAS of each at most.
+
+        Reads the answers again: images to show are few, and which they are is known only after the last answer.
+        """
+        paths = list(self.first.index)
+        found: dict[int, list[tuple[int, Floats]]] = {image: [] for image in images}
+        some = Truth(self.boxes, {paths[image]: image for image in found}, self.first.kind)
+        for other in self.others:
+            for batch in Join(Answers(other, self.names), some).batches():
+                for row in np.flatnonzero(_matches(batch, len(self.names.texts)).truth < 0):
+                    kept = found[int(batch.images[batch.answer.image[row]])]
+                    if len(kept) < MOST_EXTRAS:
+                        kept.append((int(batch.answer.name[row]), batch.answer.box[row]))
+        return found
 
 
 def agreement_of(first: Path, others: Sequence[Path], names: Names) -> Agreement:
@@ -96,20 +104,20 @@ def right_boxes(first: Path, found: Agreement, truth: Truth) -> tuple[Booleans, 
     A box over a crowd is neither right nor wrong.
     """
     known, right = (np.zeros(len(found.boxes.name), np.bool_) for _ in range(2))
-    if not any(path in truth.index or name_of(path) in truth.by_base_name for path in found.first.index):
-        return right, known, ["the truth has no image of the sample, so nothing is calibrated"]
     join = Join(Answers(first, found.names), truth)
     for batch in join.batches():
-        matches = _matched_with_truth(batch, len(found.names.texts))
+        matches = _matches(batch, len(found.names.texts))
         rows = rows_of(found.boxes, np.array([found.first.index[path] for path in batch.paths], np.int64))
         taken = matches.truth >= 0
         right[rows] = taken
         known[rows] = True
         known[rows[taken]] = ~batch.truth.crowd[matches.truth[taken]]
+    if join.is_empty:
+        return right, known, ["the truth has no image of the sample, so nothing is calibrated"]
     return right, known, join.truth.notes
 
 
-def _matched_with_truth(batch: Batch, names: int) -> Matches:
+def _matches(batch: Batch, names: int) -> Matches:
     truth, answer = batch.truth, batch.answer
     pairs = overlapping(
         truth.box, answer.box, truth.image * names + truth.name, answer.image * names + answer.name, truth.crowd

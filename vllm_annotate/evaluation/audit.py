@@ -13,8 +13,8 @@ from vllm_annotate.evaluation.calibration import FEWEST, calibrated
 from vllm_annotate.evaluation.evaluate import MOST_NAMES
 from vllm_annotate.evaluation.matching import Floats
 from vllm_annotate.evaluation.names import Names
-from vllm_annotate.evaluation.scores import SIZES, interval, number_of, rates, resampled
-from vllm_annotate.evaluation.shown import MOST_ITEMS, MOST_SHOWN, Corners, Item, Shown
+from vllm_annotate.evaluation.scores import SIZES, f1_of, mean_interval, number_of
+from vllm_annotate.evaluation.shown import MOST_ITEMS, MOST_SHOWN, Item, Shown, corners
 from vllm_annotate.evaluation.truth import Truth
 from vllm_annotate.report.text import text_of
 
@@ -76,12 +76,6 @@ def audit(first: Path, others: Sequence[Path], names: Names, truth: Truth | None
     return Audit(figures, found, images)
 
 
-def mean_interval(values: Floats) -> list[float | None] | None:
-    """The 95 % interval of a mean, from resamples."""
-    sums = resampled(np.column_stack([values, np.ones(len(values))]))
-    return interval(sums[:, 0] / sums[:, 1])
-
-
 def _calibration(first: Path, found: Agreement, truth: Truth) -> tuple[dict[str, Any] | None, list[str]]:
     right, known, notes = right_boxes(first, found, truth)
     asked = found.answers[found.image] > 0
@@ -96,7 +90,7 @@ def _calibration(first: Path, found: Agreement, truth: Truth) -> tuple[dict[str,
 def _by_name(found: Agreement, others: int) -> list[dict[str, Any]]:
     """The agreement about each name, the least first; of equal ones the most frequent first."""
     counts = found.tally.by_name
-    f1 = _f1(counts)
+    f1 = f1_of(counts)
     boxes = counts[:, 0] + counts[:, 2]
     listed = np.argsort(-boxes, kind="stable")[:MOST_NAMES]
     listed = listed[np.isfinite(f1[listed])]
@@ -105,41 +99,31 @@ def _by_name(found: Agreement, others: int) -> list[dict[str, Any]]:
 
 
 def _agreed(counts: Floats, others: int) -> dict[str, Any]:
-    return {"agreement": number_of(_f1(counts)), "boxes": round(float(counts[0] + counts[2]) / max(1, others))}
-
-
-def _f1(counts: Floats) -> Floats:
-    f1: Any = rates(counts)["f1"]
-    found: Floats = f1["0.5"]
-    return found
+    return {"agreement": number_of(f1_of(counts)), "boxes": round(float(counts[0] + counts[2]) / max(1, others))}
 
 
 def _doubtful(found: Agreement) -> list[Shown]:
     """The images with the least agreement, the worst first."""
     of_images, paths = found.of_images, list(found.first.index)
     order = np.argsort(of_images, kind="stable")[:MOST_SHOWN]  # NaN comes last
-    return [_shown(found, paths[image], int(image)) for image in order if of_images[image] < 1]
+    extras = found.extras(int(image) for image in order if of_images[image] < 1)
+    return [_shown(found, paths[image], image, more) for image, more in extras.items()]
 
 
-def _shown(found: Agreement, path: str, image: int) -> Shown:
+def _shown(found: Agreement, path: str, image: int, extras: Sequence[tuple[int, Floats]]) -> Shown:
     answers, of_boxes = int(found.answers[image]), found.of_boxes
     items = []
     for row in range(int(found.boxes.starts[image]), int(found.boxes.starts[image + 1])):
         kind = "confirmed" if of_boxes[row] >= CONFIRMED else "doubtful"
         note = f"in {int(found.found[row])} of {answers}"
         name = found.names.texts[found.boxes.name[row]]
-        items.append(Item(kind, name, None, _corners(found.boxes.box[row]), note=note))
-    for number, box in found.extras.get(image, ()):
-        items.append(Item("other answer", found.names.texts[number], _corners(box)))
+        items.append(Item(kind, name, None, corners(found.boxes.box[row]), note=note))
+    for number, box in extras:
+        items.append(Item("other answer", found.names.texts[number], corners(box)))
     items.sort(key=lambda item: ("doubtful", "other answer", "confirmed").index(item.kind))
     errors = sum(item.kind != "confirmed" for item in items)
     return Shown(path, float(found.of_images[image]), errors, items[:MOST_ITEMS], max(0, len(items) - MOST_ITEMS))
 
 
-def _corners(box: Floats) -> Corners:
-    x, y, width, height = (float(number) for number in box)
-    return x, y, x + width, y + height
-
-
 def _numbers(box: Floats) -> list[float]:
-    return [int(side) if side.is_integer() else round(side, 3) for side in _corners(box)]
+    return [int(side) if side.is_integer() else round(side, 3) for side in corners(box)]

@@ -11,7 +11,18 @@ from vllm_annotate.evaluation.evaluate import MOST_NAMES, boxes_counted, measure
 from vllm_annotate.evaluation.joining import Join
 from vllm_annotate.evaluation.matching import Floats
 from vllm_annotate.evaluation.names import Names
-from vllm_annotate.evaluation.scores import Tally, interval, intervals, number_of, rates, resampled, scores, summed
+from vllm_annotate.evaluation.scores import (
+    Tally,
+    f1_of,
+    f1_of_images,
+    interval,
+    intervals,
+    mean_interval,
+    number_of,
+    resampled,
+    scores,
+    summed,
+)
 from vllm_annotate.evaluation.shown import Kinds, Shown, Worst
 from vllm_annotate.evaluation.truth_file import read_truth
 from vllm_annotate.report.text import text_of
@@ -47,12 +58,11 @@ def _difference(one: Path, other: Path, names: Names) -> Comparison:
     for batch in join.batches():
         by_image, matches = tally.add(batch, len(names.texts))
         worst.offer(batch, by_image, matches[0])
-        hit, extra, missed = by_image[:, :3].T
-        boxes = 2 * hit + extra + missed
-        agreement.append(np.where(boxes > 0, 2 * hit / np.maximum(boxes, 1), 1.0))  # no box in either: they agree
+        agreement.append(f1_of_images(by_image))
         is_moved = (matches[0].truth >= 0) & (matches[0].iou < SAME_IOU)
         counts = np.bincount(batch.answer.name[is_moved], minlength=len(names.texts))
         moved = counts + np.pad(moved, (0, len(counts) - len(moved)))
+    join.check_common()
     by_name = np.column_stack([tally.by_name[:, :3], moved])
     hit, gained, lost, moved_in_all = (round(float(count)) for count in by_name.sum(axis=0))
     listed, left_out = _by_name(by_name, names)
@@ -65,7 +75,7 @@ def _difference(one: Path, other: Path, names: Names) -> Comparison:
             "compared": len(per_image), "output_only": join.truth_only, "with_only": join.output_only,
         },
         "agreement": number_of(per_image.mean()),
-        "agreement_interval": _mean_interval(per_image),
+        "agreement_interval": mean_interval(per_image),
         "boxes": {
             "output": hit + lost, "with": hit + gained, "kept": hit - moved_in_all, "moved": moved_in_all,
             "lost": lost, "gained": gained,
@@ -79,11 +89,6 @@ def _difference(one: Path, other: Path, names: Names) -> Comparison:
         "notes": [*(f"A: {note}" for note in first.notes()), *(f"B: {note}" for note in join.notes())],
     }  # fmt: skip
     return Comparison(figures, images)
-
-
-def _mean_interval(values: Floats) -> list[float | None] | None:
-    sums = resampled(np.column_stack([values, np.ones(len(values))]))
-    return interval(sums[:, 0] / sums[:, 1])
 
 
 def _by_name(by_name: Floats, names: Names) -> tuple[list[dict[str, Any]], int]:
@@ -111,11 +116,13 @@ def _against_truth(one: Path, other: Path, truth: Path, names: Names) -> dict[st
     known = read_truth(truth, names)
     first = measure(Answers(one, names, "--output"), known, names)
     second = measure(Answers(other, names, "--with"), known, names)
+    for each in (first, second):
+        each.join.check_common()
     both = first.seen & second.seen
     counts = first.counts[both], second.counts[both]
     sums = resampled(np.hstack(counts))
-    f1: list[Any] = [rates(each)["f1"] for each in np.split(sums, 2, axis=1)]
-    differences = f1[1]["0.5"] - f1[0]["0.5"]
+    f1 = [f1_of(each) for each in np.split(sums, 2, axis=1)]
+    differences = f1[1] - f1[0]
     totals = [summed(each) for each in counts]
     own = [scores(total) | {"intervals": intervals(each)} for total, each in zip(totals, counts, strict=True)]
     better = probability(differences)

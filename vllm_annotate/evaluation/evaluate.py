@@ -48,6 +48,7 @@ def evaluate(output: Path, truth: Path, synonyms: Path | None = None) -> Evaluat
     """Reads both files and scores the images that are in both. Raises UsageError."""
     names = Names(synonyms)
     found = measure(Answers(output, names), read_truth(truth, names), names)
+    found.join.check_common()
     whole = summed(found.scored)
     by_name, names_left_out = named_scores(found.tally.by_name, names.texts)
     figures = {
@@ -76,7 +77,7 @@ def evaluate(output: Path, truth: Path, synonyms: Path | None = None) -> Evaluat
 
 
 def measure(answers: Answers, truth: Truth, names: Names) -> Measured:
-    """Counts what matches, image by image, in the order of the truth."""
+    """Counts what matches, image by image, in the order of the truth; nothing if no image is in both."""
     join, tally, worst = Join(answers, truth), Tally(), Worst(names.texts)
     counts: Any = np.zeros((len(join.seen), COLUMNS), np.float32)  # half the memory; exact for each image
     for batch in join.batches():

@@ -41,6 +41,7 @@ class Join:
     by_base_name: int = 0
     other_shape: int = 0
     seen: bytearray = field(init=False)  # how each image of the truth was found, or 0
+    _example: str = ""  # an image of the output that the truth lacks
 
     def __post_init__(self) -> None:
         self.seen = bytearray(len(self.truth.boxes.starts) - 1)
@@ -49,6 +50,19 @@ class Join:
     def truth_only(self) -> int:
         """Images of the truth that the output lacks."""
         return len(self.truth.index) - len(self.seen) + self.seen.count(0)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no image is in both."""
+        return not any(self.seen)
+
+    def check_common(self) -> None:
+        """Raises UsageError if no image is in both: nothing can be compared."""
+        if self.is_empty:
+            raise UsageError(
+                f"{self.answers.named} and {self.other} have no image in common: the former has {self._example!r:.200}"
+                f", the latter {next(iter(self.truth.index), '')!r:.200}; write the same paths in both"
+            )
 
     def notes(self) -> list[str]:
         """What the reader of the scores has to know about the two files."""
@@ -62,13 +76,11 @@ class Join:
         return [*self.answers.notes(), *self.truth.notes, *found]
 
     def batches(self) -> Iterator[Batch]:
-        """Yields the images that are in both. Raises UsageError if there are none."""
+        """Yields the images that are in both: none if there are none."""
         packer, images, pending, pairs = Packer(), [], [], 0
-        example = ""
         for answer in self.answers.read():
             image = self._image(answer.image_path)
             if image is None:
-                example = example or answer.image_path
                 continue
             starts = self.truth.boxes.starts
             pairs += len(answer.names) * int(starts[image + 1] - starts[image])
@@ -80,11 +92,6 @@ class Join:
                 packer, images, pending, pairs = Packer(), [], [], 0
         if images:
             yield self._batch(packer, images, pending)
-        elif not any(self.seen):
-            raise UsageError(
-                f"{self.answers.named} and {self.other} have no image in common: the former has {example!r:.200}, the "
-                f"latter {next(iter(self.truth.index), '')!r:.200}; write the same paths in both"
-            )
 
     def _image(self, path: str) -> int | None:
         """The image in the truth, unless it is not there or was seen. Raises UsageError if two could be meant."""
@@ -93,6 +100,7 @@ class Join:
             how, image = BY_BASE_NAME, self.truth.by_base_name.get(name_of(path))
         if image is None:
             self.output_only += 1
+            self._example = self._example or path
             return None
         if image == AMBIGUOUS or (self.seen[image] and BY_BASE_NAME in (how, self.seen[image])):
             where = "several images of the truth have" if image == AMBIGUOUS else "two images of the output have"

@@ -76,6 +76,26 @@ def summed(counts: Floats) -> Floats:
     return total
 
 
+def f1_of_images(counts: Floats) -> Floats:
+    """F1 at IoU 0.5 of each image: 1 if neither side has a box, as they agree."""
+    hit, extra, missed = counts[:, :3].astype(np.float64).T
+    boxes = 2 * hit + extra + missed
+    return np.where(boxes > 0, 2 * hit / np.maximum(boxes, 1), 1.0)
+
+
+def f1_of(counts: Floats) -> Floats:
+    """F1 at IoU 0.5 of counts of shape (…, COLUMNS); NaN where undefined."""
+    by_threshold: Any = rates(counts)["f1"]
+    f1: Floats = by_threshold[str(THRESHOLDS[0])]
+    return f1
+
+
+def mean_interval(values: Floats) -> list[float | None] | None:
+    """The 95 % interval of a mean of images, from resamples."""
+    sums = resampled(np.column_stack([values, np.ones(len(values))]))
+    return interval(sums[:, 0] / sums[:, 1])
+
+
 def rates(counts: Floats) -> dict[str, dict[str, Floats] | Floats]:
     """Precision, recall and F1 by threshold, and the mean IoU, of counts of shape (…, COLUMNS). NaN where undefined."""
     precision, recall, f1 = {}, {}, {}

@@ -94,18 +94,18 @@ class Worst:
         items = []
         for row in answers:
             truth, iou = int(matches.truth[row]), float(matches.iou[row])
-            name, answer = self.names[batch.answer.name[row]], _corners(batch.answer.box[row], size)
+            name, answer = self.names[batch.answer.name[row]], _scaled(batch.answer.box[row], size)
             if truth < 0:
                 items.append(Item(self.kinds.answer_only, name, None, answer))
             elif batch.truth.crowd[truth]:
                 items.append(Item("ignored", name, None, answer))
             else:
                 kind = self.kinds.moved if self.kinds.moved and iou < self.kinds.least else self.kinds.matched
-                items.append(Item(kind, name, _corners(batch.truth.box[truth], size), answer, iou))
+                items.append(Item(kind, name, _scaled(batch.truth.box[truth], size), answer, iou))
         for row in truths:
             if row not in partner and not batch.truth.crowd[row]:
                 name = self.names[batch.truth.name[row]]
-                items.append(Item(self.kinds.truth_only, name, _corners(batch.truth.box[row], size)))
+                items.append(Item(self.kinds.truth_only, name, _scaled(batch.truth.box[row], size)))
         order = {self.kinds.truth_only: 0, self.kinds.answer_only: 1, self.kinds.moved: 2}
         items.sort(key=lambda item: order.get(item.kind, 3))
         return Shown(batch.paths[image], f1, errors, items[:MOST_ITEMS], max(0, len(items) - MOST_ITEMS))
@@ -116,6 +116,11 @@ def _rows(image_of: Any, image: int) -> range:
     return range(int(np.searchsorted(image_of, image, "left")), int(np.searchsorted(image_of, image, "right")))
 
 
-def _corners(box: Floats, size: Floats) -> Corners:
-    x, y, width, height = box / np.tile(size, 2) * SCALE
-    return float(x), float(y), float(x + width), float(y + height)
+def corners(box: Floats) -> Corners:
+    """Left, top, right and bottom of a box `[x, y, width, height]`."""
+    x, y, width, height = (float(number) for number in box)
+    return x, y, x + width, y + height
+
+
+def _scaled(box: Floats, size: Floats) -> Corners:
+    return corners(box / np.tile(size, 2) * SCALE)

@@ -13,12 +13,11 @@ from vllm_annotate.evaluation.answers import Answers, read_as_truth
 from vllm_annotate.evaluation.evaluate import measure
 from vllm_annotate.evaluation.matching import Booleans, Floats
 from vllm_annotate.evaluation.names import Names
-from vllm_annotate.evaluation.scores import interval, number_of, rates, resampled
+from vllm_annotate.evaluation.scores import f1_of, f1_of_images, interval, number_of, resampled
 from vllm_annotate.evaluation.truth import Truth
-from vllm_annotate.evaluation.truth_file import read_truth
+from vllm_annotate.evaluation.truth_file import known_truth, read_truth
 from vllm_annotate.report.estimate import Range
 from vllm_annotate.report.report import Report
-from vllm_annotate.results.reviewed import reviewed_file
 
 MILLION = 1_000_000
 ROUGH = 1.0  # relative error of the hours from fewer images than an estimate needs: half to double
@@ -53,12 +52,17 @@ def sweep_figures(
     `failed` says why variants have no figures; `output` is that of the job that the sweep is for.
     """
     names = Names()
-    against, known, notes = _truth_of(pilots, output, truth, names)
-    qualities = _against_truth(pilots, known, names) if known else _agreement(pilots, names)
+    known, source = known_truth(output, truth, names)
+    notes = list(known.notes) if known else []
+    qualities = _against_truth(pilots, known, names, notes) if known else None
+    if known and not qualities:
+        notes = [f"{source} has no image of the sample, and is not used"]
+    against = ("truth" if truth else "reviewed") if qualities else "agreement"
+    qualities = qualities or _agreement(pilots, names)
     in_gpu_hours = all(_hours(pilot.report)[1] is not None for pilot in pilots)
     rows = [_row(each, quality, in_gpu_hours) for each, quality in zip(pilots, qualities, strict=True)]
-    if not known and len(pilots) == 1:
-        notes.append("one variant alone agrees with no other: give --truth, or let another one finish")
+    if against == "agreement" and len(pilots) == 1:
+        notes.append("one variant alone agrees with no other: give a truth of its images, or let another one finish")
     if any(pilot.report.last.estimate is None for pilot in pilots):
         notes.append("hours from too few images, or from a sample that is all of the input, are half to double as many")
     _mark_front(rows)
@@ -67,7 +71,7 @@ def sweep_figures(
         "output": str(output),
         "images": max((_images(pilot.report) for pilot in pilots), default=0),
         "quality": against,
-        "truth": str(truth) if truth else str(reviewed_file(output)) if known else None,
+        "truth": None if against == "agreement" else str(source),
         "unit": "GPU hours" if in_gpu_hours else "hours",
         "variants": sorted(rows, key=lambda row: row["price"]["likely"] if row["price"] else math.inf),
         "failed": failed,
@@ -75,30 +79,24 @@ def sweep_figures(
     }
 
 
-def _truth_of(
-    pilots: Sequence[Pilot], output: Path, truth: Path | None, names: Names
-) -> tuple[str, Truth | None, list[str]]:
-    """What the quality is measured against: the truth, rows that people corrected, or the other pilots."""
-    if truth is not None:
-        known = read_truth(truth, names)
-        return "truth", known, list(known.notes)
-    reviewed = reviewed_file(output)
-    if not (reviewed.is_file() and reviewed.stat().st_size):
-        return "agreement", None, []
-    known = read_truth(reviewed, names, "the reviewed rows")
-    if all(known.index.keys() & _read(pilot, names).index.keys() for pilot in pilots):
-        return "reviewed", known, list(known.notes)
-    return "agreement", None, [f"{reviewed} has no image of the sample, and is not used"]
+def _answers(pilot: Pilot, names: Names) -> Answers:
+    return Answers(pilot.output, names, f"variant {pilot.name!r}")
 
 
-def _read(pilot: Pilot, names: Names) -> Truth:
-    return read_as_truth(Answers(pilot.output, names, f"variant {pilot.name!r}"))
+def _against_truth(pilots: Sequence[Pilot], truth: Truth, names: Names, notes: list[str]) -> list[Quality]:
+    """Of the images in the truth that any pilot answered; those that a pilot lacks count as missed. Empty if none did.
 
-
-def _against_truth(pilots: Sequence[Pilot], truth: Truth, names: Names) -> list[Quality]:
-    """Of the images in the truth that any pilot answered; those that a pilot lacks count as missed."""
-    found = [measure(Answers(pilot.output, names, f"variant {pilot.name!r}"), truth, names) for pilot in pilots]
+    Adds notes about pilots that answered none of these images.
+    """
+    found = [measure(_answers(pilot, names), truth, names) for pilot in pilots]
     sampled: Booleans = np.logical_or.reduce([each.seen for each in found])
+    if not sampled.any():
+        return []
+    notes += [
+        f"variant {pilot.name!r} answered no image of the truth: all its boxes count as missed"
+        for pilot, each in zip(pilots, found, strict=True)
+        if each.join.is_empty
+    ]
     starts = truth.boxes.starts
     wanted = np.concatenate([[0], np.cumsum(~truth.boxes.crowd)])
     boxes = wanted[starts[1:]] - wanted[starts[:-1]]
@@ -109,7 +107,7 @@ def _against_truth(pilots: Sequence[Pilot], truth: Truth, names: Names) -> list[
             counts[~each.seen, column] = boxes[~each.seen]
         counts = counts[sampled].astype(np.float64)
         whole, drawn = counts.sum(axis=0), resampled(counts)
-        f1: list[Any] = [_f1(of) for of in (whole, drawn)]
+        f1 = [f1_of(each) for each in (whole, drawn)]
         qualities.append(
             Quality(
                 number_of(f1[0]), interval(f1[1]), _share(whole[HIT], whole[HIT] + whole[EXTRA]),
@@ -119,26 +117,17 @@ def _against_truth(pilots: Sequence[Pilot], truth: Truth, names: Names) -> list[
     return qualities
 
 
-def _f1(counts: Floats) -> Any:
-    found: Any = rates(counts)["f1"]
-    return found["0.5"]
-
-
 def _agreement(pilots: Sequence[Pilot], names: Names) -> list[Quality]:
     """Mean F1 of each pilot with each of the others, image by image; an image that it lacks has no good box."""
-    read = [_read(pilot, names) for pilot in pilots]
+    read = [read_as_truth(_answers(pilot, names)) for pilot in pilots]
     images = {path: number for number, path in enumerate(dict.fromkeys(path for each in read for path in each.index))}
     f1, hits, boxes = (np.full((len(pilots), len(pilots), len(images)), np.nan) for _ in range(3))
     for one, truth in enumerate(read):
         rows = np.array([images[path] for path in truth.index], np.int64)  # in the order of the counts
         for other in range(one + 1, len(pilots)):
-            if not truth.index.keys() & read[other].index.keys():
-                continue
-            found = measure(Answers(pilots[other].output, names), truth, names)
+            found = measure(_answers(pilots[other], names), truth, names)
             hit, extra, missed = found.scored[:, :3].astype(np.float64).T
-            at = rows[found.seen]
-            both = 2 * hit + extra + missed
-            shared = np.where(both > 0, 2 * hit / np.maximum(both, 1), 1.0)  # no box in either: they agree
+            at, shared = rows[found.seen], f1_of_images(found.scored)
             for pair, own in (((one, other), hit + missed), ((other, one), hit + extra)):
                 f1[(*pair, at)], hits[(*pair, at)], boxes[(*pair, at)] = shared, hit, own
     return [_mean_agreement(*each) for each in zip(f1, hits, boxes, strict=True)]

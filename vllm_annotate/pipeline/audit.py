@@ -14,12 +14,10 @@ from vllm_annotate.evaluation.audit_sample import draw_sample
 from vllm_annotate.evaluation.files import image_root_of
 from vllm_annotate.evaluation.names import Names
 from vllm_annotate.evaluation.report import write_files
-from vllm_annotate.evaluation.truth import Truth
-from vllm_annotate.evaluation.truth_file import read_truth
+from vllm_annotate.evaluation.truth_file import known_truth
 from vllm_annotate.job import Job
 from vllm_annotate.pipeline.asking import Asking
 from vllm_annotate.results.audited import audit_file
-from vllm_annotate.results.reviewed import reviewed_file
 from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.json_text import dumped, object_line
 
@@ -52,7 +50,7 @@ def audit_to_files(
     output = Path(job.output)
     root = image_root_of(output, job.image_root)
     names = Names(synonyms)
-    known, source = _truth(output, truth, names)  # before the server has any work
+    known, source = known_truth(output, truth, names)  # before the server has any work
     sample = draw_sample(output, settings.sample, settings.sample_seed)
     asking = Asking(job, settings.asks, settings.temperature)
     finished = run(asking.run(sample.rows, logger))
@@ -68,14 +66,6 @@ def write_rows(path: Path, found: Audit) -> None:
     """Replaces labeled.audit.jsonl."""
     with replacing(path) as file:
         file.writelines(object_line(dumped(row)) for row in found.rows())
-
-
-def _truth(output: Path, given: Path | None, names: Names) -> tuple[Truth | None, Path | None]:
-    """The truth that is given or else what people reviewed, and its file; None if there is neither."""
-    reviewed = reviewed_file(output)
-    if given is None and reviewed.is_file() and reviewed.stat().st_size:
-        given = reviewed
-    return (None, None) if given is None else (read_truth(given, names), given)
 
 
 def _about(output: Path, settings: AuditSettings, truth: Path | None) -> dict[str, Any]:
