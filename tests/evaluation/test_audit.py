@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.evaluation.scenes import write_rows
 from vllm_annotate.evaluation.agreement import MOST_EXTRAS
 from vllm_annotate.evaluation.audit import Audit, audit
@@ -41,3 +43,20 @@ def test_what_other_answers_add_is_shown_and_only_for_images_that_are(tmp_path: 
     added = [len(shown.names("other answer")) for shown in found.doubtful]
     assert added == [MOST_EXTRAS] * 20 + [1] * (MOST_SHOWN - 20)
     assert found.agreement.extras([0, 70]).keys() == {0, 70}
+
+
+def test_names_that_the_output_never_has_are_not_listed_as_doubtful(tmp_path: Path) -> None:
+    found = audited(tmp_path, [row("a", CAT), row("b", CAT, DOG)], [row("a", CAT, UFO), row("b", CAT, UFO)])
+    assert [(each["name"], each["agreement"], each["boxes"]) for each in found.figures["by_name"]] == [
+        ("dog", 0, 1), ("cat", 1, 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("asks", [1, 3])
+def test_boxes_are_those_of_the_output_however_many_answers_an_image_got(asks: int, tmp_path: Path) -> None:
+    first = [row("a", CAT, CAT, TINY), row("b", CAT), row("never asked", DOG)]
+    others = [[row("a", CAT), row("b", CAT)]] + [[row("b", CAT)]] * (asks - 1)
+    figures = audited(tmp_path, first, *others).figures
+    assert {each["name"]: each["boxes"] for each in figures["by_name"]} == {"cat": 3, "fly": 1}
+    assert {size: each["boxes"] for size, each in figures["by_size"].items()} == {"small": 1, "medium": 0, "large": 3}
+    assert figures["boxes"] == 4

@@ -33,6 +33,7 @@ class Agreement:
         self.answers = np.zeros(len(boxes.starts) - 1)  # how many others there are, of each image
         self.sums = np.zeros(len(boxes.starts) - 1)  # of F1
         self.found = np.zeros(len(boxes.name))  # how many others have the box
+        self.unit = np.full(len(boxes.starts) - 1, np.nan)  # area in pixels of a unit of the boxes, of each image
 
     @property
     def boxes(self) -> Packed:
@@ -43,6 +44,11 @@ class Agreement:
     def image(self) -> Integers:
         """The image of each box."""
         return np.repeat(np.arange(len(self.answers)), np.diff(self.boxes.starts))
+
+    @property
+    def is_asked(self) -> Booleans:
+        """Whether there is another answer to the image of each box."""
+        return np.asarray(self.answers[self.image] > 0)
 
     @property
     def of_images(self) -> Floats:
@@ -60,6 +66,7 @@ class Agreement:
         for batch in join.batches():
             by_image, matches = self.tally.add(batch, len(self.names.texts))
             self.answers[batch.images] += 1
+            self.unit[batch.images] = batch.unit
             self.sums[batch.images] += f1_of_images(by_image)
             rows = rows_of(self.boxes, batch.images)
             self.found[rows[matches[0].truth[matches[0].truth >= 0]]] += 1

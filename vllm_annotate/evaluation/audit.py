@@ -11,7 +11,7 @@ from vllm_annotate.errors import UsageError
 from vllm_annotate.evaluation.agreement import Agreement, agreement_of, right_boxes
 from vllm_annotate.evaluation.calibration import FEWEST, calibrated
 from vllm_annotate.evaluation.evaluate import MOST_NAMES
-from vllm_annotate.evaluation.matching import Floats
+from vllm_annotate.evaluation.matching import Floats, areas
 from vllm_annotate.evaluation.names import Names
 from vllm_annotate.evaluation.scores import SIZES, f1_of, mean_interval, number_of
 from vllm_annotate.evaluation.shown import MOST_ITEMS, MOST_SHOWN, Item, Shown, corners
@@ -62,13 +62,14 @@ def audit(first: Path, others: Sequence[Path], names: Names, truth: Truth | None
     images = _doubtful(found)
     figures = {
         "images": {"audited": int(asked.sum()), "sampled": len(asked)},
-        "boxes": int(asked[found.image].sum()),
+        "boxes": int(found.is_asked.sum()),
         "agreement": number_of(per_image.mean()),
         "agreement_interval": mean_interval(per_image),
         "by_size": {
-            size: _agreed(counts, len(others)) for size, counts in zip(SIZES, found.tally.by_size, strict=True)
+            size: {"agreement": number_of(f1_of(counts)), "boxes": boxes}
+            for size, counts, boxes in zip(SIZES, found.tally.by_size, _boxes_by_size(found), strict=True)
         },
-        "by_name": _by_name(found, len(others)),
+        "by_name": _by_name(found),
         "calibration": calibration,
         "doubtful": [{"image_path": each.image_path, "agreement": number_of(each.f1)} for each in images],
         "notes": notes,
@@ -78,7 +79,7 @@ def audit(first: Path, others: Sequence[Path], names: Names, truth: Truth | None
 
 def _calibration(first: Path, found: Agreement, truth: Truth) -> tuple[dict[str, Any] | None, list[str]]:
     right, known, notes = right_boxes(first, found, truth)
-    asked = found.answers[found.image] > 0
+    asked = found.is_asked
     if (known & asked).sum() < FEWEST:
         return None, [*notes, f"the truth knows fewer than {FEWEST} boxes of the sample: nothing is calibrated"]
     image, of_boxes = found.image[asked], found.of_boxes[asked]
@@ -87,19 +88,23 @@ def _calibration(first: Path, found: Agreement, truth: Truth) -> tuple[dict[str,
     return calibrated(of_boxes, place, len(images), right[asked], known[asked]), notes
 
 
-def _by_name(found: Agreement, others: int) -> list[dict[str, Any]]:
-    """The agreement about each name, the least first; of equal ones the most frequent first."""
-    counts = found.tally.by_name
-    f1 = f1_of(counts)
-    boxes = counts[:, 0] + counts[:, 2]
+def _boxes_by_size(found: Agreement) -> list[int]:
+    """How many boxes of the images with other answers are of each size."""
+    pixels = (areas(found.boxes.box) * found.unit[found.image])[found.is_asked]
+    return [int(((pixels >= low) & (pixels <= high)).sum()) for low, high in SIZES.values()]
+
+
+def _by_name(found: Agreement) -> list[dict[str, Any]]:
+    """The agreement about each name that the output has, the least first; of equal ones the most frequent first."""
+    f1 = f1_of(found.tally.by_name)
+    boxes = np.bincount(found.boxes.name[found.is_asked], minlength=len(f1))
     listed = np.argsort(-boxes, kind="stable")[:MOST_NAMES]
-    listed = listed[np.isfinite(f1[listed])]
+    listed = listed[boxes[listed] > 0]
     order = listed[np.argsort(f1[listed], kind="stable")]
-    return [{"name": text_of(found.names.texts[name], 120)} | _agreed(counts[name], others) for name in order]
-
-
-def _agreed(counts: Floats, others: int) -> dict[str, Any]:
-    return {"agreement": number_of(f1_of(counts)), "boxes": round(float(counts[0] + counts[2]) / max(1, others))}
+    return [
+        {"name": text_of(found.names.texts[name], 120), "agreement": number_of(f1[name]), "boxes": int(boxes[name])}
+        for name in order
+    ]
 
 
 def _doubtful(found: Agreement) -> list[Shown]:
