@@ -46,19 +46,22 @@ def draw_sample(output: Path, count: int, seed: int) -> Sample:
     heap: list[tuple[int, str]] = []  # of negative ranks: the worst first
     answered = unparsed = 0
     for _, line in lines_of(output, named):
-        found = _sampled(line)
-        if found is None or isinstance(found, str):
-            unparsed += found is not None
+        row = _row(line)
+        if row is None:
+            continue
+        if row.get("annotations_error") is True:
+            unparsed += 1
             continue
         answered += 1
-        entry = (-rank_of(found.image_path, seed), found.image_path)
-        if found.image_path in held or (len(heap) == count and entry <= heap[0]):
+        path, caption = row["image_path"], row.get("caption")
+        entry = (-rank_of(path, seed), path)
+        if path in held or (len(heap) == count and entry <= heap[0]):
             continue
         if len(heap) == count:
             del held[heapq.heapreplace(heap, entry)[1]]
         else:
             heapq.heappush(heap, entry)
-        held[found.image_path] = found
+        held[path] = Sampled(path, caption if isinstance(caption, str) else "", line.rstrip() + b"\n")
     if not held:
         raise UsageError(
             f"{named} has no row with image_path, objects and an annotation: name the output of a run that answered"
@@ -66,13 +69,8 @@ def draw_sample(output: Path, count: int, seed: int) -> Sample:
     return Sample([held[path] for _, path in sorted(heap, reverse=True)], answered, unparsed)
 
 
-def _sampled(line: bytes) -> Sampled | str | None:
-    """The row if it is answered, its path if it has no annotation, or None if it is no row."""
-    row = json_object(line)
-    path = row.get("image_path") if row else None
-    if row is None or not isinstance(path, str) or not path or not isinstance(row.get("objects"), list):
-        return None
-    if row.get("annotations_error") is True:
-        return path
-    caption = row.get("caption")
-    return Sampled(path, caption if isinstance(caption, str) else "", line.rstrip() + b"\n")
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The row of an output, or None if the line is none."""
+    row = json_object(line) or {}
+    path = row.get("image_path")
+    return row if isinstance(path, str) and path and isinstance(row.get("objects"), list) else None
