@@ -188,14 +188,21 @@ def _hours(report: Report) -> tuple[Range | None, Range | None]:
     """Hours and GPU hours for the whole input; None if they are not known."""
     images, run = _images(report), report.last
     if run.estimate is not None:
-        factor = images / run.estimate.images
-        gpu_hours = run.estimate.gpu_hours
-        return run.estimate.hours.scaled(factor), gpu_hours.scaled(factor) if gpu_hours else None
+        found = run.estimate
+        hours = _of_all(found.hours, found.fixed_hours, images / found.images)
+        gpus = found.gpu_hours.likely / found.hours.likely if found.gpu_hours and found.hours.likely else 0.0
+        return hours, hours.scaled(gpus) if gpus else None
     if not run.images_per_second:
         return None, None
     hours = Range.around(images / run.images_per_second / 3600, ROUGH)
     gpus = len(run.telemetry.gpus)
     return hours, hours.scaled(gpus) if gpus else None
+
+
+def _of_all(hours: Range, fixed: float, factor: float) -> Range:
+    """The hours of more images: start, plan and merge take as long as before."""
+    low, likely, high = (fixed + (each - fixed) * factor for each in (hours.low, hours.likely, hours.high))
+    return Range(low=low, likely=likely, high=high)
 
 
 def _price(cost: Range, quality: Quality, images: int) -> Range | None:
