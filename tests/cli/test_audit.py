@@ -24,7 +24,9 @@ REPETITIONS = range(8)
 VLLM_ANNOTATE = Path(sys.executable).with_name("vllm-annotate")
 
 
-def annotated(folder: Path, command: Command, server: StandIn, count: int, seed: int) -> tuple[Job, Path]:
+def annotated(
+    folder: Path, command: Command, server: StandIn, count: int, seed: int, recipe: dict[str, Any] | None = None
+) -> tuple[Job, Path]:
     """An output of an unsure model, and the truth about its images."""
     job = Job(folder, [f"{number:04d}.jpg" for number in range(count)])
     job.images.mkdir(parents=True)
@@ -37,7 +39,9 @@ def annotated(folder: Path, command: Command, server: StandIn, count: int, seed:
         truths.append({"image_path": name, "objects": truth(scene)})
     job.write_input(rows)
     server.set_faults({"kind": "unsure", "count": None, "seed": seed})
-    done = command("annotate", *job.arguments(server.url), "--without-prefect")
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    own = ["--recipe", folder / "recipe.yaml"] if recipe else []
+    done = command("annotate", *job.arguments(server.url), "--without-prefect", *own)
     assert done.code == 0, done.err
     return job, write_rows(folder / "truth.jsonl", truths)
 
@@ -130,6 +134,38 @@ def test_a_second_audit_asks_only_what_has_no_answer_yet(
     stand_in.forget()
     command(*first, "--sample", 5, "--temperature", "0.3")
     assert sum(stand_in.asked().values()) == 15, "other settings, other answers"
+
+
+@pytest.mark.parametrize("seed", [1, 3, 2**31 - 1])
+def test_no_request_of_a_sampled_output_is_sent_again(
+    seed: int, command: Command, stand_in: StandIn, tmp_path: Path
+) -> None:
+    job, _ = annotated(tmp_path / "sampled", command, stand_in, 12, 5, {"temperature": 0.7, "seed": seed})
+    audited = figures(command("audit", "--output", job.output, "--asks", 3, "--json"))
+    first = {row["image_path"]: row["objects"] for row in lines_of(job.output)}
+    asks = list((job.folder / "labeled.audit").glob("*/ask-?.jsonl"))
+    assert len(asks) == 3
+    for ask in asks:
+        assert {row["image_path"]: row["objects"] for row in lines_of(ask)} != first
+    assert audited["agreement"] < 1
+
+
+def test_other_pictures_or_another_server_have_answers_of_their_own(
+    command: Command, small: tuple[Job, Path], stand_in: StandIn
+) -> None:
+    job = small[0]
+    shutil.copytree(job.images, job.folder / "others")
+    arguments = ["audit", "--output", job.output, "--asks", 1, "--json"]
+    asked = []
+    for more in ([], ["--image-root", job.folder / "others"], ["--api-base", f"http://localhost:{stand_in.port}/v1"]):
+        stand_in.forget()
+        figures(command(*arguments, *more))
+        asked.append(sum(stand_in.asked().values()))
+    assert asked == [12, 12, 12]
+    stand_in.forget()
+    (job.folder / "link").symlink_to(job.images)
+    figures(command(*arguments, "--image-root", job.folder / "link"))
+    assert not stand_in.asked(), "the same folder by another name"
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])

@@ -14,8 +14,11 @@ from vllm_annotate.job import Job
 from vllm_annotate.pipeline.without_prefect import annotate
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.results.lines import path_of
+from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.json_text import dumped, json_object, object_line
+
+SEEDS = 2**31  # how many there are
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,10 @@ class Asking:
     @property
     def folder(self) -> Path:
         """Where the answers are."""
-        recipe = self._recipe(0).model_dump(mode="json", exclude={"seed"})
-        model = self.job.server.model if self.job.server else None
-        settings = json.dumps([recipe, model], sort_keys=True).encode()
+        server = self.job.server or Server()
+        recipe = self._recipe(0).model_dump(mode="json")
+        images = self.job.without_secrets()["image_root"]
+        settings = json.dumps([recipe, server.model, sorted(server.urls()), images], sort_keys=True).encode()
         assert isinstance(self.job.output, Path)  # noqa: S101 - for the type checker
         return beside(self.job.output, ".audit") / hashlib.sha256(settings).hexdigest()[:8]
 
@@ -62,8 +66,10 @@ class Asking:
         whole = {"shard": "", "limit": 0, "sample": 0}
         return Job(**{**fields, **asked, **columns, **whole})
 
-    def _recipe(self, seed: int) -> Recipe:
+    def _recipe(self, number: int) -> Recipe:
+        """With another seed than the output's and the other answers': a request that is sent again says nothing."""
         recipe = self.job.recipe or Recipe()
+        seed = ((recipe.seed or 0) + number) % SEEDS
         return recipe.model_copy(update={"temperature": self.temperature, "seed": seed})
 
     @property
