@@ -139,6 +139,56 @@ def test_a_variant_with_another_server_is_not_taken_for_the_one_that_was_measure
     assert not slow.images()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "field"),
+    [("--sample-seed", 5, "sample_seed"), ("--caption-column", "", "caption_column")],
+)
+def test_a_variant_of_another_sample_or_other_columns_is_not_compared_with_the_others(
+    option: str, value: object, field: str, command: Command, make_job: MakeJob, fast: StandIn, nobody: str
+) -> None:
+    job = make_job(40, distinct=4)
+    fast.renew()
+    assert command(*sweep_of(job, variant("a", fast), variant("b", nobody))).code == 1
+    done = command(*sweep_of(job, variant("a", fast), variant("b", fast)), option, value, "--json")
+    figures = figures_of(done)
+    assert done.code == 1
+    assert f"a.jsonl was measured with another {field}: give the variant another name, or" in figures["failed"]["a"]
+    assert [each["name"] for each in figures["variants"]] == ["b"]
+
+
+def test_a_larger_sample_adds_to_all_variants_and_a_smaller_one_is_refused_to_those_with_more(
+    command: Command, make_job: MakeJob, fast: StandIn, nobody: str
+) -> None:
+    job = make_job(40, distinct=4)
+    fast.renew()
+    assert command(*sweep_of(job, variant("a", fast), variant("b", nobody)), "--sample", 20).code == 1
+    both = sweep_of(job, variant("a", fast), variant("b", fast))
+    larger = figures_of(command(*both, "--sample", 30, "--json"))
+    assert [each["answered"] for each in larger["variants"]] == [30, 30]
+    third = sweep_of(job, variant("a", fast), variant("c", fast))
+    smaller = figures_of(command(*third, "--sample", 10, "--json"))
+    assert "a.jsonl has answers of 20 images that are not in this sample" in smaller["failed"]["a"]
+    assert [each["name"] for each in smaller["variants"]] == ["c"]
+
+
+def test_a_variant_of_an_input_that_has_changed_is_not_compared_with_the_others(
+    command: Command, make_job: MakeJob, fast: StandIn, nobody: str
+) -> None:
+    job = make_job(60, distinct=4)
+    fast.renew()
+    rows = lines_of(job.input)
+    job.write_input(rows[:40])
+    assert command(*sweep_of(job, variant("a", fast), variant("b", nobody))).code == 1
+    job.write_input(rows)
+    done = command(*sweep_of(job, variant("a", fast), variant("b", fast)), "--json")
+    figures = figures_of(done)
+    assert re.search(
+        r"a.jsonl has answers of \d+ images that are not in this sample, as .*input.jsonl has changed", done.out
+    )
+    assert list(figures["failed"]) == ["a"]
+    assert [each["answered"] for each in figures["variants"]] == [SAMPLE]
+
+
 def test_reviewed_rows_are_the_truth_unless_another_is_given(
     command: Command, make_job: MakeJob, fast: StandIn
 ) -> None:

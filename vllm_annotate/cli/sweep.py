@@ -89,7 +89,7 @@ def _jobs(given: Mapping[str, Any], variants: list[Any]) -> tuple[Path, dict[str
 
 def _annotate(job: Job, console: Console, interrupts: Interrupts) -> Any:
     """The report of a variant's pilot. Raises UsageError, ServerFault and OSError."""
-    from vllm_annotate.pipeline.sweep import check_same
+    from vllm_annotate.pipeline.sweep import check_same, check_sample
     from vllm_annotate.pipeline.without_prefect import annotate
     from vllm_annotate.report.summary import sentence
 
@@ -109,6 +109,7 @@ def _annotate(job: Job, console: Console, interrupts: Interrupts) -> Any:
         raise UsageError(f"not all of the sample was asked ({sentence(report)}): run the same command again to resume")
     if not report.images.already_done + report.images.answered:
         raise UsageError(f"no image of the sample has an answer: see {Workspace.at(job.output).failures}")
+    check_sample(job, report)
     return report
 
 

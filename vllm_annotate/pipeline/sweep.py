@@ -12,13 +12,18 @@ from vllm_annotate.inference.keys import NO_KEY
 from vllm_annotate.job import Job, remembered_job
 from vllm_annotate.pipeline.pilot import SAMPLE
 from vllm_annotate.recipe.settings import Recipe
+from vllm_annotate.report.report import Report
+from vllm_annotate.results.lines import path_of
 from vllm_annotate.results.parts import answer_files
 from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.workspace import Workspace
 from vllm_annotate.storage.yaml_fields import check_names, read_value
 
 FORM = "write a list of two variants or more, such as [{name: small, recipe: {max_visual_tokens: 512}}, …]"
-MEASURED = ("input", "image_root", "server", "max_concurrency", "limit", "sample_seed")  # what figures depend on
+# What figures depend on. A larger sample contains a smaller one, and `check_sample` refuses a smaller one.
+MEASURED = (
+    "input", "image_root", "image_column", "caption_column", "server", "max_concurrency", "limit", "sample_seed",
+)  # fmt: skip
 
 
 class Variant(BaseModel):
@@ -94,6 +99,21 @@ def check_same(job: Job) -> None:
     now = job.without_secrets()
     if changed := [name for name in MEASURED if before and before.get(name) != now.get(name)]:
         raise UsageError(
-            f"{workspace.output} was measured with another {' and '.join(changed)}: give the variant another name, or "
-            f"remove {workspace.output} and {workspace.work}"
+            f"{workspace.output} was measured with another {' and '.join(changed)}: {_new_start(workspace)}"
         )
+
+
+def check_sample(job: Job, report: Report) -> None:
+    """Raises UsageError if the output has answers of images that this pilot did not select: no other variant has."""
+    workspace, images = Workspace.at(job.output), report.images
+    with workspace.output.open("rb") as file:
+        rows = sum(path_of(line) is not None for line in file)
+    if (others := rows - images.already_done - images.answered) > 0:
+        raise UsageError(
+            f"{workspace.output} has answers of {others} images that are not in this sample, as the sample was larger "
+            f"or {job.input} has changed since: {_new_start(workspace)}"
+        )
+
+
+def _new_start(workspace: Workspace) -> str:
+    return f"give the variant another name, or remove {workspace.output} and {workspace.work}"
