@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import ROOT
 from vllm_annotate.errors import UsageError
 from vllm_annotate.recipe.guard import guard_recipe, record_recipe
+from vllm_annotate.results.audited import audit_file
+from vllm_annotate.results.reviewed import reviewed_file
 from vllm_annotate.storage.atomic import read_json, replacing, write_json
 from vllm_annotate.storage.workspace import FORMAT, Workspace
 
@@ -33,6 +35,30 @@ def test_two_spellings_of_one_output_are_one_workspace(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert Workspace.at(tmp_path / "link" / "a.jsonl") == Workspace.at(tmp_path / "real" / ".." / "real" / "a.jsonl")
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ""])
+def test_what_is_written_about_an_output_is_beside_it_by_whatever_name_it_is_called(
+    ending: str, tmp_path: Path
+) -> None:
+    (tmp_path / "real").mkdir()
+    output = tmp_path / "real" / f"labeled.v2{ending}"
+    output.touch()
+    (tmp_path / "folder").symlink_to(tmp_path / "real")
+    (tmp_path / "other.jsonl").symlink_to(output)
+    of_output = Workspace(tmp_path / "real" / "labeled.v2.jsonl")
+    for name in (output, tmp_path / "folder" / output.name, tmp_path / "other.jsonl"):
+        assert Workspace.of_file(name) == of_output
+        assert audit_file(name) == of_output.audited == tmp_path / "real" / "labeled.v2.audit.jsonl"
+        assert reviewed_file(name) == of_output.reviewed == tmp_path / "real" / "labeled.v2.reviewed.jsonl"
+    assert of_output.sweep == tmp_path / "real" / "labeled.v2.sweep"
+    assert of_output.asked_again == tmp_path / "real" / "labeled.v2.audit"
+    assert [path.name for path in of_output.figures("audit")] == ["labeled.v2.audit.json", "labeled.v2.audit.html"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json.jsonl", "a.gz.jsonl", "a.jsonl.jsonl", ".jsonl.jsonl"])
+def test_an_output_has_one_workspace_whether_it_is_written_or_read(name: str, tmp_path: Path) -> None:
+    assert Workspace.of_file(tmp_path / name) == Workspace.at(tmp_path / name)
 
 
 def test_a_second_process_is_refused_while_the_first_holds_the_lock(workspace: Workspace) -> None:

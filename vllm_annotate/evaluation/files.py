@@ -1,22 +1,10 @@
-"""The files of an evaluation or a comparison, beside the output."""
+"""Where the images of an output are."""
 
-import os
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.job import remembered_job
 from vllm_annotate.storage.locations import ImageRoot, image_root_at, location
-
-COMPRESSED = (".gz", ".zst", ".jsonl", ".json")
-
-
-def beside(output: Path, suffix: str) -> Path:
-    """`labeled.evaluation.json` for `labeled.jsonl` and `.evaluation.json`."""
-    path = Path(os.path.realpath(output.expanduser()))
-    name = path.name
-    for ending in COMPRESSED:
-        name = name.removesuffix(ending)
-    return path.with_name(name + suffix)
 
 
 def image_root_of(output: Path, given: Path | str | None) -> ImageRoot | None:

@@ -7,9 +7,10 @@ from typing import Any
 from vllm_annotate.evaluation.compare import compare
 from vllm_annotate.evaluation.comparison_page import comparison_page
 from vllm_annotate.evaluation.evaluate import evaluate
-from vllm_annotate.evaluation.files import beside, image_root_of
+from vllm_annotate.evaluation.files import image_root_of
 from vllm_annotate.evaluation.page import evaluation_page
 from vllm_annotate.storage.atomic import replacing, write_json
+from vllm_annotate.storage.workspace import Workspace
 
 
 def evaluate_to_files(
@@ -38,8 +39,8 @@ def compare_to_files(
 
 def write_files(output: Path, kind: str, figures: Mapping[str, Any], page: bytes) -> list[Path]:
     """Replaces the JSON and the page of this kind; returns their paths."""
-    files = [beside(output, f".{kind}.json"), beside(output, f".{kind}.html")]
-    write_json(files[0], dict(figures))
-    with replacing(files[1]) as file:
+    as_json, as_page = Workspace.of_file(output).figures(kind)
+    write_json(as_json, dict(figures))
+    with replacing(as_page) as file:
         file.write(page)
-    return files
+    return [as_json, as_page]

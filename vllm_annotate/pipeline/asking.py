@@ -9,7 +9,6 @@ from pathlib import Path
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.evaluation.audit_sample import Sampled
-from vllm_annotate.evaluation.files import beside
 from vllm_annotate.job import Job
 from vllm_annotate.pipeline.without_prefect import annotate
 from vllm_annotate.recipe.settings import Recipe
@@ -17,6 +16,7 @@ from vllm_annotate.results.lines import path_of
 from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.json_text import dumped, json_object, object_line
+from vllm_annotate.storage.workspace import Workspace
 
 SEEDS = 2**31  # how many there are
 
@@ -37,7 +37,7 @@ class Asking:
         images = self.job.without_secrets()["image_root"]
         settings = json.dumps([recipe, server.model, sorted(server.urls()), images], sort_keys=True).encode()
         assert isinstance(self.job.output, Path)  # noqa: S101 - for the type checker
-        return beside(self.job.output, ".audit") / hashlib.sha256(settings).hexdigest()[:8]
+        return Workspace.at(self.job.output).asked_again / hashlib.sha256(settings).hexdigest()[:8]
 
     @property
     def first(self) -> Path:

@@ -17,9 +17,9 @@ from vllm_annotate.evaluation.report import write_files
 from vllm_annotate.evaluation.truth_file import known_truth
 from vllm_annotate.job import Job
 from vllm_annotate.pipeline.asking import Asking
-from vllm_annotate.results.audited import audit_file
 from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.json_text import dumped, object_line
+from vllm_annotate.storage.workspace import Workspace
 
 
 class AuditSettings(BaseModel):
@@ -57,9 +57,9 @@ def audit_to_files(
     found = audit(asking.first, asking.others, names, known)
     figures = _about(output, settings, source) | found.figures
     figures["images"] = {"answered": sample.answered, "unparsed": sample.unparsed} | found.figures["images"]
-    write_rows(audit_file(output), found)
+    write_rows(Workspace.at(output).audited, found)
     files = write_files(output, "audit", figures, audit_page(figures, found.doubtful, root))
-    return Audited(figures, [*files, audit_file(output)], finished)
+    return Audited(figures, [*files, Workspace.at(output).audited], finished)
 
 
 def write_rows(path: Path, found: Audit) -> None:

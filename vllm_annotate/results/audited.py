@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from vllm_annotate.storage.json_text import json_object
+from vllm_annotate.storage.workspace import Workspace
 
 
 def audit_file(output: Path) -> Path:
     """Returns where the agreement of each audited image of an output is."""
-    return output.with_name(f"{output.stem}.audit.jsonl")
+    return Workspace.of_file(output).audited
 
 
 class Audited:

@@ -4,6 +4,7 @@ import weakref
 from pathlib import Path
 
 from vllm_annotate.results.lines import path_of
+from vllm_annotate.storage.workspace import Workspace
 
 REVIEW_FIELDS = ("reviewed", "reviewed_by", "reviewed_at")
 SUFFIX = ".reviewed.jsonl"
@@ -11,7 +12,7 @@ SUFFIX = ".reviewed.jsonl"
 
 def reviewed_file(output: Path) -> Path:
     """Returns where the corrected rows of an output are."""
-    return output.with_name(f"{output.stem}{SUFFIX}")
+    return Workspace.of_file(output).reviewed
 
 
 def is_reviewed_file(path: Path) -> bool:

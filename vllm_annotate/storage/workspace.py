@@ -20,6 +20,7 @@ SPECIAL = {
     stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }  # fmt: skip
+COMPRESSED, ROWS = (".gz", ".zst"), (".jsonl", ".json")  # endings of an output that is read
 MAX_PATH_BYTES, DEEPEST_BYTES = 4096, 128  # of a path, and of what the work folder adds to it
 
 
@@ -52,6 +53,14 @@ class Workspace:
         workspace = cls(path).of_shard(Shard.parse(shard)) if shard else cls(path)
         _check_regular(workspace)
         return workspace
+
+    @classmethod
+    def of_file(cls, output: Path) -> "Workspace":
+        """Returns the workspace of an output to read, which may be compressed. Links are resolved as by `at`."""
+        path = Path(os.path.realpath(output.expanduser()))
+        if path.suffix in COMPRESSED:
+            path = path.with_suffix("")
+        return cls(path.with_name(f"{path.stem if path.suffix in ROWS else path.name}.jsonl"))
 
     def of_shard(self, shard: Shard) -> "Workspace":
         """Returns the workspace of a shard of this output."""
@@ -149,6 +158,30 @@ class Workspace:
     def page(self) -> Path:
         """The report as an HTML page."""
         return self._beside(".report.html")
+
+    @property
+    def reviewed(self) -> Path:
+        """Rows that people corrected."""
+        return self._beside(".reviewed.jsonl")
+
+    @property
+    def audited(self) -> Path:
+        """The agreement of each audited image."""
+        return self._beside(".audit.jsonl")
+
+    @property
+    def asked_again(self) -> Path:
+        """The folder with the other answers of an audit."""
+        return self._beside(".audit")
+
+    @property
+    def sweep(self) -> Path:
+        """The folder with the outputs of a sweep's variants."""
+        return self._beside(".sweep")
+
+    def figures(self, kind: str) -> tuple[Path, Path]:
+        """JSON and page of an evaluation, a comparison, an audit or a sweep."""
+        return self._beside(f".{kind}.json"), self._beside(f".{kind}.html")
 
     @property
     def pilot(self) -> "Workspace":
