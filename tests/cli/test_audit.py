@@ -113,6 +113,19 @@ def test_reviewed_rows_are_the_truth_if_none_is_given(command: Command, small: t
     assert audited["calibration"]["boxes"] > 20
 
 
+def test_reviewed_rows_that_cannot_be_used_are_refused_by_their_own_name(
+    command: Command, small: tuple[Job, Path], stand_in: StandIn
+) -> None:
+    job = small[0]
+    reviewed = job.folder / "labeled.reviewed.jsonl"
+    reviewed.write_text("[]\n")
+    stand_in.forget()
+    done = command("audit", "--output", job.output)
+    assert done.code == 2
+    assert f"line 1 of the reviewed rows '{reviewed}'" in done.err
+    assert not stand_in.asked()
+
+
 def test_a_truth_of_other_images_is_told_and_nothing_is_calibrated(command: Command, small: tuple[Job, Path]) -> None:
     job, known = small
     write_rows(known, [{"image_path": "elsewhere.jpg", "objects": []}])

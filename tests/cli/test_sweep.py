@@ -189,6 +189,34 @@ def test_a_variant_of_an_input_that_has_changed_is_not_compared_with_the_others(
     assert [each["answered"] for each in figures["variants"]] == [SAMPLE]
 
 
+def test_reviewed_rows_that_cannot_be_used_are_refused_before_anything_is_asked(
+    command: Command, make_job: MakeJob, nobody: str
+) -> None:
+    job = make_job(1)
+    reviewed = job.folder / "labeled.reviewed.jsonl"
+    reviewed.write_text("[]\n")
+    done = command(*sweep_of(job, variant("a", nobody), variant("b", nobody)))
+    assert done.code == 2
+    assert f"line 1 of the reviewed rows '{reviewed}'" in done.err
+    assert not (job.folder / "labeled.sweep").exists()
+
+
+def test_a_sweep_is_beside_the_file_that_its_output_links_to(
+    command: Command, make_job: MakeJob, fast: StandIn
+) -> None:
+    job = make_job(4)
+    fast.renew()
+    (job.folder / "real").mkdir()
+    truth = truth_of(command, job, fast)
+    (job.folder / "real" / "labeled.reviewed.jsonl").write_bytes(truth.read_bytes())
+    job.output.symlink_to(job.folder / "real" / "labeled.jsonl")
+    found = figures_of(command(*sweep_of(job, variant("a", fast), variant("b", fast)), "--json"))
+    assert found["quality"] == "reviewed"
+    assert {path.name for path in (job.folder / "real").iterdir()} == {
+        "labeled.reviewed.jsonl", "labeled.sweep", "labeled.sweep.html", "labeled.sweep.json",
+    }  # fmt: skip
+
+
 def test_reviewed_rows_are_the_truth_unless_another_is_given(
     command: Command, make_job: MakeJob, fast: StandIn
 ) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_annotate.storage.locations import location
+from vllm_annotate.errors import UsageError
+from vllm_annotate.storage.locations import local_path, location
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,21 @@ def test_a_url_without_a_password_stays_as_it_is(url: str) -> None:
 def test_a_path_may_look_like_a_url_with_a_password() -> None:
     assert location("a:b@c/d.jsonl") == Path("a:b@c/d.jsonl")
     assert location("folder://a") == "folder://a"
+
+
+@pytest.mark.parametrize("where", ["s3://b/a", "https://h/a", Path("s3://b/a"), "s3://u:s3cr3t@b/a", "file:///a"])
+def test_a_url_is_no_local_path_and_its_password_is_not_repeated(where: str | Path) -> None:
+    with pytest.raises(UsageError, match=r"^--output '.*' is a URL, and only local files are read: download") as caught:
+        local_path(where, "--output")
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_local_path_is_one_below_the_home_folder_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/you")
+    assert local_path("~/a.jsonl", "--output") == Path("/home/you/a.jsonl")
+    assert local_path("a:b.jsonl", "--output") == Path("a:b.jsonl")
+    with pytest.raises(UsageError, match="--output '~nobody-here/a': the home folder of '~nobody-here/a' does not exist: write"):
+        local_path("~nobody-here/a", "--output")
 
 
 @pytest.mark.parametrize("url", ["s3://id:s3cr3t@bucket/a", "sftp://u:s3cr3t@h:22/a", "https://:s3cr3t@h", "x://u:@h"])

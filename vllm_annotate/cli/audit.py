@@ -14,11 +14,10 @@ from cyclopts import App
 from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.evaluate import common_options, path_in, paths_in
 from vllm_annotate.cli.interrupts import Interrupts
-from vllm_annotate.cli.jobs import checked, fields_after_run, job_of, saved_blocks, server_options
+from vllm_annotate.cli.jobs import checked, fields_after_run, job_of, refuse_blocks, server_options
 from vllm_annotate.cli.options import command, fields, option
 from vllm_annotate.cli.run import logging_to, run_to_the_end
 from vllm_annotate.cli.work import FINISHED, FINISHED_WITH_FAILURES
-from vllm_annotate.errors import UsageError
 
 OF_THE_RUN = (
     "image_root", "server", "recipe", "max_concurrency", "server_wait_seconds", "request_timeout_seconds",
@@ -61,9 +60,7 @@ def run(given: Mapping[str, Any], console: Console, interrupts: Interrupts) -> i
     truth, synonyms = (path_in(given, name) if given.get(name) else None for name in ("truth", "synonyms"))
     of_job = {name: value for name, value in given.items() if name not in own}
     known = fields_after_run(of_job, OF_THE_RUN, input=str(output), output=str(output))
-    if blocks := saved_blocks(known):
-        name, block = next(iter(blocks.items()))
-        raise UsageError(f"--{name} {block!r} is not a file, and an audit reads no saved blocks: name a YAML file")
+    refuse_blocks(known, "an audit reads no saved blocks: name a YAML file")
     with logging_to(console) as logger:
         asked = partial(run_to_the_end, interrupts=interrupts)
         found = audit_to_files(job_of(known), settings, truth, synonyms, logger, asked)

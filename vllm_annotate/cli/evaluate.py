@@ -11,10 +11,10 @@ from typing import Any
 from cyclopts import App
 
 from vllm_annotate.cli.console import Console
-from vllm_annotate.cli.export import on_this_machine
 from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.options import Option, command, flag_of, option
 from vllm_annotate.errors import UsageError
+from vllm_annotate.storage.locations import local_path
 
 
 def app() -> App:
@@ -48,7 +48,7 @@ def paths_in(given: Mapping[str, Any], *required: str) -> list[Path]:
 
 def path_in(given: Mapping[str, Any], name: str) -> Path:
     """The path of an option. Raises UsageError if it is a URL."""
-    return on_this_machine(flag_of(name), given[name], "only local files are read: download it first")
+    return local_path(given[name], flag_of(name))
 
 
 def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> int:

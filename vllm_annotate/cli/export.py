@@ -15,7 +15,7 @@ from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.options import command, option
 from vllm_annotate.errors import UsageError
-from vllm_annotate.storage.locations import URL
+from vllm_annotate.storage.locations import URL, local_path
 
 if TYPE_CHECKING:
     from vllm_annotate.export.export import Export
@@ -84,7 +84,7 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
 
 def existing(where: str) -> Path:
     """Returns the output. Raises UsageError unless it is a file on this machine."""
-    path = on_this_machine("--output", where, "only local files are read: copy the file to this machine")
+    path = local_path(where, "--output")
     if not path.is_file():
         raise UsageError(f"--output {where!r} is not a file: name the output of a run")
     return path
@@ -92,23 +92,10 @@ def existing(where: str) -> Path:
 
 def new_file(option: str, where: str) -> Path:
     """Returns the path of a file to make. Raises UsageError for a folder, also one that does not exist yet."""
-    path = on_this_machine(option, where, "only local files are written: name one, and upload it")
+    path = local_path(where, option, "only local files are written: name one, and upload it")
     if os.path.basename(where) in ("", ".", ".."):  # noqa: PTH119 - a path drops the slash at the end
         raise UsageError(f"{option} {where!r} is a folder: add the name of the new file")
     return path
-
-
-def on_this_machine(option: str, where: str, why: str) -> Path:
-    """Returns a path. Raises UsageError for a URL, and says why and what to do."""
-    from vllm_annotate.storage.locations import location
-
-    try:
-        path = location(where)
-    except ValueError as error:
-        raise UsageError(f"{option} {where!r}: {error}") from None
-    if not isinstance(path, Path):
-        raise UsageError(f"{option} {where!r} is a URL, and {why}")
-    return path.expanduser()
 
 
 def image_root_of(where: str | None) -> Any:

@@ -104,6 +104,13 @@ def saved_blocks(known: Mapping[str, Any]) -> dict[str, str]:
     return {name: known[name] for name in ("server", "recipe") if isinstance(known.get(name), str)}
 
 
+def refuse_blocks(known: Mapping[str, Any], why: str) -> None:
+    """Raises UsageError, which ends with `why`, if a field of a job names a saved block."""
+    if blocks := saved_blocks(known):
+        name, block = next(iter(blocks.items()))
+        raise UsageError(f"--{name} {block!r} is not a file, and {why}")
+
+
 def checked(model: type[SomeModel], values: Mapping[str, Any], part: str = "") -> SomeModel:
     """Validates the values; `part` is the part of the job they belong to. Raises UsageError that names options."""
     try:

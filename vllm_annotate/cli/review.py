@@ -10,10 +10,11 @@ from typing import Any
 from cyclopts import App
 
 from vllm_annotate.cli.console import Console
-from vllm_annotate.cli.export import count_of, existing, image_root_of, new_file, on_this_machine
+from vllm_annotate.cli.export import count_of, existing, image_root_of, new_file
 from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.options import command, option
 from vllm_annotate.errors import UsageError
+from vllm_annotate.storage.locations import local_path
 
 MOST = "200"
 NAMED = 5  # images in a message
@@ -65,7 +66,7 @@ def _read(output: Path, given: Mapping[str, Any], console: Console) -> int:
     from vllm_annotate.review.corrections import import_reviews
 
     done = import_reviews(
-        output, on_this_machine("--from", given["from_"], "only local files are read: download it first")
+        output, local_path(given["from_"], "--from")
     )
     replaced = f", {done.replaced} of them in place of an earlier review" if done.replaced else ""
     console.show(f"{done.images} images reviewed{replaced}: {done.target}")

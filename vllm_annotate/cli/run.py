@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.interrupts import Interrupts
-from vllm_annotate.cli.jobs import job_of, saved_blocks
+from vllm_annotate.cli.jobs import job_of, refuse_blocks
 from vllm_annotate.cli.work import FINISHED, Work, end
-from vllm_annotate.errors import UsageError
 
 Result = TypeVar("Result")
 
@@ -29,9 +28,7 @@ def run_without_prefect(work: Work, console: Console, interrupts: Interrupts) ->
     from vllm_annotate.pipeline.without_prefect import annotate, retry
     from vllm_annotate.report.summary import sentence
 
-    if blocks := saved_blocks(work.fields):
-        name, block = next(iter(blocks.items()))
-        raise UsageError(f"--{name} {block!r} is not a file, and saved blocks need Prefect: drop --without-prefect")
+    refuse_blocks(work.fields, "saved blocks need Prefect: drop --without-prefect")
     job = job_of(work.fields)
     with logging_to(console) as logger:
         task = annotate(job, logger) if work.kinds is None else retry(job, work.kinds, logger)

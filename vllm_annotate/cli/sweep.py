@@ -4,7 +4,6 @@ Exit codes: 0 every image of every variant answered; 1 finished with failures, o
 or no variant finished.
 """
 
-import asyncio
 import json
 import logging
 from collections.abc import Mapping
@@ -14,7 +13,8 @@ from typing import Any
 from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.evaluate import path_in
 from vllm_annotate.cli.interrupts import Interrupts
-from vllm_annotate.cli.jobs import job_fields, job_of, saved_blocks
+from vllm_annotate.cli.jobs import job_fields, job_of, refuse_blocks
+from vllm_annotate.cli.run import logging_to, run_to_the_end
 from vllm_annotate.cli.work import FINISHED, FINISHED_WITH_FAILURES
 from vllm_annotate.errors import ServerFault, UsageError
 from vllm_annotate.job import Job
@@ -28,9 +28,11 @@ def run_sweep(given: Mapping[str, Any], console: Console, interrupts: Interrupts
     from vllm_annotate.pipeline.sweep import read_sweep
 
     truth = path_in(given, "truth") if given.get("truth") else None
-    if truth is not None:
-        check_truth(truth)
-    output, jobs = _jobs(given, read_sweep(path_in(given, "sweep")))
+    variants, fields = read_sweep(path_in(given, "sweep")), job_fields(given)
+    refuse_blocks(fields, "a sweep runs without Prefect: write its fields there")
+    workspace = _workspace(job_of(fields))
+    check_truth(workspace.output, truth)
+    jobs = _jobs(fields, variants, workspace.sweep)
     pilots, failed = [], {}
     for number, (name, job) in enumerate(jobs.items(), start=1):
         console.say(f"Variant {name} ({number} of {len(jobs)})")
@@ -43,8 +45,8 @@ def run_sweep(given: Mapping[str, Any], console: Console, interrupts: Interrupts
             pilots.append(Pilot(name, Path(job.output), report))
     if not pilots:
         raise UsageError(f"no variant finished: {'; '.join(f'{name}: {why}' for name, why in failed.items())}")
-    figures = sweep_figures(pilots, failed, output, truth)
-    files = write_sweep(figures, output)
+    figures = sweep_figures(pilots, failed, workspace.output, truth)
+    files = write_sweep(figures, workspace.output)
     if given.get("json"):
         console.show(json.dumps(figures, ensure_ascii=False, indent=2))
     else:
@@ -52,24 +54,17 @@ def run_sweep(given: Mapping[str, Any], console: Console, interrupts: Interrupts
     return FINISHED_WITH_FAILURES if failed or any(each.report.images.failed for each in pilots) else FINISHED
 
 
-def sweep_folder(output: Path) -> Path:
-    """The folder with the outputs of a sweep's variants: `labeled.sweep`."""
-    return output.with_name(f"{output.stem}.sweep")
+def _workspace(job: Job) -> Workspace:
+    """The workspace of the output that the sweep is for. Raises UsageError."""
+    if not isinstance(job.output, Path):
+        raise UsageError(f"--output {job.output!r} is a URL, and a sweep compares local files: name one, as a.jsonl")
+    return Workspace.at(job.output)
 
 
-def _jobs(given: Mapping[str, Any], variants: list[Any]) -> tuple[Path, dict[str, Job]]:
-    """The output that the sweep is for, and the job of each variant by name, all checked. Raises UsageError."""
+def _jobs(fields: Mapping[str, Any], variants: list[Any], folder: Path) -> dict[str, Job]:
+    """The job of each variant by name, all checked; creates the folder of their outputs. Raises UsageError."""
     from vllm_annotate.pipeline.sweep import variant_fields
 
-    fields = job_fields(given)
-    if blocks := saved_blocks(fields):
-        name, block = next(iter(blocks.items()))
-        raise UsageError(f"--{name} {block!r} is not a file, and a sweep runs without Prefect: write its fields there")
-    whole = job_of(fields)
-    if not isinstance(whole.output, Path):
-        raise UsageError(f"--output {whole.output!r} is a URL, and a sweep compares local files: name one, as a.jsonl")
-    output = Workspace.at(whole.output).output
-    folder = sweep_folder(output)
     is_new = not folder.exists()
     try:
         folder.mkdir(exist_ok=True)
@@ -84,7 +79,7 @@ def _jobs(given: Mapping[str, Any], variants: list[Any]) -> tuple[Path, dict[str
         if is_new:
             folder.rmdir()
         raise
-    return output, jobs
+    return jobs
 
 
 def _annotate(job: Job, console: Console, interrupts: Interrupts) -> Any:
@@ -94,16 +89,8 @@ def _annotate(job: Job, console: Console, interrupts: Interrupts) -> Any:
     from vllm_annotate.report.summary import sentence
 
     check_same(job)
-    logger = logging.getLogger("vllm_annotate")
-    handler = console.handler()
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        report = interrupts.run(annotate(job, logger))
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
-    finally:
-        logger.removeHandler(handler)
+    with logging_to(console) as logger:
+        report = run_to_the_end(annotate(job, logger), interrupts)
     console.say(sentence(report))
     if report.failed_chunks:
         raise UsageError(f"not all of the sample was asked ({sentence(report)}): run the same command again to resume")

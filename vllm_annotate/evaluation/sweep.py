@@ -15,7 +15,7 @@ from vllm_annotate.evaluation.matching import Booleans, Floats
 from vllm_annotate.evaluation.names import Names
 from vllm_annotate.evaluation.scores import f1_of, f1_of_images, interval, number_of, resampled
 from vllm_annotate.evaluation.truth import Truth
-from vllm_annotate.evaluation.truth_file import known_truth, read_truth
+from vllm_annotate.evaluation.truth_file import known_truth
 from vllm_annotate.report.estimate import Range
 from vllm_annotate.report.report import Report
 
@@ -228,7 +228,8 @@ def _mark_front(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def check_truth(truth: Path) -> None:
-    """Raises UsageError if a truth cannot be used: better before the pilots than after."""
-    if not read_truth(truth, Names()).index:
-        raise UsageError(f"--truth {str(truth)!r} has no image: name a file with boxes of the input's images")
+def check_truth(output: Path, truth: Path | None) -> None:
+    """Raises UsageError if the truth or the reviewed rows cannot be used: better before the pilots than after."""
+    known, source = known_truth(output, truth, Names())
+    if known and not known.index:
+        raise UsageError(f"--truth {str(source)!r} has no image: name a file with boxes of the input's images")

@@ -2,7 +2,6 @@
 
 import codecs
 import gzip
-import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +12,16 @@ import polars as pl
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.source import Source, input_rows
+from vllm_annotate.storage.locations import local_path
 
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-IS_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # a path has one slash less
 LONGEST_LINE_BYTES = 64 << 20
 
 
 def check_file(path: Path, option: str) -> None:
     """Raises UsageError if the path is not a file with content."""
     named = f"{option} {str(path)!r}"
-    if IS_URL.match(str(path)):
-        raise UsageError(f"{named} is a URL, and only local files are read: download it first")
+    local_path(path, option)
     if not path.is_file():
         raise UsageError(f"{named} {'is not a file' if path.exists() else 'does not exist'}: correct the path")
     if not path.stat().st_size:

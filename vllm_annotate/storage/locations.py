@@ -29,6 +29,21 @@ OF_THE_OBJECT = ("AccessDenied", "Forbidden", "403", "InvalidObjectState", None)
 EMPTY_SECONDS = 2
 READERS = 32  # images read at once: each mostly waits for the network
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # with one slash less
+
+
+def local_path(
+    where: str | Path, option: str, why: str = "only local files are read: download it first"
+) -> Path:
+    """Returns the path of a file, with the home folder for ~. Raises UsageError for a URL, and says why."""
+    text = str(where)
+    if URL_AS_PATH.match(text):
+        shown = f"{text.partition(':')[0]}://…" if "@" in text else text  # there may be a password before it
+        raise UsageError(f"{option} {shown!r} is a URL, and {why}")
+    try:
+        return Path(location(where)).expanduser()
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r}: {error}") from None
 
 
 def location(value: Any) -> Any:
