@@ -32,7 +32,9 @@ def test_a_local_path_is_one_below_the_home_folder_too(monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", "/home/you")
     assert local_path("~/a.jsonl", "--output") == Path("/home/you/a.jsonl")
     assert local_path("a:b.jsonl", "--output") == Path("a:b.jsonl")
-    with pytest.raises(UsageError, match="--output '~nobody-here/a': the home folder of '~nobody-here/a' does not exist: write"):
+    with pytest.raises(
+        UsageError, match="--output '~nobody-here/a': the home folder of '~nobody-here/a' does not exist: write"
+    ):
         local_path("~nobody-here/a", "--output")
 
 

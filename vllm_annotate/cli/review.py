@@ -65,9 +65,7 @@ def _write(output: Path, given: Mapping[str, Any], console: Console) -> int:
 def _read(output: Path, given: Mapping[str, Any], console: Console) -> int:
     from vllm_annotate.review.corrections import import_reviews
 
-    done = import_reviews(
-        output, local_path(given["from_"], "--from")
-    )
+    done = import_reviews(output, local_path(given["from_"], "--from"))
     replaced = f", {done.replaced} of them in place of an earlier review" if done.replaced else ""
     console.show(f"{done.images} images reviewed{replaced}: {done.target}")
     if done.not_reviewed:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inference.keys import NO_KEY
 from vllm_annotate.job import Job, remembered_job
-from vllm_annotate.pipeline.pilot import SAMPLE
+from vllm_annotate.pipeline.pilot import with_sample
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.report.report import Report
 from vllm_annotate.results.lines import path_of
@@ -85,8 +85,7 @@ def variant_fields(fields: Mapping[str, Any], variant: Variant, folder: Path) ->
             found["server"]["api_key"] = NO_KEY
     if variant.recipe:
         found["recipe"] = (found.get("recipe") or {}) | variant.recipe
-    if not (found.get("limit") or found.get("sample")):
-        found["sample"] = SAMPLE
+    with_sample(found)
     return found
 
 

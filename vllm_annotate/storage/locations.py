@@ -32,9 +32,7 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # with one slash less
 
 
-def local_path(
-    where: str | Path, option: str, why: str = "only local files are read: download it first"
-) -> Path:
+def local_path(where: str | Path, option: str, why: str = "only local files are read: download it first") -> Path:
     """Returns the path of a file, with the home folder for ~. Raises UsageError for a URL, and says why."""
     text = str(where)
     if URL_AS_PATH.match(text):
