@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import escape
 
 from vllm_annotate.errors import ImageFailure
-from vllm_annotate.evaluation.shown import Item, Shown
+from vllm_annotate.evaluation.shown import Corners, Item, Shown
 from vllm_annotate.images.prepare import thumbnail
 from vllm_annotate.report.text import text_of
 from vllm_annotate.storage.locations import ImageRoot
@@ -29,9 +29,9 @@ def cards_of(images: Sequence[Shown], image_root: ImageRoot | None) -> tuple[lis
     used = 0
     for image in images:
         card = _card(image, image_root)
-        size = len(card["jpeg"]) + BYTES_AN_ITEM * (2 + len(card["objects"]))
+        size = len(card["jpeg"]) + BYTES_AN_ITEM * (2 + len(card["boxes"]))
         size += sum(
-            len(escape(text).encode()) for text in (card["path"] * 2, *(item["name"] for item in card["objects"]))
+            len(escape(text).encode()) for text in (card["path"] * 2, *(item["name"] for item in card["boxes"]))
         )
         if used + size > MOST_BYTES:
             break
@@ -60,7 +60,7 @@ def _card(image: Shown, image_root: ImageRoot | None) -> dict[str, Any]:
         "why_not": text_of(why_not),
         "kinds": list(counts),
         "marks": [f"F1 {image.f1:.2f}", *(f"{count} {kind}" for kind, count in counts.items())],
-        "objects": [_item(item) for item in image.items],
+        "boxes": [_item(item) for item in image.items],
         "left_out": image.left_out,
     }
 
@@ -76,19 +76,18 @@ def _picture(path: str, image_root: ImageRoot | None) -> tuple[str, tuple[int, i
 
 
 def _item(item: Item) -> Mapping[str, Any]:
-    boxes = [(box, dashed) for box, dashed in ((item.truth, True), (item.answer, False)) if box is not None]
-    left, top = boxes[-1][0][:2]
+    sides = [_box(box, dashed=dashed) for box, dashed in ((item.answer, False), (item.truth, True)) if box is not None]
     return {
         "name": text_of(item.name, 120) or "(no name)",
         "note": item.note or (f"{item.kind}, IoU {item.iou:.2f}" if item.iou else item.kind),
         "colour": COLOURS[item.kind],
-        "left": round(left / 10, 1),
-        "top": round(top / 10, 1),
-        "boxes": [
-            {
-                "x": round(x1, 1), "y": round(y1, 1), "width": round(x2 - x1, 1), "height": round(y2 - y1, 1),
-                "dashed": dashed,
-            }
-            for (x1, y1, x2, y2), dashed in boxes
-        ],
+        **sides[0],
+        "other": sides[1] if len(sides) > 1 else None,
+    }
+
+
+def _box(box: Corners, *, dashed: bool) -> dict[str, Any]:
+    x1, y1, x2, y2 = box
+    return {
+        "x": round(x1, 1), "y": round(y1, 1), "width": round(x2 - x1, 1), "height": round(y2 - y1, 1), "dashed": dashed,
     }  # fmt: skip

@@ -1,21 +1,15 @@
 """Renders labeled.evaluation.html: scores with intervals, tables, and the worst images with the boxes of both sides."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader
 
 from vllm_annotate.evaluation.cards import COLOURS, cards_of, filters_of
 from vllm_annotate.evaluation.shown import Shown
 from vllm_annotate.evaluation.tables import TITLES, image_counts, name_rows, shown, size_rows
-from vllm_annotate.printable import printable
+from vllm_annotate.report.rendering import render
 from vllm_annotate.report.text import text_of
 from vllm_annotate.storage.locations import ImageRoot, name_of
 
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-)
 NAMES_ON_PAGE = 50
 F1_COLUMN = 1  # of the tables by size and by name, drawn as a bar
 
@@ -55,8 +49,7 @@ def rendered(images: Sequence[Shown], image_root: ImageRoot | None, **data: Any)
     cards, left_out = cards_of(images, image_root)
     filters = filters_of(cards)
     data["title"], data["subtitle"] = text_of(data["title"]), text_of(data["subtitle"])
-    text = TEMPLATES.get_template("page.html.j2").render(**data, cards=cards, left_out=left_out, filters=filters)
-    return printable(text).encode()
+    return render("evaluation.html.j2", "en", **data, cards=cards, left_out=left_out, filters=filters)
 
 
 def more_names(figures: Mapping[str, Any], named: Sequence[Any]) -> str:
