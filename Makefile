@@ -18,11 +18,11 @@ test: .venv/.installed
 # fixes the seed, ONLY=hypothesis leaves out the tests that kill runs.
 test-fuzz: .venv/.installed
 	$(BIN)/python -m pytest -n 2 -m "$(or $(ONLY),hypothesis or fuzz)" \
-		--hypothesis-profile=fuzz $(if $(SEED),--hypothesis-seed=$(SEED))
+		--timeout=1800 --hypothesis-profile=fuzz $(if $(SEED),--hypothesis-seed=$(SEED))
 
 # What is too slow for each change: all kills, of each call twice, all that is left to chance, and what repeats others.
 prove: .venv/.installed .venv-vllm/.installed
-	$(BIN)/python -m pytest -n 2 -m "hypothesis or fuzz or prove" --hypothesis-profile=fuzz
+	$(BIN)/python -m pytest -n 2 -m "hypothesis or fuzz or prove" --timeout=1800 --hypothesis-profile=fuzz
 
 # The deployments: real Prefect servers on SQLite and PostgreSQL, workers, schedules, retries, kills; an S3 on loopback.
 test-deployed: .venv/.installed

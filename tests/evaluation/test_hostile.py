@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.evaluation.scenes import write_scenes
@@ -37,6 +37,7 @@ def damaged(content: bytes, at: float, length: int, token: bytes) -> bytes:
     return content[:start] + token + content[start + length :]
 
 
+@settings(max_examples=settings().max_examples // 10)  # each reads, compares and draws two files
 @given(
     name=st.sampled_from(FILES),
     at=st.floats(0, 1),
