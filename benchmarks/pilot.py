@@ -1,17 +1,21 @@
 """Compares a pilot's estimate with the whole run: `python -m benchmarks.pilot [images] [sample] [repetitions]`.
 
 Each repetition draws other samples and lengths of answers, on a stand-in of its own, without Prefect. The input names
-one drawn image under many links: what is measured is the estimate, not the client. The whole run does not take
-the pilot's answers. Prints a line per repetition, and in how many the range held the true time.
+one drawn image under many links: what is measured is the estimate, not the client. The whole run does not take the
+pilot's answers. Prints a line per repetition, and in how many the range held the true time.
+`python -m benchmarks.pilot vllm` does it once on a real vLLM, with the tiny grounder and 100 of 1,000 drawn images.
 """
 
+import asyncio
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from demo.scenes import write_folder
+from benchmarks.tiny_grounder import tiny_grounder
+from demo.processes import TINY_GROUNDER_RECIPE
+from demo.scenes import write_folder, write_small_folder
 from stand_in.process import StandIn
 
 SLOTS = 64
@@ -47,28 +51,48 @@ def report_of(command: str, source: Path, output: Path, url: str, *more: str) ->
     return found
 
 
+def is_held(source: Path, outputs: Path, url: str, share: float, pilot: list[str], *more: str) -> bool:
+    """Runs a pilot and the whole; prints both times of the other images, and says whether the range holds the true one.
+
+    `share` is that of the images that the pilot leaves out.
+    """
+    estimate = report_of("pilot", source, outputs / "labeled.jsonl", url, *pilot, *more)["estimate"]
+    # Another name: it shall not take the pilot's answers.
+    whole = report_of("annotate", source, outputs / "whole.jsonl", url, *more)
+    assert isinstance(estimate, dict)  # noqa: S101 - for the type checker
+    low, likely, high = (3600 * estimate["hours"][name] for name in ("low", "likely", "high"))
+    seconds = float(str(whole["seconds"])) * share
+    print(f"{likely:.1f} s ({low:.1f} to {high:.1f}); it took {seconds:.1f} s", flush=True)
+    return bool(low <= seconds <= high)
+
+
 def main(images: int = 20_000, sample: int = 200, repetitions: int = 10) -> None:
-    """Runs the benchmark."""
+    """Runs the benchmark on the stand-in."""
     held = 0
     with tempfile.TemporaryDirectory() as folder:
         source = write_input(Path(folder), images)
         for seed in range(repetitions):
+            outputs = Path(folder) / str(seed)
+            outputs.mkdir()
             with StandIn.started(*SERVER) as server:
-                url = f"{server.url}/v1"
-                outputs = Path(folder) / str(seed)
-                outputs.mkdir()
-                chosen = ("--sample", str(sample), "--sample-seed", str(seed))
-                pilot = report_of("pilot", source, outputs / "labeled.jsonl", url, *chosen)
-                # Another name: it shall not take the pilot's answers.
-                whole = report_of("annotate", source, outputs / "whole.jsonl", url)
-            estimate = pilot["estimate"]
-            assert isinstance(estimate, dict)  # noqa: S101 - for the type checker
-            low, likely, high = (3600 * estimate["hours"][name] for name in ("low", "likely", "high"))
-            seconds = float(str(whole["seconds"])) * (images - sample) / images
-            held += low <= seconds <= high
-            print(f"{likely:.1f} s ({low:.1f} to {high:.1f}); it took {seconds:.1f} s", flush=True)
+                chosen = ["--sample", str(sample), "--sample-seed", str(seed)]
+                held += is_held(source, outputs, f"{server.url}/v1", 1 - sample / images, chosen)
     print(f"the range held the true time in {held} of {repetitions}")
 
 
+async def on_vllm(images: int = 1000, sample: int = 100) -> None:
+    """Runs it once on a real vLLM."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source, _ = write_small_folder(folder, images, shapes=3)
+        recipe = ("--recipe", str(TINY_GROUNDER_RECIPE))
+        async with tiny_grounder(folder) as server:
+            url, chosen = server.url, ["--sample", str(sample)]
+            await asyncio.to_thread(is_held, source, folder, url, 1 - sample / images, chosen, *recipe)
+
+
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    if sys.argv[1:] == ["vllm"]:
+        asyncio.run(on_vllm())
+    else:
+        main(*map(int, sys.argv[1:]))
