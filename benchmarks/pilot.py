@@ -1,7 +1,7 @@
 """Compares a pilot's estimate with the whole run: `python -m benchmarks.pilot [images] [sample] [repetitions]`.
 
 Each repetition draws other samples and lengths of answers, on a stand-in of its own, without Prefect. The input names
-one drawn image under many links: what is measured is the estimate, not the client. The whole run does not take the
+one image under many links: what is measured is the estimate, not the client. The whole run does not take the
 pilot's answers. Prints a line per repetition, and in how many the range held the true time.
 `python -m benchmarks.pilot vllm` does it once on a real vLLM, with the tiny grounder and 100 of 1,000 drawn images.
 """
@@ -13,9 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 from benchmarks.tiny_grounder import tiny_grounder
 from demo.processes import TINY_GROUNDER_RECIPE
-from demo.scenes import write_folder, write_small_folder
+from demo.scenes import write_small_folder
 from stand_in.process import StandIn
 
 SLOTS = 64
@@ -26,9 +28,10 @@ SERVER = (
 
 
 def write_input(folder: Path, images: int) -> Path:
-    """Writes an input of so many images, all links to one."""
-    _, _ = write_folder(folder, 2)
-    source, names = folder / "images" / "0000.jpg", [f"link-{number:06d}.jpg" for number in range(images)]
+    """Writes an input of so many images, all links to one that is sent as it is."""
+    (folder / "images").mkdir()
+    source, names = folder / "images" / "source.jpg", [f"{number:06d}.jpg" for number in range(images)]
+    Image.effect_noise((448, 448), 60).convert("RGB").save(source)
     for name in names:
         (folder / "images" / name).symlink_to(source)
     rows = (json.dumps({"image_path": name, "caption": f"picture {name}"}) + "\n" for name in names)
