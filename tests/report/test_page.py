@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from vllm_annotate.report.charts import HEIGHT, Line, chart
+from vllm_annotate.report.estimate import Estimate, Range
 from vllm_annotate.report.gallery import Example, with_images
 from vllm_annotate.report.markdown import plain, samples
 from vllm_annotate.report.page import page
@@ -175,3 +176,38 @@ def test_counts_are_bars_with_thousands_separated() -> None:
     assert "and 1,498 more" in text
     assert re.search(r"10 \+</span><span>345", text)
     assert re.search(r'--share:0.6">75 %.*--share:0.2">25 %', text, re.DOTALL)
+
+
+ESTIMATED = {
+    "en": [
+        "Estimate for the other 20,000 images", "from 200 of this run", "<b>3 h 20</b>", "time: 3 h 01 to 3 h 40",
+        "GPU hours: 6.1 to 7.3", "energy: ", " kWh</b>", "<b>40 million</b>", "tokens of prompts: 40 to 40 million",
+        "disk: 26 to 31",
+    ],
+    "zh": [
+        "其余 20,000 张图片的预估", "基于本次运行的 200 张图片", "时间: 3 h 01 至 3 h 40", "<b>40 百万</b>",
+        "提示词 token: 40 至 40 百万",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", ESTIMATED)
+def test_the_page_of_a_part_says_what_the_rest_will_take(language: str) -> None:
+    found = Estimate(
+        images=20_000, measured_on=200, hours=Range.around(3.3333, 0.1), gpu_hours=Range.around(6.67, 0.09),
+        kwh=Range.around(3, 0.1), prompt_tokens=Range.around(4e7, 0), completion_tokens=Range.around(1e6, 0.01),
+        output_bytes=Range.around(3e7, 0.1),
+    )  # fmt: skip
+    maker = {
+        "recipe": "r",
+        "first": "2026-01-01",
+        "last": "2026-01-01",
+        "model": "m",
+        "settings": {"language": language},
+    }
+    report = REPORT.model_copy(update={"estimate": found, "made_by": [maker]})
+    nothing_new = REPORT.model_copy(update={"last_run": report, "made_by": [maker]})
+    for each in (report, nothing_new):
+        text = page(each, [], [], "t").decode()
+        assert [said for said in ESTIMATED[language] if said not in text] == []
+    assert "stimate" not in page(REPORT, [], [], "t").decode().partition("<body>")[2]

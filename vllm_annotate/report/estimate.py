@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Self
+from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -38,6 +38,16 @@ class Range(BaseModel):
         return Range(low=factor * self.low, likely=factor * self.likely, high=factor * self.high)
 
 
+class Figure(NamedTuple):
+    """A figure in words."""
+
+    name: str
+    likely: str
+    low: str
+    high: str
+    unit: str = ""
+
+
 class Estimate(BaseModel):
     """What `images` more images will take. GPU hours and energy only where NVML tells."""
 
@@ -53,19 +63,22 @@ class Estimate(BaseModel):
     completion_tokens: Range
     output_bytes: Range  # while it runs, the disk needs twice that
 
-    def sentences(self) -> list[str]:
-        """The same in words, a line per figure."""
-        low, likely, high = (duration(3600 * hours) for hours in (self.hours.low, self.hours.likely, self.hours.high))
-        lines = [f"time      {likely} ({low} to {high})"]
+    def figures(self) -> list[Figure]:
+        """Each figure in words."""
+        found = [Figure("time", _time(self.hours.likely), _time(self.hours.low), _time(self.hours.high))]
         if self.gpu_hours is not None:
-            lines.append(f"GPU hours {_shown(self.gpu_hours)}")
+            found.append(_figure("GPU hours", self.gpu_hours))
         if self.kwh is not None:
-            lines.append(f"energy    {_shown(self.kwh)} kWh")
-        lines.append(f"prompts   {_shown(self.prompt_tokens)} tokens")
-        lines.append(f"answers   {_shown(self.completion_tokens)} tokens")
+            found.append(_figure("energy", self.kwh, "kWh"))
+        found.append(_figure("prompts", self.prompt_tokens, "tokens"))
+        found.append(_figure("answers", self.completion_tokens, "tokens"))
         unit, size = ("GiB", GIB) if self.output_bytes.likely >= GIB / 10 else ("MiB", MIB)
-        lines.append(f"disk      {_shown(self.output_bytes.scaled(1 / size))} {unit}; twice that until it is merged")
-        return lines
+        return [*found, _figure("disk", self.output_bytes.scaled(1 / size), unit)]
+
+    def sentences(self) -> list[str]:
+        """The same as lines of text."""
+        lines = [f"{each.name:9} {each.likely} ({each.low} to {each.high}) {each.unit}" for each in self.figures()]
+        return [*map(str.rstrip, lines[:-1]), f"{lines[-1]}; twice that until it is merged"]
 
 
 def estimate(
@@ -129,8 +142,14 @@ def _total(images: int, values: Sequence[int]) -> Range:
     return Range.around(images * mean, error)
 
 
-def _shown(of: Range) -> str:
-    return f"{_number(of.likely)} ({_number(of.low)} to {_number(of.high)})"
+def _figure(name: str, of: Range, unit: str = "") -> Figure:
+    return Figure(name, _number(of.likely), _number(of.low), _number(of.high), unit)
+
+
+def _time(hours: float) -> str:
+    """In words that cannot be taken for hours and minutes, as 6:54 can."""
+    seconds = 3600 * hours
+    return f"{seconds / 60:.2g} min" if 100 <= seconds < 6000 else duration(seconds)
 
 
 def _number(value: float) -> str:

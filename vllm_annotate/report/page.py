@@ -61,6 +61,8 @@ def page(report: Report, charts: Sequence[str], examples: Iterable[Example], tit
         verdict=run.bottleneck,
         shares=[(say(TITLES[kind]), f"{share:.0%}") for kind, share in run.bottleneck.shares.items()],
         figures=_figures(report, say),
+        estimate=run.estimate,
+        estimated=_estimated(run, say),
         run_figures=_run_figures(run, say),
         stand_ins=stand_ins(run),
         makers=made_by(report.made_by),
@@ -121,6 +123,17 @@ def _figures(report: Report, say: Say) -> list[tuple[str, str]]:
         (say("objects an image"), f"{quality.get('objects', 0) / answers if answers else 0:.1f}"),
         (say("different names"), f"{quality.get('distinct_names', 0):,}"),
     ]
+
+
+def _estimated(run: Report, say: Say) -> list[tuple[str, str]]:
+    """What the images that the run left out will take."""
+    pairs = []
+    for each in run.estimate.figures() if run.estimate else ():
+        name, unit = (f"tokens of {each.name}", "") if each.unit == "tokens" else (each.name, each.unit)
+        number, _, size = each.low.rpartition(" ")
+        low = number if size.isalpha() and each.high.endswith(f" {size}") else each.low  # 22 to 24 million
+        pairs.append((f"{say(name)}: {say(low)} {say('to')} {say(each.high)}", f"{say(each.likely)} {unit}".rstrip()))
+    return pairs
 
 
 def _share(count: int, of: int) -> str:

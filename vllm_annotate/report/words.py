@@ -30,6 +30,15 @@ CHINESE = {
     "failed": "失败",
     "objects an image": "每图物体数",
     "different names": "不同名称",
+    # estimate
+    "Estimate for the other # images": "其余 # 张图片的预估",
+    "from # of this run": "基于本次运行的 # 张图片",
+    "time": "时间",
+    "GPU hours": "GPU 小时",
+    "tokens of prompts": "提示词 token",
+    "tokens of answers": "答案 token",
+    "# million": "# 百万",
+    "disk": "磁盘",
     # gallery
     "Images": "图片",
     "doubtful ones first": "可疑的在前",
