@@ -197,7 +197,7 @@ def test_pilot(place: Place) -> None:
         place.own["http://gpu-2:8000"] = other.url
         (place.folder / "sweep.yaml").write_text(place.here(variants))
         printed = place.run(sweep)
-    assert all(name in printed for name in ("as-it-is", "small-images", "other-server", "hours a million good boxes"))
+    assert all(name in printed for name in ("as-it-is", "small-images", "other-server", "hours per million good boxes"))
 
 
 def test_audit(place: Place) -> None:

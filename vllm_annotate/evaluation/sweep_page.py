@@ -31,7 +31,7 @@ def write_sweep(figures: Mapping[str, Any], output: Path) -> list[Path]:
 def sweep_rows(figures: Mapping[str, Any]) -> Rows:
     """Each variant's quality, hours and price; header first."""
     unit = figures["unit"]
-    rows = [["variant", "quality", f"{unit} in all", "good boxes an image", f"{unit} a million good boxes"]]
+    rows = [["variant", "quality", f"{unit} in all", "good boxes per image", f"{unit} per million good boxes"]]
     return rows + [
         [
             f"{each['name']}{' *' if each['front'] else ''}",
@@ -86,4 +86,12 @@ def _notes(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _range(of: Mapping[str, float] | None) -> str:
-    return f"{short(of['likely'])} ({short(of['low'])}–{short(of['high'])})" if of else "–"
+    if not of:
+        return "–"
+    likely, low, high = (_three_digits(of[which]) for which in ("likely", "low", "high"))
+    return f"{likely} ({low}–{high})"
+
+
+def _three_digits(value: float) -> str:
+    """Also those that are 0, so that the ends of a range look alike."""
+    return f"{value:#.3g}" if 0.001 <= value < 99.95 else short(value)

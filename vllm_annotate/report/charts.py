@@ -4,12 +4,13 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from html import escape
 
 from vllm_annotate.printable import printable
 
-WIDTH, HEIGHT = 480, 150
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 34, 22  # margins around the plot
+WIDTH, HEIGHT = 480, 156
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 34, 26  # margins around the plot
 GRID_LINES = 4
 MOST_TICKS = 6
 HOUR, DAY = 3600, 86_400
@@ -115,12 +116,15 @@ def round_up(value: float) -> float:
 
 
 def short(value: float) -> str:
-    """`0.123`, `4,560`, `12.3k`, `4M`."""
-    if value >= 1_000_000:
-        return f"{value / 1_000_000:g}M"
-    if value >= 10_000:
-        return f"{value / 1000:g}k"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    """`0.0123`, `4,560`, `12.3k`, `4M`."""
+    if value >= 999_500:
+        return f"{_three_digits(value / 1_000_000)}M"
+    return f"{_three_digits(value / 1000)}k" if value >= 10_000 else _three_digits(value)
+
+
+def _three_digits(value: float) -> str:
+    """Or more before the point, and never an exponent."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{Decimal(f'{value:.3g}'):f}"
 
 
 def duration(seconds: float) -> str:
