@@ -40,7 +40,7 @@ def test_what_other_answers_add_is_shown_and_only_for_images_that_are(tmp_path: 
     slightly = [row(path, CAT, DOG, UFO) for path in images[20:]]
     found = audited(tmp_path, first, wrong + slightly, wrong[:1])
     assert [shown.image_path for shown in found.doubtful] == images[:MOST_SHOWN]
-    added = [len(shown.names("other answer")) for shown in found.doubtful]
+    added = [len(shown.names("not in the output")) for shown in found.doubtful]
     assert added == [MOST_EXTRAS] * 20 + [1] * (MOST_SHOWN - 20)
     assert found.agreement.extras([0, 70]).keys() == {0, 70}
 

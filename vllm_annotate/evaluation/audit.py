@@ -18,6 +18,7 @@ from vllm_annotate.evaluation.shown import MOST_ITEMS, MOST_SHOWN, Item, Shown, 
 from vllm_annotate.evaluation.truth import Truth
 from vllm_annotate.report.text import text_of
 
+ELSEWHERE = "not in the output"  # a box of another answer
 CONFIRMED = 0.5  # the share of the other answers from which on a box is shown as confirmed
 
 
@@ -124,8 +125,8 @@ def _shown(found: Agreement, path: str, image: int, extras: Sequence[tuple[int, 
         name = found.names.texts[found.boxes.name[row]]
         items.append(Item(kind, name, None, corners(found.boxes.box[row]), note=note))
     for number, box in extras:
-        items.append(Item("other answer", found.names.texts[number], corners(box)))
-    items.sort(key=lambda item: ("doubtful", "other answer", "confirmed").index(item.kind))
+        items.append(Item(ELSEWHERE, found.names.texts[number], corners(box)))
+    items.sort(key=lambda item: ("doubtful", ELSEWHERE, "confirmed").index(item.kind))
     errors = sum(item.kind != "confirmed" for item in items)
     return Shown(path, float(found.of_images[image]), errors, items[:MOST_ITEMS], max(0, len(items) - MOST_ITEMS))
 

@@ -3,10 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vllm_annotate.evaluation.audit import ELSEWHERE
 from vllm_annotate.evaluation.cards import COLOURS
 from vllm_annotate.evaluation.page import rate, rendered
 from vllm_annotate.evaluation.shown import Shown
-from vllm_annotate.evaluation.tables import IN_A_TERMINAL, Rows, aligned, counted, notes_text, shown, with_interval
+from vllm_annotate.evaluation.tables import (
+    IN_A_TERMINAL,
+    IN_PIXELS,
+    Rows,
+    aligned,
+    counted,
+    notes_text,
+    shown,
+    with_interval,
+)  # fmt: skip
 from vllm_annotate.storage.locations import ImageRoot, name_of
 
 NAMES_ON_PAGE = 50
@@ -41,6 +51,7 @@ def audit_page(figures: Mapping[str, Any], doubtful: Sequence[Shown], image_root
     return rendered(
         doubtful,
         image_root,
+        score="agreement",
         title=f"Audit of {name_of(figures['output'])}",
         subtitle=_subtitle(figures),
         figures=[
@@ -55,7 +66,7 @@ def audit_page(figures: Mapping[str, Any], doubtful: Sequence[Shown], image_root
         tables=tables,
         more_names=f"More names, in the JSON file: {more:,}." if more else "",
         gallery_title="The most doubtful images",
-        legend=[(kind, COLOURS[kind]) for kind in ("doubtful", "confirmed", "other answer")],
+        legend=[(kind, COLOURS[kind]) for kind in ("doubtful", ELSEWHERE, "confirmed")],
         dashed="only in another answer",
         solid="the output",
         nothing_to_show="All answers agree about every box.",
@@ -84,7 +95,8 @@ def _map(calibration: Mapping[str, Any]) -> Rows:
 
 
 def _sizes(figures: Mapping[str, Any]) -> Rows:
-    return [["size of box", "agreement", "boxes"], *(_row(size, each) for size, each in figures["by_size"].items())]
+    rows = (_row(IN_PIXELS[size], each) for size, each in figures["by_size"].items())
+    return [["size of box in pixels", "agreement", "boxes"], *rows]
 
 
 def _names(figures: Mapping[str, Any], most: int) -> Rows:

@@ -17,18 +17,23 @@ MOST_BYTES, BYTES_AN_ITEM = 9_000_000, 800  # of all cards; of an object, beside
 THUMBNAIL_SIDE = 360
 NO_ROOT = "set --image-root to the folder with the images"
 COLOURS = {
-    "found": "#2da44e", "missed": "#e5534b", "extra": "#d4741c", "ignored": "#8b949e",
-    "kept": "#2da44e", "lost": "#e5534b", "gained": "#a371f7", "moved": "#2f81f7",
-    "doubtful": "#e5534b", "confirmed": "#2da44e", "other answer": "#a371f7",
+    "missed": "#e5534b", "extra": "#d4741c", "found": "#2da44e", "ignored": "#8b949e",
+    "lost": "#e5534b", "gained": "#a371f7", "moved": "#2f81f7", "kept": "#2da44e",
+    "doubtful": "#e5534b", "not in the output": "#a371f7", "confirmed": "#2da44e",
 }  # fmt: skip
 
 
-def cards_of(images: Sequence[Shown], image_root: ImageRoot | None) -> tuple[list[dict[str, Any]], int]:
-    """The cards that fit into MOST_BYTES, and the number of those that do not. Decodes images: run it in a thread."""
+def cards_of(
+    images: Sequence[Shown], image_root: ImageRoot | None, score: str = "F1"
+) -> tuple[list[dict[str, Any]], int]:
+    """The cards that fit into MOST_BYTES, and the number of those that do not. Decodes images: run it in a thread.
+
+    `score` is what an image's F1 is called.
+    """
     cards: list[dict[str, Any]] = []
     used = 0
     for image in images:
-        card = _card(image, image_root)
+        card = _card(image, image_root, score)
         size = len(card["jpeg"]) + BYTES_AN_ITEM * (2 + len(card["boxes"]))
         size += sum(
             len(escape(text).encode()) for text in (card["path"] * 2, *(item["name"] for item in card["boxes"]))
@@ -50,7 +55,7 @@ def filters_of(cards: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
     return filters
 
 
-def _card(image: Shown, image_root: ImageRoot | None) -> dict[str, Any]:
+def _card(image: Shown, image_root: ImageRoot | None, score: str) -> dict[str, Any]:
     jpeg, size, why_not = _picture(image.image_path, image_root)
     counts = Counter(item.kind for item in image.items)
     return {
@@ -59,7 +64,7 @@ def _card(image: Shown, image_root: ImageRoot | None) -> dict[str, Any]:
         "size": size,
         "why_not": text_of(why_not),
         "kinds": list(counts),
-        "marks": [f"F1 {image.f1:.2f}", *(f"{count} {kind}" for kind, count in counts.items())],
+        "marks": [f"{score} {image.f1:.2f}", *(f"{count} {kind}" for kind, count in counts.items())],
         "boxes": [_item(item) for item in image.items],
         "left_out": image.left_out,
     }

@@ -1,6 +1,7 @@
 """Renders labeled.comparison.html: what changed, the verdict, and the images that differ most."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vllm_annotate.evaluation.cards import COLOURS
@@ -8,7 +9,7 @@ from vllm_annotate.evaluation.comparison_tables import change_rows, compared_ima
 from vllm_annotate.evaluation.page import NAMES_ON_PAGE, more_names, rates_of, rendered
 from vllm_annotate.evaluation.shown import Shown
 from vllm_annotate.evaluation.tables import shown
-from vllm_annotate.storage.locations import ImageRoot, name_of
+from vllm_annotate.storage.locations import ImageRoot
 
 NO_BAR = -1
 
@@ -20,14 +21,15 @@ def comparison_page(figures: Mapping[str, Any], images: Sequence[Shown], image_r
     sides = [("A", "output"), ("B", "with")]
     rates = (
         [(f"{side} at IoU {at}", rates_of(against[key], at)) for at in ("0.5", "0.75") for side, key in sides]
-        if (against)
+        if against
         else []
     )
+    one, other = names_of(figures["output"], figures["with"])
     return rendered(
         images,
         image_root,
-        title=f"{name_of(figures['output'])} and {name_of(figures['with'])}",
-        subtitle=f"A is {figures['output']}, B is {figures['with']}: {compared_images(figures)}",
+        title=f"{one} and {other}",
+        subtitle=f"A is {one}, B is {other}: {compared_images(figures)}",
         figures=[
             ("agreement: mean F1 at IoU 0.5", shown(figures["agreement"])),
             ("boxes in A", f"{boxes['output']:,}"),
@@ -46,6 +48,16 @@ def comparison_page(figures: Mapping[str, Any], images: Sequence[Shown], image_r
         solid="B",
         nothing_to_show="Both outputs have the same boxes.",
     )
+
+
+def names_of(one: str, other: str) -> tuple[str, str]:
+    """The names of two files, with as many of their folders as it takes to tell them apart."""
+    parts = [Path(path).parts for path in (one, other)]
+    for count in range(1, max(map(len, parts))):
+        names = [Path(*each[-count:]).as_posix() for each in parts]
+        if names[0] != names[1]:
+            return names[0], names[1]
+    return one, other
 
 
 MEANING = {"kept": "", "moved": ": IoU under 0.9", "lost": ": in A only", "gained": ": in B only"}

@@ -44,10 +44,11 @@ def evaluation_page(figures: Mapping[str, Any], worst: Sequence[Shown], image_ro
     )
 
 
-def rendered(images: Sequence[Shown], image_root: ImageRoot | None, **data: Any) -> bytes:
-    """The page with a gallery of these images and the template's other data."""
-    cards, left_out = cards_of(images, image_root)
+def rendered(images: Sequence[Shown], image_root: ImageRoot | None, score: str = "F1", **data: Any) -> bytes:
+    """The page with a gallery of these images, whose F1 is called `score`, and the template's other data."""
+    cards, left_out = cards_of(images, image_root, score)
     filters = filters_of(cards)
+    data["legend"] = [(kind, colour) for kind, colour in data["legend"] if kind in dict(filters)]
     data["title"], data["subtitle"] = text_of(data["title"]), text_of(data["subtitle"])
     return render("evaluation.html.j2", "en", **data, cards=cards, left_out=left_out, filters=filters)
 

@@ -12,6 +12,7 @@ from vllm_annotate.storage.locations import name_of
 TITLES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 SCORED = ("F1", "precision", "recall", "F1 at 0.75", "mean IoU", "in truth", "answered")
 IN_A_TERMINAL = 15  # names; the page has more, and the JSON all that are listed
+IN_PIXELS = {"small": "small (under 32²)", "medium": "medium (to 96²)", "large": "large (over 96²)"}
 Rows = list[list[str]]
 
 
@@ -28,7 +29,10 @@ def score_rows(figures: Mapping[str, Any]) -> Rows:
 
 def size_rows(figures: Mapping[str, Any]) -> Rows:
     """Scores by size of box; header first."""
-    return [["size of box", *SCORED], *([size, *_of(each)] for size, each in figures["by_size"].items())]
+    return [
+        ["size of box in pixels", *SCORED],
+        *([IN_PIXELS[size], *_of(each)] for size, each in figures["by_size"].items()),
+    ]
 
 
 def name_rows(figures: Mapping[str, Any], most: int) -> Rows:
