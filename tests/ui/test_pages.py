@@ -119,6 +119,7 @@ def test_the_first_screen_has_the_answer_and_no_text_is_hidden_or_broken(
         assert place["x"] + place["width"] <= width, (answer, place)
     assert page.evaluate(OVERLAPPING) == []
     assert page.evaluate(BROKEN_WORDS) == []
+    assert page.evaluate(ROWS_WITH_A_GAP) == []
     assert page.evaluate(OUTSIDE_ITS_CHART) == []
 
 
@@ -166,6 +167,11 @@ OVERLAPPING = """() => {
     });
     return found;
 }"""
+ROWS_WITH_A_GAP = """() => [...document.querySelectorAll(".figures")].flatMap(list => {
+    const rows = Map.groupBy([...list.children], item => Math.round(item.getBoundingClientRect().top));
+    const ends = [...rows.values()].map(row => Math.max(...row.map(item => item.getBoundingClientRect().right)));
+    return ends.filter(end => end < list.getBoundingClientRect().right - 2);
+})"""
 BROKEN_WORDS = """() => {
     const found = [];
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
