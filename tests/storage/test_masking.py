@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllm_annotate.storage.masking import masked, secrets_in
+from vllm_annotate.storage.masking import masked, names_secret, secrets_in
 
 KEY = "sk-Zq81xPvRw7LmN0tYb3"
 
@@ -35,3 +35,24 @@ def test_secrets_are_known_by_name_and_passwords_by_their_place_in_a_url() -> No
         "HTTPS_PROXY": "http://user:p@ss_3@proxy:3128", "DATABASE": "postgresql+asyncpg://u:pw_4@h/db", "PATH": "/bin",
     }  # fmt: skip
     assert sorted(secrets_in(variables)) == sorted(["hf_1", "aws_1", "pw_1", "pw_2", "p@ss_3", "pw_4"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["HF_TOKEN", "api_key", "--api-key", "MY_API_KEYS", "PGPASSWORD", "accessToken", "SECRETKEYBASE", "max_secret",
+     "PROXY_AUTHORIZATION", "GOOGLE_APPLICATION_CREDENTIALS", "SSH_KEY_PASSPHRASE", "TOKENS", "max_tokens_api_key",
+     "TOKENIZER_KEY"],
+)  # fmt: skip
+def test_a_name_with_the_word_of_a_secret_is_one_of_a_secret(name: str) -> None:
+    assert names_secret(name)
+    assert secrets_in({name: "value"}) == ["value"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["max_tokens", "min_visual_tokens", "max_visual_tokens", "--max-num-batched-tokens", "MAX_NEW_TOKENS", "num_tokens",
+     "TOKENIZERS_PARALLELISM", "tokenizer_mode", "KEYBOARD_LAYOUT", "keywords", "AUTHOR", "PATH"],
+)  # fmt: skip
+def test_a_count_of_tokens_or_what_makes_them_is_no_secret(name: str) -> None:
+    assert not names_secret(name)
+    assert secrets_in({name: "value"}) == []

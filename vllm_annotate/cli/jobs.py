@@ -1,6 +1,5 @@
 """Builds a job from options, a job file, and the job that an earlier run remembers."""
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,11 +12,10 @@ from vllm_annotate.errors import UsageError
 from vllm_annotate.job import Job, OutputOf, remembered_job
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.settings import Server
-from vllm_annotate.storage.masking import PASSWORD_IN_URL, SECRET_NAME
+from vllm_annotate.storage.masking import PASSWORD_IN_URL, names_secret
 from vllm_annotate.storage.yaml_fields import check_names, read_fields
 
-# In names of fields whose values may be secret.
-SECRET = re.compile(f"endpoints|environment|arguments|{SECRET_NAME.pattern}", re.IGNORECASE)
+MAY_HOLD_SECRETS = ("endpoints", "environment", "extra_arguments")  # fields whose texts may be anything
 PARTS: dict[str, type[BaseModel]] = {"server": Server, "recipe": Recipe}  # of a job
 SERVER_OPTIONS = {"endpoints": "--api-base", "model": "--model-name"}
 SomeModel = TypeVar("SomeModel", bound=BaseModel)
@@ -132,7 +130,8 @@ def complaint(part: str, problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing" and not part:
         return f"{where} is required (or {first} in the file of --job)"
     given = f"{problem['input']!r}"
-    hidden = isinstance(problem["input"], list | dict) or SECRET.search(".".join(path)) or PASSWORD_IN_URL.search(given)
+    secret = any(step.startswith(MAY_HOLD_SECRETS) or names_secret(step) for step in path)
+    hidden = secret or isinstance(problem["input"], list | dict) or PASSWORD_IN_URL.search(given)
     value = "" if hidden else f" {given:.60}"
     return f"{where}{value}: {problem['msg'].removeprefix('Value error, ')}"
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Secret, field_serializer, field_validator, model_validator
 
-from vllm_annotate.storage.masking import SECRET_NAME, secrets_in
+from vllm_annotate.storage.masking import names_secret, secrets_in
 
 LAST_PORT = 65_535
 # In extra_arguments these would contradict a field, or show a secret in `ps`.
@@ -151,9 +151,7 @@ class Launch(BaseModel):
 
     def secret_variables(self) -> list[str]:
         """Names in `environment` whose value may be a secret."""
-        return [
-            name for name, value in self.variables.items() if SECRET_NAME.search(name) or len(value) >= SHORTEST_SECRET
-        ]
+        return [name for name, value in self.variables.items() if names_secret(name) or len(value) >= SHORTEST_SECRET]
 
     def secret_values(self) -> list[str]:
         """What no message may show: secrets in `environment`, and in the environment that vLLM inherits."""
