@@ -1,19 +1,19 @@
 """The flow that scores an output against a truth."""
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from prefect import get_run_logger, runtime
+from prefect import runtime
 from prefect.artifacts import MarkdownArtifact
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from flows.support.flow import flow
+from flows.support.outcome import refused
 from vllm_annotate.errors import UsageError
 from vllm_annotate.evaluation.report import evaluate_to_files
 from vllm_annotate.evaluation.tables import evaluation_markdown, evaluation_sentence
-from vllm_annotate.storage.disk_errors import explained
-from vllm_annotate.storage.locations import Location, name_of
+from vllm_annotate.storage.locations import Location, local_paths, name_of
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
@@ -36,13 +36,11 @@ async def evaluate(
         synonyms: YAML or JSON file with groups of equal names.
 
     """
-    names = None if synonyms is None else Path(synonyms)
     try:
-        figures, files = await run_to_end(evaluate_to_files, Path(output), Path(truth), names, image_root)
+        paths = local_paths({"output": output, "truth": truth, "synonyms": synonyms})
+        figures, files = await run_to_end(partial(evaluate_to_files, **paths, image_root=image_root))
     except (UsageError, OSError) as error:
-        message = explained(error, output) if isinstance(error, OSError) else str(error)
-        get_run_logger().error("%s", message)
-        return Failed(message=message)
+        return refused(error, output)
     said = evaluation_sentence(figures)
     await MarkdownArtifact(
         key="annotate-evaluation", markdown=evaluation_markdown(figures, files), description=said

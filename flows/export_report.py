@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from prefect import get_run_logger, runtime
+from prefect import runtime
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from flows.support.flow import flow
+from flows.support.outcome import refused
 from vllm_annotate.errors import UsageError
 from vllm_annotate.pipeline.report_page import remake_page
-from vllm_annotate.storage.disk_errors import explained
 from vllm_annotate.storage.locations import Location, image_root_at, name_of
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
@@ -32,7 +32,5 @@ async def export_report(output: Location, image_root: Location) -> State[Any]:
     try:
         page = await run_to_end(remake_page, output, image_root_at(image_root))
     except (UsageError, OSError) as error:
-        message = explained(error, output) if isinstance(error, OSError) else str(error)
-        get_run_logger().error("%s", message)
-        return Failed(message=message)
+        return refused(error, output)
     return Completed(message=f"wrote {page}", data=page)

@@ -12,11 +12,10 @@ from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
 from flows.support.artifacts import sample_pictures
 from flows.support.flow import flow
-from flows.support.outcome import ended
+from flows.support.outcome import ended, refused
 from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import UsageError
 from vllm_annotate.pipeline.pilot import as_markdown, estimate_in_words, pilot_output
-from vllm_annotate.storage.disk_errors import explained
 from vllm_annotate.storage.locations import Location, image_root_at, run_name
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
@@ -63,9 +62,7 @@ async def pilot(
     try:
         own = await run_to_end(pilot_output, output)
     except (UsageError, OSError) as error:
-        message = explained(error, output) if isinstance(error, OSError) else str(error)
-        get_run_logger().error("%s", message)
-        return ended(Failed(message=message))
+        return refused(error, output)
     state: State[Any] = await annotate_images(**parameters | {"output": own}, return_state=True)
     # A new state: Prefect drops message and data of a subflow's state.
     result = await state.aresult(raise_on_failure=False)

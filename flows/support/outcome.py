@@ -3,11 +3,17 @@
 import asyncio
 from collections.abc import Coroutine
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
+from prefect import get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
+from prefect.states import Failed
+
+from vllm_annotate.errors import ServerFault, UsageError
+from vllm_annotate.storage.disk_errors import explained
 
 RECORD_SECONDS = 30.0  # a slow API needs 20
 SEND_SECONDS = 60.0
@@ -38,6 +44,13 @@ def ended(state: State[Any]) -> State[Any]:
     if (outcome := _OUTCOME.get()) is not None:
         outcome.set(state)
     return state
+
+
+def refused(error: UsageError | ServerFault | OSError, output: Path | str) -> State[Any]:
+    """Logs why a flow cannot go on; returns its last state."""
+    message = explained(error, output) if isinstance(error, OSError) else str(error)
+    get_run_logger().error("%s", message)
+    return ended(Failed(message=message))
 
 
 async def recorded(flow: Coroutine[Any, Any, State[Any]]) -> tuple[State[Any], bool]:

@@ -30,6 +30,15 @@ async def test_the_scores_are_an_artifact_of_the_run(prefect_api: str, tmp_path:
 
 
 @pytest.mark.usefixtures("prefect_api")
+async def test_files_may_be_named_from_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scenes(tmp_path, 3)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    state = await evaluate("~/labeled.jsonl", "~/truth.json", return_state=True)
+    assert state.is_completed(), state.message
+    assert (tmp_path / "labeled.evaluation.html").is_file()
+
+
+@pytest.mark.usefixtures("prefect_api")
 @pytest.mark.parametrize(
     ("truth", "message"),
     [("none.jsonl", "none.jsonl' does not exist"), ("s3://bucket/truth.json", "download it first")],

@@ -44,6 +44,11 @@ def local_path(where: str | Path, option: str, why: str = "only local files are 
         raise UsageError(f"{option} {text!r}: {error}") from None
 
 
+def local_paths(given: Mapping[str, Path | str | None]) -> dict[str, Path]:
+    """Returns the paths of the parameters that are given, by their names. Raises UsageError for a URL."""
+    return {name: local_path(where, name) for name, where in given.items() if where is not None}
+
+
 def location(value: Any) -> Any:
     """Returns a URL of an object store unchanged, and a local file, `file:///…` included, as a path.
 
