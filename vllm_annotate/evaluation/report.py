@@ -24,17 +24,17 @@ def evaluate_to_files(
 
 
 def compare_to_files(
-    one: Path,
+    output: Path,
     other: Path,
     truth: Path | None = None,
     synonyms: Path | None = None,
     image_root: Path | str | None = None,
 ) -> tuple[dict[str, Any], list[Path]]:
     """Returns the figures, and the files beside the first output that have them. Raises UsageError."""
-    root = image_root_of(one, image_root)
-    found = compare(one, other, truth, synonyms)
+    root = image_root_of(output, image_root)
+    found = compare(output, other, truth, synonyms)
     page = comparison_page(found.figures, found.most_different, root)
-    return found.figures, write_files(one, "comparison", found.figures, page)
+    return found.figures, write_files(output, "comparison", found.figures, page)
 
 
 def write_files(output: Path, kind: str, figures: Mapping[str, Any], page: bytes) -> list[Path]:

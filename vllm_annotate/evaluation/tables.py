@@ -89,6 +89,11 @@ def notes_text(notes: Sequence[str]) -> str:
     return "\n".join(f"Note: {note}." for note in notes)
 
 
+def notes_markdown(notes: Sequence[str]) -> str:
+    """The same as a list, for an artifact."""
+    return "\n".join(f"- {markdown.plain(note)}." for note in notes)
+
+
 def aligned(rows: Rows) -> str:
     """Columns for a terminal: the first to the left, numbers to the right."""
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
@@ -117,7 +122,7 @@ def evaluation_markdown(figures: Mapping[str, Any], files: Sequence[Path]) -> st
     parts = [
         f"{markdown.code(figures['output'])} against {markdown.code(figures['truth'])}: "
         f"{image_counts(figures['images'])}.",
-        "\n".join(f"- {markdown.plain(note)}." for note in figures["notes"]),
+        notes_markdown(figures["notes"]),
         markdown.table(score_rows(figures)) + "\nIn brackets: 95 % intervals over images.",
         markdown.table(size_rows(figures)),
         markdown.table(name_rows(figures, IN_A_TERMINAL)),
