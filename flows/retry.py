@@ -1,22 +1,20 @@
 """The flow that retries failures, all of them or some kinds."""
 
-from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from prefect import get_run_logger, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
+from flows.support.earlier_run import of_earlier_run
 from flows.support.flow import flow
-from flows.support.outcome import ended
+from flows.support.outcome import ended, refused
 from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import FailureKind, UsageError
-from vllm_annotate.job import remembered_job
 from vllm_annotate.results.retry import chosen_failures, counted, nothing_to_retry
-from vllm_annotate.storage.disk_errors import explained
 from vllm_annotate.storage.locations import Location, run_name
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
@@ -67,12 +65,11 @@ async def retry_failures(
     del settings["kinds"]
     await hide_secrets(server)
     try:
-        settings |= await run_to_end(of_failed_run, output, settings)
+        known = await run_to_end(of_earlier_run, output, settings, REMEMBERED)
+        settings |= {"caption_column": "caption" if caption_column is None else caption_column} | known
         workspace, chosen, others = await run_to_end(chosen_failures, output, kinds)
     except (UsageError, OSError) as error:
-        message = explained(error, output) if isinstance(error, OSError) else str(error)
-        get_run_logger().error("%s", message)
-        return ended(Failed(message=message))
+        return refused(error, output)
     if not chosen:
         return ended(Completed(message=nothing_to_retry(others, workspace)))
     get_run_logger().info("Retrying %s; not retrying %s", counted(chosen), counted(others) or "none")
@@ -85,22 +82,3 @@ async def retry_failures(
     # A new state: Prefect drops message and data of a subflow's state.
     result = await state.aresult(raise_on_failure=False)
     return Completed(message=state.message, data=result) if state.is_completed() else Failed(message=state.message)
-
-
-def of_failed_run(output: Location, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a retry does not give and the last run of the output had: server, recipe and caption column.
-
-    Raises UsageError if what that run saved is no longer valid.
-    """
-    had = {"caption_column": "caption"} | remembered_job(output)
-    kinds: dict[str, Callable[..., Any]] = {"server": VLLMServer, "recipe": AnnotationRecipe}
-    found: dict[str, Any] = {}
-    for name in REMEMBERED:
-        if given[name] is None and had.get(name) is not None:
-            try:
-                found[name] = kinds[name](**had[name]) if name in kinds else had[name]
-            except ValidationError as error:
-                raise UsageError(
-                    f"{name} of the last run of {output} is not valid any more ({error.error_count()} fields): set it"
-                ) from None
-    return found

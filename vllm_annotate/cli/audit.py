@@ -6,7 +6,6 @@ interrupted.
 
 import json
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from cyclopts import App
@@ -19,9 +18,6 @@ from vllm_annotate.cli.options import command, fields, option
 from vllm_annotate.cli.run import logging_to, run_to_the_end
 from vllm_annotate.cli.work import FINISHED, FINISHED_WITH_FAILURES
 
-OF_THE_RUN = (
-    "image_root", "server", "recipe", "max_concurrency", "server_wait_seconds", "request_timeout_seconds",
-)  # fmt: skip
 EPILOGUE = (
     "Server and recipe are those of the output's run, unless options say otherwise; another --model-name asks another "
     "model. Beside labeled.jsonl: labeled.audit.json, labeled.audit.html (open it in a browser), labeled.audit.jsonl "
@@ -52,23 +48,24 @@ def app() -> App:
 def run(given: Mapping[str, Any], console: Console, interrupts: Interrupts) -> int:
     """Audits the output; returns the exit code."""
     from vllm_annotate.evaluation.audit_page import audit_text
-    from vllm_annotate.pipeline.audit import AuditSettings, audit_to_files
+    from vllm_annotate.pipeline.audit import REMEMBERED, Auditing, AuditSettings
 
     own = AuditSettings.model_fields
     settings = checked(AuditSettings, {name: given[name] for name in own if given.get(name) is not None})
     (output,) = paths_in(given, "output")
     truth, synonyms = (path_in(given, name) if given.get(name) else None for name in ("truth", "synonyms"))
     of_job = {name: value for name, value in given.items() if name not in own}
-    known = fields_after_run(of_job, OF_THE_RUN, input=str(output), output=str(output))
+    known = fields_after_run(of_job, REMEMBERED, input=str(output), output=str(output))
     refuse_blocks(known, "an audit reads no saved blocks: name a YAML file")
     with logging_to(console) as logger:
-        asked = partial(run_to_the_end, interrupts=interrupts)
-        found = audit_to_files(job_of(known), settings, truth, synonyms, logger, asked)
+        auditing = Auditing.of(job_of(known), settings, truth, synonyms)
+        finished = run_to_the_end(auditing.ask(logger), interrupts)
+        found = auditing.conclude()
     if given.get("json"):
         console.show(json.dumps(found.figures, ensure_ascii=False, indent=2))
     else:
         console.show(audit_text(found.figures) + "\n\n" + "\n".join(map(str, found.files)))
-    return FINISHED if found.finished else FINISHED_WITH_FAILURES
+    return FINISHED if finished else FINISHED_WITH_FAILURES
 
 
 def interrupted(_: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """An audit as text, and as labeled.audit.html: agreement, calibration, and the most doubtful images."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vllm_annotate.evaluation.audit import ELSEWHERE
@@ -13,10 +14,13 @@ from vllm_annotate.evaluation.tables import (
     Rows,
     aligned,
     counted,
+    notes_markdown,
     notes_text,
     shown,
     with_interval,
-)  # fmt: skip
+)
+from vllm_annotate.printable import printable
+from vllm_annotate.report import markdown
 from vllm_annotate.storage.locations import ImageRoot, name_of
 
 NAMES_ON_PAGE = 50
@@ -32,6 +36,29 @@ def audit_text(figures: Mapping[str, Any]) -> str:
         aligned(_sizes(figures)),
         aligned(_names(figures, IN_A_TERMINAL)),
         notes_text(figures["notes"]),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def audit_sentence(figures: Mapping[str, Any]) -> str:
+    """`labeled.jsonl: agreement 0.812 (0.790–0.834), 500 of 20,000 answered images, each compared with …`."""
+    agreement = with_interval(figures["agreement"], figures["agreement_interval"])
+    return printable(f"{name_of(figures['output'])}: agreement {agreement}, {_subtitle(figures)}")
+
+
+def audit_markdown(figures: Mapping[str, Any], files: Sequence[Path]) -> str:
+    """An audit as an artifact; `files` have the rest."""
+    calibration = figures["calibration"]
+    parts = [
+        f"{markdown.code(figures['output'])}: {_subtitle(figures)}.",
+        f"Agreement: {with_interval(figures['agreement'], figures['agreement_interval'])}",
+        *map(markdown.plain, _calibration_text(calibration).split("\n")),
+        "In brackets: 95 % intervals over images.",
+        markdown.table(_map(calibration)) if calibration else "",
+        notes_markdown(figures["notes"]),
+        markdown.table(_sizes(figures)),
+        markdown.table(_names(figures, IN_A_TERMINAL)),
+        f"All names and the most doubtful images: {', '.join(markdown.code(str(file)) for file in files)}",
     ]
     return "\n\n".join(part for part in parts if part)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from vllm_annotate.errors import UsageError
 from vllm_annotate.evaluation.audit_sample import Sampled
 from vllm_annotate.job import Job
+from vllm_annotate.pipeline.steps import Logger
 from vllm_annotate.pipeline.without_prefect import annotate
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.results.lines import path_of
@@ -49,7 +49,7 @@ class Asking:
         """The outputs with the other answers."""
         return [self.folder / f"ask-{number}.jsonl" for number in range(1, self.asks + 1)]
 
-    async def run(self, rows: Sequence[Sampled], logger: logging.Logger) -> bool:
+    async def run(self, rows: Sequence[Sampled], logger: Logger) -> bool:
         """Asks what has no answer yet; returns whether all are answered. Raises UsageError and ServerFault."""
         self._write(rows)
         finished = True

@@ -1,25 +1,31 @@
 """An audit: a sample of an output, asked again; what that says about the output, and the files that say it."""
 
-import logging
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, Field
 
 from vllm_annotate.evaluation.audit import Audit, audit
 from vllm_annotate.evaluation.audit_page import audit_page
-from vllm_annotate.evaluation.audit_sample import draw_sample
+from vllm_annotate.evaluation.audit_sample import Sample, draw_sample
 from vllm_annotate.evaluation.files import image_root_of
 from vllm_annotate.evaluation.names import Names
 from vllm_annotate.evaluation.report import write_files
+from vllm_annotate.evaluation.truth import Truth
 from vllm_annotate.evaluation.truth_file import known_truth
 from vllm_annotate.job import Job
 from vllm_annotate.pipeline.asking import Asking
+from vllm_annotate.pipeline.steps import Logger
 from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.json_text import dumped, object_line
+from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.workspace import Workspace
+
+# Fields of the output's run that an audit takes over.
+REMEMBERED = (
+    "image_root", "server", "recipe", "max_concurrency", "server_wait_seconds", "request_timeout_seconds",
+)  # fmt: skip
 
 
 class AuditSettings(BaseModel):
@@ -31,48 +37,63 @@ class AuditSettings(BaseModel):
     temperature: float = Field(default=0.7, ge=0, le=2, description="Sampling temperature of the further answers.")
 
 
-Run = Callable[[Coroutine[Any, Any, bool]], bool]
-
-
 @dataclass(frozen=True)
 class Audited:
-    """The figures of an audit, the files that have them, and whether every image got all its answers."""
+    """The figures of an audit, and the files that have them."""
 
     figures: dict[str, Any]
     files: list[Path]
-    finished: bool
 
 
-def audit_to_files(
-    job: Job, settings: AuditSettings, truth: Path | None, synonyms: Path | None, logger: logging.Logger, run: Run
-) -> Audited:
-    """Asks, compares and writes; `run` runs the coroutine that asks. Raises UsageError, ServerFault and OSError."""
-    output = Path(job.output)
-    root = image_root_of(output, job.image_root)
-    names = Names(synonyms)
-    known, source = known_truth(output, truth, names)  # before the server has any work
-    sample = draw_sample(output, settings.sample, settings.sample_seed)
-    asking = Asking(job, settings.asks, settings.temperature)
-    finished = run(asking.run(sample.rows, logger))
-    found = audit(asking.first, asking.others, names, known)
-    figures = _about(output, settings, source) | found.figures
-    figures["images"] = {"answered": sample.answered, "unparsed": sample.unparsed} | found.figures["images"]
-    write_rows(Workspace.at(output).audited, found)
-    files = write_files(output, "audit", figures, audit_page(figures, found.doubtful, root))
-    return Audited(figures, [*files, Workspace.at(output).audited], finished)
+@dataclass(frozen=True)
+class Auditing:
+    """An audit whose sample is drawn: `ask` for the other answers, then `conclude`."""
+
+    output: Path
+    settings: AuditSettings
+    names: Names
+    truth: Truth | None
+    truth_file: Path | None
+    image_root: ImageRoot | None
+    sample: Sample
+    asking: Asking
+
+    @classmethod
+    def of(cls, job: Job, settings: AuditSettings, truth: Path | None = None, synonyms: Path | None = None) -> Self:
+        """Reads truth and output before the server has any work. Raises UsageError."""
+        output, names = Path(job.output), Names(synonyms)
+        root = image_root_of(output, job.image_root)
+        known, source = known_truth(output, truth, names)
+        sample = draw_sample(output, settings.sample, settings.sample_seed)
+        asking = Asking(job, settings.asks, settings.temperature)
+        return cls(output, settings, names, known, source, root, sample, asking)
+
+    async def ask(self, logger: Logger) -> bool:
+        """Asks what has no answer yet; returns whether all are answered. Raises UsageError, ServerFault and OSError."""
+        return await self.asking.run(self.sample.rows, logger)
+
+    def conclude(self) -> Audited:
+        """Compares the answers, and writes the files. Raises UsageError and OSError."""
+        found = audit(self.asking.first, self.asking.others, self.names, self.truth)
+        figures = self._about() | found.figures
+        of_sample = {"answered": self.sample.answered, "unparsed": self.sample.unparsed}
+        figures["images"] = of_sample | found.figures["images"]
+        rows = Workspace.at(self.output).audited
+        write_rows(rows, found)
+        files = write_files(self.output, "audit", figures, audit_page(figures, found.doubtful, self.image_root))
+        return Audited(figures, [*files, rows])
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "output": str(self.output),
+            "truth": None if self.truth_file is None else str(self.truth_file),
+            "asks": self.settings.asks,
+            "temperature": self.settings.temperature,
+            "sample_seed": self.settings.sample_seed,
+        }
 
 
 def write_rows(path: Path, found: Audit) -> None:
     """Replaces labeled.audit.jsonl."""
     with replacing(path) as file:
         file.writelines(object_line(dumped(row)) for row in found.rows())
-
-
-def _about(output: Path, settings: AuditSettings, truth: Path | None) -> dict[str, Any]:
-    return {
-        "output": str(output),
-        "truth": None if truth is None else str(truth),
-        "asks": settings.asks,
-        "temperature": settings.temperature,
-        "sample_seed": settings.sample_seed,
-    }
