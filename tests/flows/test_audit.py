@@ -35,7 +35,7 @@ async def test_it_asks_the_run_s_server_again_and_shows_the_agreement_as_an_arti
     assert artifact["key"] == "annotate-audit"
     assert artifact["description"] == state.message
     assert "| agreement of a box | probability that it is right | boxes of the truth |" in artifact["data"]
-    assert "| size of box | agreement | boxes |" in artifact["data"]
+    assert "| size of box in pixels | agreement | boxes |" in artifact["data"]
     recipe = json.loads(next((job.folder / "labeled.audit").glob("*/ask-1.work/job.json")).read_text())["recipe"]
     assert (recipe["max_objects"], recipe["temperature"]) == (7, 0.7)
 
