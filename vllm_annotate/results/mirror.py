@@ -1,7 +1,6 @@
 """The files of an output in an object store, mirrored on this machine during a run."""
 
 import os
-import secrets
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -17,14 +16,14 @@ from vllm_annotate.recipe.guard import read_recipe
 from vllm_annotate.results.files import Files
 from vllm_annotate.results.merge import append_unplanned, extending
 from vllm_annotate.results.parts import answers_path
-from vllm_annotate.storage.atomic import read_json, replacing, write_json
+from vllm_annotate.storage.atomic import read_json, write_json
 from vllm_annotate.storage.disk_errors import disk_is_full, explained
 from vllm_annotate.storage.downloads import download
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.lease import Lease
 from vllm_annotate.storage.locations import file_system, identity_of, reaching, unreachable
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
-from vllm_annotate.storage.state_folder import state_folder, this_machine
+from vllm_annotate.storage.state_folder import state_folder, token_of
 from vllm_annotate.storage.uploads import ObjectChangedError, remove, upload, version_there
 from vllm_annotate.storage.workspace import Workspace
 
@@ -58,7 +57,7 @@ class Mirror(Files):
         super().__init__(Workspace.at(self._folder / name, shard))
         self._own = self.workspace.work / "mirror"
         self._own.mkdir(parents=True, exist_ok=True)
-        self._token = self._own_token()
+        self._token = token_of(self._own)
         lease = self._remote_path(self.workspace.work / "lease")
         self._say = say
         self._stopped = stopped or threading.Event()
@@ -269,16 +268,6 @@ class Mirror(Files):
 
     def _url_of(self, path: Path) -> str:
         return f"{self._url.rpartition('/')[0]}/{self._name(path)}"
-
-    def _own_token(self) -> str:
-        """Returns the token that distinguishes this copy from those of other machines, also in one home."""
-        path = self._own / f"token-{this_machine()}"
-        with suppress(FileNotFoundError):  # of an earlier version; one machine takes it over
-            (self._own / "token").rename(path)
-        if not path.exists() or not path.read_text():
-            with replacing(path) as file:
-                file.write(secrets.token_hex(8).encode())
-        return path.read_text()
 
 
 def read_seen(folder: Path) -> dict[str, Any]:

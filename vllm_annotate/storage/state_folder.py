@@ -1,7 +1,11 @@
 """The folder for what outlives a run: records of servers, mirrors and input copies of this user. It may be on NFS."""
 
 import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
+
+from vllm_annotate.storage.atomic import replacing
 
 
 def state_folder() -> Path:
@@ -16,3 +20,14 @@ def this_machine() -> str:
     except OSError:
         boot = ""
     return f"{os.uname().nodename}-{boot}"
+
+
+def token_of(folder: Path) -> str:
+    """Returns the token that distinguishes a folder from those of other machines, also in one home; makes it if new."""
+    path = folder / f"token-{this_machine()}"
+    with suppress(FileNotFoundError):  # of an earlier version; one machine takes it over
+        (folder / "token").rename(path)
+    if not path.exists() or not path.read_text():
+        with replacing(path) as file:
+            file.write(secrets.token_hex(8).encode())
+    return path.read_text()

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -12,16 +11,12 @@ from vllm_annotate.errors import UsageError
 from vllm_annotate.storage.atomic import unfinished_name
 from vllm_annotate.storage.disk_errors import disk_is_full, explained
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
+from vllm_annotate.storage.output_checks import check_names, check_regular, check_replaceable
 from vllm_annotate.storage.shard import Shard, shards_folder
 
 FORMAT = 1  # of the work folder; raised when the meaning of its files changes
 LOCK_TRIES = 10
-SPECIAL = {
-    stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}  # fmt: skip
 COMPRESSED, ROWS = (".gz", ".zst"), (".jsonl", ".json")  # endings of an output that is read
-MAX_PATH_BYTES, DEEPEST_BYTES = 4096, 128  # of a path, and of what the work folder adds to it
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Workspace:
         path = Path(os.path.realpath(Path(output).expanduser()))
         if path.suffix != ".jsonl":
             raise UsageError(f"output {str(output)!r} must end in .jsonl: the result has one JSON object per line")
-        _check_names(path)
+        check_names(path)
         if path.name.endswith(".failures.jsonl"):
             raise UsageError(f"output {str(output)!r} is the name of a failures file: choose one without .failures")
         if path.is_dir():
@@ -51,7 +46,8 @@ class Workspace:
         if not path.parent.is_dir():
             raise UsageError(f"the folder of output {str(output)!r} does not exist: create it, or correct the path")
         workspace = cls(path).of_shard(Shard.parse(shard)) if shard else cls(path)
-        _check_regular(workspace)
+        files = (workspace.output, workspace.failures, workspace.report, workspace.page)
+        check_regular(*files, folder=workspace.work)
         return workspace
 
     @classmethod
@@ -220,7 +216,7 @@ class Workspace:
         with ExitStack() as held:
             try:
                 self._enter_lock(held)
-                _check_replaceable(self.output)
+                check_replaceable(self.output)
             except AlreadyLockedError as holder:
                 raise UsageError(
                     f"output {self.output} is being written by another run ({holder}); "
@@ -258,38 +254,3 @@ class Workspace:
                 f"{self.work} has format {written[:20]!r}, but this version supports formats up to {FORMAT}: use the "
                 "version that wrote it, or choose another --output"
             )
-
-
-def _check_regular(workspace: "Workspace") -> None:
-    """Raises UsageError if a file of the run exists and is no regular file: nothing can be appended to or replaced."""
-    for path in (workspace.output, workspace.failures, workspace.report, workspace.page):
-        with suppress(OSError):
-            if not stat.S_ISREG(mode := path.stat().st_mode):
-                kind = SPECIAL.get(stat.S_IFMT(mode), "no regular file")
-                raise UsageError(f"{path} is {kind}: remove it, or choose another --output")
-    with suppress(OSError):
-        if not stat.S_ISDIR(workspace.work.stat().st_mode):
-            raise UsageError(f"{workspace.work} is no directory: remove it, or choose another --output")
-
-
-def _check_replaceable(output: Path) -> None:
-    """Raises OSError if `output` cannot be written, without changing it."""
-    if output.exists():
-        with output.open("rb+"):
-            pass
-
-
-def _check_names(output: Path) -> None:
-    """Raises UsageError if a name beside an output would be too long: better now than after the last answer."""
-    longest = output.with_name(output.stem + ".failures.jsonl")
-    try:
-        limit = os.pathconf(output.parent, "PC_NAME_MAX")
-    except OSError:
-        limit = 255
-    if (excess := len(os.fsencode(longest.name)) - limit) > 0:
-        raise UsageError(
-            f"the name of output {str(output)!r} is too long: with .failures.jsonl it has {limit + excess} bytes, and "
-            f"the file system allows {limit}; make it {excess} bytes shorter"
-        )
-    if len(os.fsencode(longest)) + DEEPEST_BYTES > MAX_PATH_BYTES:
-        raise UsageError(f"the path of output {str(output)!r} is too long: make it {DEEPEST_BYTES} bytes shorter")
