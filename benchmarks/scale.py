@@ -15,7 +15,7 @@ from pathlib import Path
 from vllm_annotate.inputs.plan import make_plan, open_plan
 from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.inputs.source import Source
-from vllm_annotate.results.merge import merge
+from vllm_annotate.results.merge import Merge
 from vllm_annotate.results.parts import answers_path
 from vllm_annotate.storage.workspace import Workspace
 
@@ -67,7 +67,7 @@ def step(folder: Path, name: str) -> None:
     elif name == "resume":
         open_plan(workspace)
     elif plan is not None:
-        merge(workspace, plan, {})
+        Merge(workspace, plan).finish()
     seconds = time.monotonic() - begun
     (folder / "measured").write_text(f"{seconds} {peak_gibibytes()}")
 

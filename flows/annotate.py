@@ -106,10 +106,10 @@ async def annotate_images(
                 live_artifacts(run, plan, telemetry, logger.warning) as artifacts,
                 showing_progress(run.annotator, plan.rows, logger),
             ):
-                stopped = await annotate_chunks(run, plan, partial(run_chunk, run, len(plan.chunks)))
-            merged = await step("merge", partial(merge_parts, run, plan, stopped, logger))
+                merge = await annotate_chunks(run, plan, partial(run_chunk, run, len(plan.chunks)))
+            merged = await step("merge", partial(merge_parts, run, merge, logger))
             seconds = time.monotonic() - started
-            reporting = partial(publish_report, run, plan, merged, telemetry, sorted(stopped), seconds, logger)
+            reporting = partial(publish_report, run, plan, merged, telemetry, sorted(merge.stopped), seconds, logger)
             report = await step("report", reporting)
             await artifacts.finish(report)
             logger.info("%s", sentence(report))
@@ -120,7 +120,7 @@ async def annotate_images(
         message = explained(error, output)
         logger.error("%s", message)  # noqa: TRY400
         return ended(Failed(message=message, data=error))
-    if stopped:
+    if merge.stopped:
         return ended(Failed(message=sentence(report)))
     return ended(Completed(message=sentence(report), data=report.model_dump(mode="json")))
 

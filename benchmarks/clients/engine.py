@@ -15,7 +15,7 @@ from vllm_annotate.pipeline.recording import recording
 from vllm_annotate.pipeline.session import Run, open_run, plan_or_resume
 from vllm_annotate.report.figures import telemetry_charts
 from vllm_annotate.report.page import write_page
-from vllm_annotate.results.merge import merge
+from vllm_annotate.results.merge import Merge
 from vllm_annotate.results.parts import Part, pending_rows
 from vllm_annotate.serving.settings import Server
 
@@ -43,7 +43,7 @@ async def main(source: str, images: str, output: str, url: str, in_flight: str) 
             for chunk in plan.chunks:
                 await run.annotator.turn(chunk)
                 group.create_task(annotate_chunk(run, chunk))
-        merged = await asyncio.to_thread(merge, run.workspace, plan, {})
+        merged = await asyncio.to_thread(Merge(run.workspace, plan).finish)
         report = outcome(run, plan, merged, telemetry, seconds=time.monotonic() - begun, failed_chunks=[])
         write_page(run.workspace, run.files.image_root, report, telemetry_charts(telemetry))
 

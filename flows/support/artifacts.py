@@ -92,7 +92,8 @@ class Artifacts:
         await self._show_proof()
         if pictures:
             await self._show_gpus(await asyncio.to_thread(telemetry_charts, self.telemetry))
-            await self._show_samples(await asyncio.to_thread(newest_parts, run.workspace, "jsonl"))
+            parts = await asyncio.to_thread(newest_parts, run.workspace, "jsonl")
+            await self._show_samples([*parts, run.workspace.output])
 
     async def _show_verdict(self) -> None:
         verdict = self.telemetry.bottleneck.verdict()

@@ -129,6 +129,27 @@ def test_a_chunk_that_lost_its_server_is_retried(command: Command, make_job: Mak
     assert all(row["failure"]["kind"] == "server" for row in lines_of(job.failures))
 
 
+def test_the_output_grows_while_a_run_works_and_no_byte_of_it_changes(make_job: MakeJob) -> None:
+    job = make_job(40, distinct=5)
+    job.output.write_text(json.dumps({"image_path": job.names[7], "own": 1.50}) + "\n")
+    before, sizes = job.output.read_bytes(), set[int]()
+    inode = job.output.stat().st_ino
+    with StandIn.started("--canned", "--prefill-seconds", "0.1") as server:
+        run = job.start(server.url, "--without-prefect", "--chunk-size", "5", "--max-concurrency", "4")
+        while run.poll() is None:
+            content = job.output.read_bytes()
+            assert content.startswith(before)
+            before, sizes = content, sizes | {len(content)}
+            time.sleep(0.01)
+        _, said = run.communicate()
+    assert run.returncode == 0, said
+    assert len(sizes) >= 4, "chunk by chunk"
+    assert job.output.stat().st_ino == inode
+    others = [name for name in job.names if name != job.names[7]]
+    assert [row["image_path"] for row in lines_of(job.output)] == [job.names[7], *others]
+    assert not job.failures.exists()
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_it_stops_and_resumes_as_the_flow_does(make_job: MakeJob, stop: signal.Signals) -> None:
     job = make_job(30)
@@ -143,7 +164,7 @@ def test_it_stops_and_resumes_as_the_flow_does(make_job: MakeJob, stop: signal.S
         assert process.returncode == (-9 if stop == signal.SIGKILL else 130), err
         assert "Traceback" not in err
         if stop != signal.SIGKILL:
-            assert re.search(r"\d+ answers so far are saved in .*parts; run the same command again to resume", err)
+            assert re.search(r"\d+ answers so far are saved in .*parts.*; run the same command again to resume", err)
         assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0
         assert sum(slow.asked().values()) <= 30 + 4
     assert [row["image_path"] for row in lines_of(job.output)] == job.names

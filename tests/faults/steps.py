@@ -26,7 +26,7 @@ from vllm_annotate.job import Job
 from vllm_annotate.pipeline.session import plan_or_resume
 from vllm_annotate.recipe.guard import guard_recipe
 from vllm_annotate.results.lines import answer_line
-from vllm_annotate.results.merge import merge
+from vllm_annotate.results.merge import Merge
 from vllm_annotate.results.merge_shards import merge_shards
 from vllm_annotate.results.parts import Part, pending_rows
 from vllm_annotate.results.retry import chosen_failures
@@ -59,13 +59,14 @@ def annotate(
     with workspace.locked():
         guard_recipe(workspace, run.recipe_settings, recipe)
         plan = plan_or_resume(run)
-        stopped: dict[int, ImageFailure] = {}
+        merge = Merge(workspace, plan)
         for chunk in plan.chunks:
+            stopped = None
             part = Part(workspace, chunk)
             try:
                 for number, row in enumerate(pending_rows(workspace, chunk, run.source)):
                     if number and chunk.number in stopping:
-                        stopped[chunk.number] = ImageFailure("server", "gone")
+                        stopped = ImageFailure("server", "gone")
                         break
                     if row.image_path in failing:
                         part.fail(row, ImageFailure("rejected", "no", 1))
@@ -73,9 +74,10 @@ def annotate(
                         part.answer(row, answer_line(row, IMAGE, row.caption, {"annotations": {}, "objects": []}))
             finally:
                 part.close()
-        merged = merge(workspace, plan, stopped)
-        if stopped:
-            keep_plan(workspace, run.source, plan)
+            merge.end_chunk(chunk, stopped)
+        merged = merge.finish()
+        if merge.stopped:
+            keep_plan(workspace, run.source, merge.plan)
         else:
             remove_plan(workspace)
         write_json(workspace.report, {"answered": merged.answered, "failures": dict(merged.failures)})

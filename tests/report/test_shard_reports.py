@@ -4,7 +4,7 @@ from tests.report.test_page import REPORT
 from vllm_annotate.inputs.plan_file import Counts
 from vllm_annotate.report.report import Tokens
 from vllm_annotate.report.shard_reports import summarise_shards
-from vllm_annotate.results.merge import Merged
+from vllm_annotate.results.merged import Merged
 
 MAKER = {"recipe": "r", "first": "2026-01-01", "last": "2026-01-01", "model": "m", "settings": {}}
 

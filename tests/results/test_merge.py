@@ -1,6 +1,7 @@
 """Parts, merges and failures, and kills in between."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ import pytest
 from tests.conftest import lines_of
 from tests.support.stores import Store
 from vllm_annotate.errors import ImageFailure
-from vllm_annotate.results.merge import merge, settle
+from vllm_annotate.inputs.plan import keep_plan, plan_is_for
+from vllm_annotate.inputs.source import Source
+from vllm_annotate.results.asked_failures import put_back_asked
+from vllm_annotate.results.merge import Merge, settle
 from vllm_annotate.storage.atomic import replacing
 
 
@@ -129,13 +133,195 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 def test_a_failure_set_aside_and_answered_since_is_not_moved_back(tmp_path: Path) -> None:
     store = Store(tmp_path, 3)
     store.answer(0)
-    merge(store.workspace, store.plan, {})  # 0 is in the output, 1 and 2 are not
+    store.merge()  # 0 is in the output, 1 and 2 are not
     store.plan = store.replan()
     paths = ["0.jpg", "1.jpg", "elsewhere.jpg"]
     set_aside = [json.dumps({"image_path": path, "failure": {"kind": "missing"}}) for path in paths]
     store.workspace.set_aside.write_text("\n".join(set_aside) + "\n")
     store.answer(1)
-    merged = merge(store.workspace, store.plan, {})
+    merged = Merge(store.workspace, store.plan).finish()
     assert [row["image_path"] for row in lines_of(store.workspace.failures)] == ["2.jpg", "elsewhere.jpg"]
     assert merged.left_alone == 1
     assert not store.workspace.set_aside.exists()
+
+
+def test_chunks_reach_the_output_as_they_settle_and_in_input_order(tmp_path: Path) -> None:
+    store = Store(tmp_path, 7)
+    store.workspace.output.write_text('{"image_path": "old.jpg"}\n')
+    store.plan = store.replan()
+    store.answer(0, 1, 3, 4, 5, failing=(2,))
+    inode, merge = store.workspace.output.stat().st_ino, Merge(store.workspace, store.plan)
+    first, second, third = store.plan.chunks
+    merge.end_chunk(second)
+    assert store.output() == ["old"], "the chunk before it is not settled"
+    merge.end_chunk(first)
+    assert store.output() == ["old", "0", "1", "3", "4", "5"]
+    assert [path.name for path in store.workspace.parts.glob("*.jsonl") if path.stat().st_size] == [
+        "000001.failures.jsonl"
+    ]
+    assert store.failures() == {}
+    store.answer(6)
+    merge.end_chunk(third)
+    merged = merge.finish()
+    assert store.output() == ["old", "0", "1", "3", "4", "5", "6"]
+    assert store.failures() == {"2": "rejected"}
+    assert (merged.answered, merged.failures.total()) == (6, 1)
+    assert store.workspace.output.stat().st_ino == inode
+
+
+def test_a_stopped_chunk_does_not_hold_back_the_next(tmp_path: Path) -> None:
+    store = Store(tmp_path, 6)
+    store.answer(1, 3, 4, 5)
+    merge = Merge(store.workspace, store.plan)
+    merge.end_chunk(store.plan.chunks[0], ImageFailure("server", "gone"))
+    merge.end_chunk(store.plan.chunks[1])
+    assert store.output() == ["1", "3", "4", "5"]
+    merge.finish()
+    assert store.failures() == {"0": "server", "2": "server"}
+
+
+def test_a_run_killed_after_some_chunks_goes_on_with_its_plan(tmp_path: Path) -> None:
+    store = Store(tmp_path, 7)
+    source = Source(store.input)
+    store.answer(0, 2, 3, failing=(1,))
+    Merge(store.workspace, store.plan).end_chunk(store.plan.chunks[0])
+    assert plan_is_for(store.workspace, source)
+    store.plan = store.reopen()
+    assert [row.image_path for row in store.pending()] == ["4.jpg", "5.jpg", "6.jpg"], "1 has failed for good"
+    store.answer(4, 5, 6)
+    store.merge()
+    assert store.output() == ["0", "2", "3", "4", "5", "6"]
+    assert store.failures() == {"1": "rejected"}
+
+
+def test_no_image_is_in_both_files_while_failures_are_asked_again(tmp_path: Path) -> None:
+    store = Store(tmp_path, 6)
+    store.answer(0, 2, 3, 5, failing=(1, 4))
+    store.merge()
+    store.plan = store.replan()
+    store.answer(1)
+    merge = Merge(store.workspace, store.plan)
+    merge.end_chunk(store.plan.chunks[0], ImageFailure("server", "gone"))
+    assert store.output() == ["0", "2", "3", "5", "1"]
+    assert store.failures() == {}, "4 is asked, too"
+    put_back_asked(store.workspace)
+    assert store.failures() == {"4": "rejected"}, "as after a kill"
+
+
+def test_rows_that_another_program_adds_between_two_chunks_stay_and_are_not_repeated(tmp_path: Path) -> None:
+    store = Store(tmp_path, 6)
+    store.answer(0, 1, 2, 3, 4, 5)
+    merge = Merge(store.workspace, store.plan)
+    merge.end_chunk(store.plan.chunks[0])
+    with store.workspace.output.open("ab") as theirs:
+        theirs.write(b'{"image_path": "4.jpg"}\n')
+    merge.end_chunk(store.plan.chunks[1])
+    assert store.output() == ["0", "1", "2", "4"], "who knows what comes next"
+    assert not plan_is_for(store.workspace, Source(store.input)), "a run after a kill would look at the whole output"
+    merge.finish()
+    assert store.output() == ["0", "1", "2", "4", "3", "5"]
+    assert store.failures() == {}
+
+
+def test_appended_rows_that_somebody_removes_during_the_run_are_failures(tmp_path: Path) -> None:
+    store = Store(tmp_path, 6)
+    store.answer(0, 1, 2, 3, 4, 5)
+    merge = Merge(store.workspace, store.plan)
+    merge.end_chunk(store.plan.chunks[0])
+    edited = tmp_path / "edited"
+    edited.write_bytes(store.workspace.output.read_bytes().splitlines(keepends=True)[0])
+    edited.replace(store.workspace.output)
+    merge.end_chunk(store.plan.chunks[1])
+    merge.finish()
+    assert store.output() == ["0", "3", "4", "5"]
+    assert store.failures() == {"1": "unasked", "2": "unasked"}
+
+
+def test_an_output_that_is_cut_short_after_several_chunks_is_merged_at_the_end(tmp_path: Path) -> None:
+    store = Store(tmp_path, 9)
+    store.workspace.output.write_text('{"image_path": "old.jpg"}\n{"image_path": "older.jpg"}\n')
+    store.plan = store.replan()
+    store.answer(*range(9))
+    merge = Merge(store.workspace, store.plan)
+    for chunk in store.plan.chunks[:2]:
+        merge.end_chunk(chunk)
+    edited = tmp_path / "edited"
+    edited.write_bytes(b"".join(store.workspace.output.read_bytes().splitlines(keepends=True)[1:4]))
+    edited.replace(store.workspace.output)
+    merge.end_chunk(store.plan.chunks[2])
+    merged = merge.finish()
+    assert store.output() == ["older", "0", "1", "6", "7", "8"]
+    assert store.failures() == {"2": "unasked", "3": "unasked", "4": "unasked", "5": "unasked"}
+    assert (merged.answered, merged.failures.total()) == (5, 4)
+
+
+def test_answers_that_were_reported_are_not_counted_again(tmp_path: Path) -> None:
+    store = Store(tmp_path, 6)
+    store.answer(0, 1, 2)
+    merge = Merge(store.workspace, store.plan)
+    merge.end_chunk(store.plan.chunks[0])
+    merge.end_chunk(store.plan.chunks[1], ImageFailure("server", "gone"))
+    log = store.workspace.appends.read_bytes()
+    assert merge.finish().answered == 3
+    keep_plan(store.workspace, Source(store.input), merge.plan)
+    store.workspace.appends.write_bytes(log)  # as an error would have left it
+    store.plan = store.reopen()
+    store.answer(3, 4, 5)
+    assert Merge(store.workspace, store.plan).finish().answered == 3
+
+
+def test_parts_without_a_plan_leave_no_image_in_both_files(tmp_path: Path) -> None:
+    store = Store(tmp_path, 3)
+    store.answer(0, failing=(1, 2))
+    store.merge()
+    store.plan = store.replan()
+    store.answer(1)
+    store.workspace.plan_file.unlink()
+    assert settle(store.workspace, None) == 1
+    assert store.output() == ["0", "1"]
+    assert store.failures() == {"2": "rejected"}
+
+
+def test_an_old_output_without_a_line_break_at_its_end_grows_too(tmp_path: Path) -> None:
+    store = Store(tmp_path, 3)
+    store.workspace.output.write_text('{"image_path": "old.jpg"}')
+    store.plan = store.replan()
+    store.answer(0, 1, 2)
+    Merge(store.workspace, store.plan).end_chunk(store.plan.chunks[0])
+    assert store.output() == ["old", "0", "1", "2"]
+
+
+def test_failures_of_a_killed_run_that_were_answered_since_are_none(tmp_path: Path) -> None:
+    store = Store(tmp_path, 6)
+    store.answer(0)
+    Merge(store.workspace, store.plan).end_chunk(store.plan.chunks[0], ImageFailure("server", "gone"))
+    store.plan = store.reopen()
+    assert [row.image_path for row in store.pending()][:2] == ["1.jpg", "2.jpg"], "they cost no request"
+    store.answer(1, 2, 3, 4, failing=(5,))
+    merge = Merge(store.workspace, store.plan)
+    for chunk in store.plan.chunks:
+        merge.end_chunk(chunk)
+    merged = merge.finish()
+    assert store.output() == ["0", "1", "2", "3", "4"]
+    assert store.failures() == {"5": "rejected"}
+    assert (merged.answered, merged.failures.total()) == (5, 1), "also what the killed run appended"
+
+
+def test_chunks_that_end_in_many_threads_are_all_appended_in_order(tmp_path: Path) -> None:
+    store = Store(tmp_path, 60)
+    store.answer(*range(60))
+    merge = Merge(store.workspace, store.plan)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(merge.end_chunk, reversed(store.plan.chunks)))
+    assert store.output() == [str(number) for number in range(60)]
+    assert merge.finish().answered == 60
+
+
+def test_an_output_that_does_not_grow_is_written_at_the_end(tmp_path: Path) -> None:
+    store = Store(tmp_path, 3)
+    store.answer(0, 1, 2)
+    merge = Merge(store.workspace, store.plan, grows=False)
+    merge.end_chunk(store.plan.chunks[0])
+    assert not store.workspace.output.exists()
+    merge.finish()
+    assert store.output() == ["0", "1", "2"]

@@ -11,7 +11,7 @@ from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.inputs.rows import Row
 from vllm_annotate.inputs.source import Source
 from vllm_annotate.results.lines import answer_line
-from vllm_annotate.results.merge import merge
+from vllm_annotate.results.merge import Merge
 from vllm_annotate.results.parts import Part, pending_rows
 from vllm_annotate.storage.workspace import Workspace
 
@@ -58,7 +58,9 @@ class Store:
             part.close()
 
     def merge(self, stopped: dict[int, ImageFailure] | None = None) -> None:
-        merge(self.workspace, self.plan, stopped or {})
+        merge = Merge(self.workspace, self.plan)
+        merge.stopped |= stopped or {}
+        merge.finish()
 
     def output(self) -> list[str]:
         return [row["image_path"].removesuffix(".jpg") for row in lines_of(self.workspace.output)]

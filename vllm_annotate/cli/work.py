@@ -56,6 +56,7 @@ def saved_answers(given: Mapping[str, Any]) -> str:
     except (UsageError, ValueError):
         return "nothing was written"
     saved = sum(path.read_bytes().count(b"\n") for path in answer_files(workspace))
-    return (
-        f"{saved} answers so far are saved in {workspace.parts}" if workspace.parts.is_dir() else "nothing was written"
-    )
+    if not workspace.parts.is_dir():
+        return "nothing was written"
+    before = f", all before them in {workspace.output}" if workspace.output.is_file() else ""
+    return f"{saved} answers so far are saved in {workspace.parts}{before}"

@@ -23,6 +23,7 @@ from vllm_annotate.inputs.source import (
     input_lines,
     output_lines,
 )
+from vllm_annotate.storage.appends import only_appended
 from vllm_annotate.storage.atomic import replacing_path, sync_file, sync_folder
 from vllm_annotate.storage.workspace import Workspace
 
@@ -51,6 +52,7 @@ def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
     else:
         files = " or ".join(map(str, (source.path, *workspace.outputs)))
         raise UsageError(f"{files} changed during {PLAN_TRIES} attempts to read it: run again once it is complete")
+    workspace.appends.unlink(missing_ok=True)  # it belongs to the plan before
     write_plan_file(workspace, PlanFile(identity, counts, chunks, outputs))
     return Plan(counts, chunks, outputs=outputs)
 
@@ -123,8 +125,9 @@ def _pending(source: Source, keys: pl.LazyFrame, written: pl.LazyFrame) -> tuple
 
 def keep_plan(workspace: Workspace, source: Source, plan: Plan) -> None:
     """Updates the plan after our own merge changed the output, so that it can be resumed."""
-    outputs = output_versions(workspace)
-    write_plan_file(workspace, PlanFile(source.identity(), plan.counts, plan.chunks, outputs))
+    outputs, counts = output_versions(workspace), replace(plan.counts, taken=0)  # those were reported
+    write_plan_file(workspace, PlanFile(source.identity(), counts, plan.chunks, outputs))
+    workspace.appends.unlink(missing_ok=True)
 
 
 def plan_with_taken(workspace: Workspace, source: Source, plan: Plan, taken: int) -> Plan:
@@ -148,6 +151,8 @@ def open_plan(workspace: Workspace) -> Plan | None:
     if written is None or not _rows_are_readable(workspace, written):
         return None
     outputs = output_versions(workspace)
+    if written.outputs == outputs:
+        workspace.appends.unlink(missing_ok=True)  # nothing was appended since the plan was written
     rows = pl.scan_parquet(workspace.plan_rows, glob=False).drop("merged")
     done = done_paths(*workspace.outputs).with_columns(merged=pl.lit(value=True))
     marked = rows.join(done, on="image_path", how="left", maintain_order="left").with_columns(
@@ -175,9 +180,15 @@ def _rows_are_readable(workspace: Workspace, written: PlanFile) -> bool:
 
 
 def plan_is_for(workspace: Workspace, source: Source) -> bool:
-    """Whether the plan in progress was made from this input and output, unchanged since."""
+    """Whether the plan in progress was made from this input and output, unchanged since but for its own answers."""
     written = read_plan_file(workspace)
-    return written is not None and written.source == source.identity() and written.outputs == output_versions(workspace)
+    if written is None or written.source != source.identity():
+        return False
+    outputs = output_versions(workspace)
+    if not written.outputs or written.outputs[1:] != outputs[1:]:
+        return False
+    before = written.outputs[0]
+    return before == outputs[0] or only_appended(workspace.appends, before, workspace.output)
 
 
 def input_has_changed(workspace: Workspace, source: Source) -> bool:
@@ -191,6 +202,7 @@ def remove_plan(workspace: Workspace) -> None:
     workspace.plan_file.unlink(missing_ok=True)
     sync_folder(workspace.work)
     workspace.plan_rows.unlink(missing_ok=True)
+    workspace.appends.unlink(missing_ok=True)
 
 
 def read_chunk(workspace: Workspace, chunk: Chunk) -> pl.DataFrame:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import orjson
 import polars as pl
@@ -129,6 +129,15 @@ def file_state(path: Path) -> FileState | None:
         status = path.stat()
     except FileNotFoundError:
         return None
+    return _state(status)
+
+
+def state_of(file: IO[Any]) -> FileState:
+    """Returns the state of an open file."""
+    return _state(os.fstat(file.fileno()))
+
+
+def _state(status: os.stat_result) -> FileState:
     return FileState(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 

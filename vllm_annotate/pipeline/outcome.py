@@ -10,7 +10,7 @@ from vllm_annotate.report.charts import duration
 from vllm_annotate.report.estimate import Estimate, estimate
 from vllm_annotate.report.figures import telemetry_figures
 from vllm_annotate.report.report import Images, Proof, Report, Seen, SkippedLines, Tokens
-from vllm_annotate.results.merge import Merged
+from vllm_annotate.results.merged import Merged
 from vllm_annotate.results.provenance import made_by, maker, makers_in
 
 

@@ -26,6 +26,8 @@ from vllm_annotate.recipe.families import Family, names_family, resolve_family
 from vllm_annotate.recipe.fingerprint import fingerprint, recipe_settings
 from vllm_annotate.recipe.guard import guard_recipe, record_recipe
 from vllm_annotate.recipe.settings import Recipe
+from vllm_annotate.results.append import repair_output
+from vllm_annotate.results.asked_failures import put_back_asked
 from vllm_annotate.results.merge import settle
 from vllm_annotate.results.pilot import take_pilot
 from vllm_annotate.results.provenance import makers_in
@@ -190,6 +192,8 @@ def plan_or_resume(run: Run) -> Plan:
     """
     workspace = run.workspace
     try:
+        repair_output(workspace)
+        put_back_asked(workspace)
         plan = open_plan(workspace)
         if plan is None or not plan_is_for(workspace, run.source):
             settle(workspace, plan)

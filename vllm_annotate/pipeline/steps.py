@@ -17,7 +17,8 @@ from vllm_annotate.report.figures import telemetry_charts
 from vllm_annotate.report.page import write_page
 from vllm_annotate.report.report import Report, write_report
 from vllm_annotate.report.whole import with_last_run, with_whole
-from vllm_annotate.results.merge import Merged, merge
+from vllm_annotate.results.merge import Merge
+from vllm_annotate.results.merged import Merged
 from vllm_annotate.results.parts import Part, pending_rows
 from vllm_annotate.storage.disk_errors import stops_the_run
 from vllm_annotate.telemetry.bottleneck import UNIMPORTANT
@@ -63,19 +64,26 @@ async def prove_servers(run: Run, plan: Plan, logger: Logger) -> None:
         await run.proving.prove_all(logger)
 
 
-async def annotate_chunks(run: Run, plan: Plan, run_chunk: ChunkRunner) -> dict[int, ImageFailure]:
+async def annotate_chunks(run: Run, plan: Plan, run_chunk: ChunkRunner) -> Merge:
     """Runs the chunks, each shortly before its rows are needed. `run_chunk` returns what stopped a chunk, or None.
 
-    Returns the chunks that stopped early, by number, with the failure of their unfinished images. Once the server is
+    Returns the merge, which has the answers of finished chunks and knows which chunks stopped early. Once the server is
     gone or refuses, no further chunk starts. Raises OSError if the disk is full, UsageError if another run has taken
     over the output.
     """
-    stopped: dict[int, ImageFailure] = {}
+    merge = Merge(run.workspace, plan, grows=run.files.output.grows, warn=run.files.warn)
     annotator = run.annotator
     fatal: BaseException | None = None  # would stop every other chunk too
 
-    async def annotate(chunk: Chunk) -> None:
+    def noted(error: BaseException) -> ImageFailure:
         nonlocal fatal
+        if isinstance(error, UsageError):  # another run owns the output, or the plan is of another input
+            annotator.stop(error)
+        if isinstance(error, ServerFault | UsageError) or stops_the_run(error):
+            fatal = fatal or error
+        return ImageFailure("server" if isinstance(error, ServerFault) else "unasked", str(error) or repr(error))
+
+    async def annotate(chunk: Chunk) -> None:
         error: BaseException | None
         try:
             error = fatal or await run_chunk(chunk)
@@ -83,13 +91,11 @@ async def annotate_chunks(run: Run, plan: Plan, run_chunk: ChunkRunner) -> dict[
             error = failure
         finally:
             annotator.end_turn(chunk)
-        if isinstance(error, UsageError):  # another run owns the output, or the plan is of another input
-            annotator.stop(error)
-        if isinstance(error, ServerFault | UsageError) or stops_the_run(error):
-            fatal = fatal or error
-        if error is not None:
-            kind = "server" if isinstance(error, ServerFault) else "unasked"
-            stopped[chunk.number] = ImageFailure(kind, str(error) or repr(error))
+        stopped = None if error is None else noted(error)
+        if fatal is None:
+            await run_to_end(merge.end_chunk, chunk, stopped)
+        elif stopped is not None:
+            merge.stopped[chunk.number] = stopped
 
     async with asyncio.TaskGroup() as group:
         for chunk in plan.chunks:
@@ -97,7 +103,7 @@ async def annotate_chunks(run: Run, plan: Plan, run_chunk: ChunkRunner) -> dict[
             group.create_task(annotate(chunk))
     if fatal is not None and not isinstance(fatal, ServerFault):
         raise fatal
-    return stopped
+    return merge
 
 
 async def count_settled(run: Run, chunk: Chunk) -> int:
@@ -123,14 +129,14 @@ async def annotate_chunk(run: Run, chunk: Chunk, logger: Logger) -> dict[str, An
     return {"part": chunk.name, "images": chunk.length, "failed": part.failed}
 
 
-async def merge_parts(run: Run, plan: Plan, stopped: dict[int, ImageFailure], logger: Logger) -> Merged:
-    """Moves answers into the output and writes the failures file; removes the plan if all its chunks are complete."""
+async def merge_parts(run: Run, merge: Merge, logger: Logger) -> Merged:
+    """Moves the last answers into the output and writes the failures file; removes the plan if nothing stopped."""
     workspace = run.workspace
-    merged = await run_to_end(merge, workspace, plan, stopped)
+    merged = await run_to_end(merge.finish)
     if input_has_changed(workspace, run.source):
         logger.warning("%s has changed since this run planned it: run again to annotate the changes", run.source.path)
-    if stopped:
-        keep_plan(workspace, run.source, plan)
+    if merge.stopped:
+        keep_plan(workspace, run.source, merge.plan)
     else:
         remove_plan(workspace)
     return merged

@@ -38,10 +38,10 @@ async def annotate(job: Job, logger: Logger) -> Report:
             recording(run, plan.rows, logger.warning) as telemetry,
             showing_progress(run.annotator, plan.rows, logger),
         ):
-            stopped = await annotate_chunks(run, plan, partial(run_chunk, run, logger))
-        merged = await merge_parts(run, plan, stopped, logger)
+            merge = await annotate_chunks(run, plan, partial(run_chunk, run, logger))
+        merged = await merge_parts(run, merge, logger)
         seconds = time.monotonic() - started
-        return await publish_report(run, plan, merged, telemetry, sorted(stopped), seconds, logger)
+        return await publish_report(run, plan, merged, telemetry, sorted(merge.stopped), seconds, logger)
 
 
 async def retry(job: Job, kinds: Sequence[str], logger: Logger) -> Report | None:

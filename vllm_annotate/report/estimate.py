@@ -61,7 +61,7 @@ class Estimate(BaseModel):
     kwh: Range | None = None
     prompt_tokens: Range
     completion_tokens: Range
-    output_bytes: Range  # while it runs, the disk needs twice that
+    output_bytes: Range
 
     def figures(self) -> list[Figure]:
         """Each figure in words."""
@@ -78,7 +78,7 @@ class Estimate(BaseModel):
     def sentences(self) -> list[str]:
         """The same as lines of text."""
         lines = [f"{each.name:9} {each.likely} ({each.low} to {each.high}) {each.unit}" for each in self.figures()]
-        return [*map(str.rstrip, lines[:-1]), f"{lines[-1]}; twice that until it is merged"]
+        return [line.rstrip() for line in lines]
 
 
 def estimate(

@@ -8,7 +8,7 @@ from itertools import chain
 
 from vllm_annotate.inputs.plan_file import Counts
 from vllm_annotate.report.report import Images, Report, Seen, SkippedLines, Tokens
-from vllm_annotate.results.merge import Merged
+from vllm_annotate.results.merged import Merged
 from vllm_annotate.results.provenance import Makers, made_by
 from vllm_annotate.telemetry.bottleneck import Bottleneck, Kind, Verdict
 

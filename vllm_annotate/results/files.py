@@ -10,6 +10,8 @@ from vllm_annotate.storage.workspace import Workspace
 class Files:
     """The files of an output on this machine. A context manager."""
 
+    grows = True  # the output, while a run works
+
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
 

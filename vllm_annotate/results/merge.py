@@ -1,112 +1,180 @@
 """Parts → the output and the failures file. A kill at any point neither loses nor repeats an answer."""
 
-import json
-import os
-import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from threading import Lock
 
 import polars as pl
 
 from vllm_annotate.errors import ImageFailure, UsageError
-from vllm_annotate.grounding.quality import Quality
-from vllm_annotate.inputs.plan import open_plan, output_versions, read_chunks
+from vllm_annotate.inputs.plan import POLARS_ERRORS, open_plan, output_versions, read_chunk, read_chunks
 from vllm_annotate.inputs.plan_file import Chunk, Plan, read_plan_file
 from vllm_annotate.inputs.source import FileState, done_paths, file_state
+from vllm_annotate.results.append import NewLines, OutputChangedError, appending, retry_if_changed
+from vllm_annotate.results.asked_failures import put_back_asked, take_out_asked
 from vllm_annotate.results.lines import failure_line, path_of
-from vllm_annotate.results.parts import answers_path, failures_path, whole_lines
+from vllm_annotate.results.merged import Merged
+from vllm_annotate.results.parts import answer_files, answers_path, failures_path, whole_lines
+from vllm_annotate.storage.appends import appended_ranges
 from vllm_annotate.storage.atomic import replacing, sync_folder
-from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.workspace import Workspace
 
-COPY_BUFFER_BYTES = 8 * 1024 * 1024
-MERGE_TRIES = 3
-Result = TypeVar("Result")
+UNASKED = ImageFailure("unasked", "its chunk did not start")
 
 
-@dataclass
-class Merged:
-    """What a merge moved: rows into the output, and rows without an answer by failure kind."""
+class Merge:
+    """Appends the answers of a plan to the output, chunk by chunk in input order, and rewrites the failures file.
 
-    answered: int = 0
-    annotations_error: int = 0
-    left_alone: int = 0  # failures of kinds that were not retried
-    failures: Counter[str] = field(default_factory=Counter)
-    quality: Quality = field(default_factory=Quality)
-
-    def add_answer(self, line: bytes) -> None:
-        """Counts a row that moved into the output."""
-        self.answered += 1
-        if not self.quality.is_full:
-            self.quality.add(json_object(line) or {})
-        # Check the bytes first: parsing every line would take most of a merge.
-        if b'"annotations_error":true' in line and (json_object(line) or {}).get("annotations_error") is True:
-            self.annotations_error += 1
-
-    def add_failure(self, line: bytes) -> None:
-        """Counts a row that moved into the failures file."""
-        failure = (json_object(line) or {}).get("failure")
-        self.failures[str(failure.get("kind")) if isinstance(failure, dict) else "unknown"] += 1
-
-
-class OutputChangedError(UsageError):
-    """Another program wrote to the output while its lines were copied."""
-
-
-def retry_if_changed(attempt: Callable[[], Result]) -> Result:
-    """Returns what `attempt` returns. Retries it if another program writes to the output meanwhile.
-
-    Raises UsageError if that continues.
+    The failures of chunks that are in the output stay in their parts until the end. An image can be in neither file for
+    a while (its line is still in a part), but never in both. The next run goes on with an interrupted merge. Rows that
+    other programs add to the output meanwhile stay, and are not answered twice: once another program has written to
+    it, the output does not grow any more until the end.
     """
-    for _ in range(MERGE_TRIES - 1):
-        with suppress(OutputChangedError):
-            return attempt()
-    return attempt()
 
+    def __init__(
+        self, workspace: Workspace, plan: Plan, *, grows: bool = True, warn: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """A merge into an output that `grows` while the run works, or only at the end."""
+        self.plan = plan
+        self.stopped: dict[int, ImageFailure] = {}  # by the number of the chunk: the failure of its unfinished images
+        self._workspace = workspace
+        self._grows = grows
+        self._warn = warn
+        self._ended: set[int] = set()  # numbers of chunks
+        self._appended = 0  # the first so many chunks are in the output
+        self._merged_before = _merged_rows(workspace)
+        self._took_out = self._is_appending = False
+        self._is_alone = True  # no other program has written to the output
+        self._lock = Lock()  # of these fields; nothing is awaited under it
 
-def merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure]) -> Merged:
-    """Appends the parts' answers to the output, in input order, and rewrites the failures file.
+    def end_chunk(self, chunk: Chunk, stopped: ImageFailure | None = None) -> None:
+        """Takes note that nothing more comes of a chunk, and appends its answers once those before it are appended.
 
-    `stopped` has a failure for each chunk (by number) that did not finish, which its open rows get. Both files are
-    replaced atomically, failures first: between the two, an image can be in neither (its answer is still in a part),
-    but never in both. Parts are removed last; the next run repeats an interrupted merge. Rows that other programs add
-    to the output meanwhile stay, and are not answered twice.
-    """
-    merged = retry_if_changed(lambda: _merge(workspace, plan, stopped))
-    if not merged.failures and not merged.left_alone:
-        workspace.failures.unlink()
-    workspace.set_aside.unlink(missing_ok=True)
-    _remove_parts(workspace)
-    return merged
+        Returns at once if another thread is appending, which then appends these too. What cannot be appended now is
+        appended at the end: of that a warning tells, and no error.
+        """
+        with self._lock:
+            self._ended.add(chunk.number)
+            if stopped is not None:
+                self.stopped[chunk.number] = stopped
+        while (ready := self._next()) is not None:
+            try:
+                self._append(ready)
+            except (OSError, UsageError, *POLARS_ERRORS) as error:
+                self._grows = False
+                self._warn(f"{self._workspace.output} will get its next answers at the end of the run: {error}")
+            finally:
+                self._is_appending = False
 
+    def _next(self) -> Chunk | None:
+        """The next chunk to append, if it has ended and no other thread is appending."""
+        with self._lock:
+            if not self._grows or self._is_appending or self._appended + 1 not in self._ended:
+                return None
+            self._is_appending = True
+            return self.plan.chunks[self._appended]
 
-def _merge(workspace: Workspace, plan: Plan, stopped: Mapping[int, ImageFailure]) -> Merged:
-    before = file_state(workspace.output)
-    _mark_merged(workspace, plan)
-    merged = Merged()
-    set_aside = _set_aside(workspace)
-    with (
-        extending(workspace, before, has_more=_has_answers(workspace)) as output,
-        replacing(workspace.failures) as failures,
-    ):
-        for chunk, rows in read_chunks(workspace, plan.chunks):
-            open_rows = _merge_chunk(workspace, chunk, rows, stopped.get(chunk.number), output, failures, merged)
-            if set_aside:
-                for image_path in open_rows["image_path"]:
+    def _append(self, chunk: Chunk) -> None:
+        """Appends the answers of a chunk, and completes its failures. An error leaves it to the end, but for the last.
+
+        The part of its answers goes when they count as appended: an error there must not have them appended again.
+        """
+        workspace, before = self._workspace, file_state(self._workspace.output)
+        if self.plan.outputs != output_versions(workspace):
+            raise OutputChangedError("another program has written to it")
+        rows = list(_rows(workspace, chunk, read_chunk(workspace, chunk), self.stopped))
+        failures = [line for line, is_answer in rows if not is_answer]
+        if failures:
+            with replacing(failures_path(workspace, chunk)) as file:
+                file.writelines(failures)
+        else:
+            failures_path(workspace, chunk).unlink(missing_ok=True)
+        if len(rows) > len(failures):
+            self._take_out()
+            with appending(workspace, before, in_turn=True) as output:
+                output.writelines(line for line, is_answer in rows if is_answer)
+            self.plan = replace(self.plan, outputs=[output.left, *self.plan.outputs[1:]])
+        self._appended += 1
+        answers_path(workspace, chunk).unlink(missing_ok=True)
+
+    def finish(self) -> Merged:
+        """Appends what is left, replaces the failures file and removes the parts; returns what the plan's chunks gave.
+
+        No chunk may be at work any more. Raises OSError, and UsageError if another program keeps writing to the output.
+        """
+        workspace = self._workspace
+        merged = retry_if_changed(self._finish)
+        if not merged.failures and not merged.left_alone:
+            workspace.failures.unlink()
+        workspace.asked_failures.unlink(missing_ok=True)
+        workspace.set_aside.unlink(missing_ok=True)
+        _remove_parts(workspace)
+        return merged
+
+    def _finish(self) -> Merged:
+        workspace, merged = self._workspace, Merged()
+        plan, before = _agreed(workspace, self.plan)
+        if plan is not self.plan:  # its rows say which of them are in the output
+            self.plan, self._appended, self._is_alone = plan, 0, False
+        if self._is_alone:
+            for line in _appended_lines(workspace):
+                merged.add(line, is_answer=True)
+        else:
+            merged.answered = _merged_rows(workspace) - self._merged_before
+        self._take_out()
+        set_aside = _set_aside(workspace)
+        with appending(workspace, before) as output, replacing(workspace.failures) as failures:
+            for chunk, rows in read_chunks(workspace, plan.chunks):
+                for image_path in rows.filter(~pl.col("merged"))["image_path"] if set_aside else ():
                     set_aside.pop(image_path, None)  # it was sent after all
-        failures.writelines(set_aside.values())
-        merged.left_alone = len(set_aside)
-    return merged
+                is_appended = chunk.number <= self._appended
+                for line, is_answer in _rows(workspace, chunk, rows, self.stopped, is_appended=is_appended):
+                    (output if is_answer else failures).write(line)
+                    merged.add(line, is_answer=is_answer)
+            failures.writelines(set_aside.values())
+            merged.left_alone = len(set_aside)
+        return merged
+
+    def _take_out(self) -> None:
+        if not self._took_out:
+            take_out_asked(self._workspace)
+            self._took_out = True
 
 
-def _mark_merged(workspace: Workspace, plan: Plan) -> None:
-    """Updates the plan if another program wrote to the output since the plan was opened."""
-    if plan.outputs != output_versions(workspace) and open_plan(workspace) is None:
-        raise UsageError(f"{workspace.plan_file} is missing or damaged: run again; all answers are saved")
+def _agreed(workspace: Workspace, plan: Plan) -> tuple[Plan, FileState | None]:
+    """Returns the plan and the state of the output with which its rows agree: another program may have written to it.
+
+    Opens the plan again if it did, so no other thread may read its rows. Raises OutputChangedError if it still does.
+    """
+    before = file_state(workspace.output)
+    if plan.outputs != output_versions(workspace):
+        opened = open_plan(workspace)
+        if opened is None:
+            raise UsageError(f"{workspace.plan_file} is missing or damaged: run again; all answers are saved")
+        plan = opened
+    if plan.outputs[0] != (None if before is None else [before.size, before.modified]):
+        raise OutputChangedError(
+            f"another program is writing to {workspace.output}: wait for it or stop it, then run again; all answers "
+            "are saved"
+        )
+    return plan, before
+
+
+def _appended_lines(workspace: Workspace) -> Iterator[bytes]:
+    """Yields the answers that this plan, also in a run that was killed, has appended to the output."""
+    if workspace.output.exists():
+        with workspace.output.open("rb") as file:
+            for start, end in appended_ranges(workspace.appends, workspace.output.stat().st_size):
+                file.seek(start)
+                while file.tell() < end and (line := file.readline()):
+                    yield line
+
+
+def _merged_rows(workspace: Workspace) -> int:
+    """How many rows of the plan were in the output when it was opened last."""
+    return int(pl.scan_parquet(workspace.plan_rows, glob=False).select(pl.col("merged").sum()).collect().item())
 
 
 def _set_aside(workspace: Workspace) -> dict[str, bytes]:
@@ -133,54 +201,32 @@ def settle(workspace: Workspace, plan: Plan | None) -> int:
     """
     if not any(workspace.parts.iterdir()):
         return 0
-    answered = retry_if_changed(lambda: _settle(workspace, plan))
+    answered = retry_if_changed(partial(_settle, workspace, plan))
+    put_back_asked(workspace)
     _remove_parts(workspace)
     return answered
 
 
 def _settle(workspace: Workspace, plan: Plan | None) -> int:
-    before = file_state(workspace.output)
-    if plan is not None:
-        _mark_merged(workspace, plan)
-    merged = Merged()
-    with (
-        extending(workspace, before, has_more=_has_answers(workspace)) as output,
-        Path(os.devnull).open("wb") as nowhere,
-    ):
-        if plan is None:
-            return append_unplanned(workspace, sorted(workspace.parts.glob("*.jsonl")), output)
+    if plan is None:
+        before, parts = file_state(workspace.output), answer_files(workspace)
+        take_out_asked(workspace, *parts)
+        with appending(workspace, before) as output:
+            return append_unplanned(workspace, parts, output)
+    plan, before = _agreed(workspace, plan)
+    take_out_asked(workspace)
+    answered = 0
+    with appending(workspace, before) as output:
         for chunk, rows in read_chunks(workspace, plan.chunks):
-            _merge_chunk(workspace, chunk, rows, None, output, nowhere, merged)
-    return merged.answered
+            answers = whole_lines(answers_path(workspace, chunk))
+            for image_path in rows.filter(~pl.col("merged"))["image_path"] if answers else ():
+                if image_path in answers:
+                    output.write(answers[image_path])
+                    answered += 1
+    return answered
 
 
-def _merge_chunk(
-    workspace: Workspace,
-    chunk: Chunk,
-    rows: pl.DataFrame,
-    stopped: ImageFailure | None,
-    output: BinaryIO,
-    failures: BinaryIO,
-    merged: Merged,
-) -> pl.DataFrame:
-    """Writes the chunk's open rows to output or failures; returns them."""
-    answers = whole_lines(answers_path(workspace, chunk))
-    failed = whole_lines(failures_path(workspace, chunk))
-    open_rows = rows.filter(~pl.col("merged")).select("image_path", "row")
-    for image_path, row in open_rows.iter_rows():
-        if image_path in answers:
-            output.write(answers[image_path])
-            merged.add_answer(answers[image_path])
-            continue
-        if image_path not in failed:
-            why = stopped or ImageFailure("unasked", "its chunk did not start")
-            failed[image_path] = failure_line(row, image_path, why)
-        failures.write(failed[image_path])
-        merged.add_failure(failed[image_path])
-    return open_rows
-
-
-def append_unplanned(workspace: Workspace, parts: Sequence[Path], output: BinaryIO) -> int:
+def append_unplanned(workspace: Workspace, parts: Sequence[Path], output: NewLines) -> int:
     """Writes answers of parts without a plan, except for images already in the output; returns how many."""
     done = set(done_paths(*workspace.outputs).collect()["image_path"])
     answered = 0
@@ -195,96 +241,26 @@ def append_unplanned(workspace: Workspace, parts: Sequence[Path], output: Binary
     return answered
 
 
-def _has_answers(workspace: Workspace) -> bool:
-    answers = (path for path in workspace.parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl"))
-    return any(path.stat().st_size for path in answers)
+def _rows(
+    workspace: Workspace,
+    chunk: Chunk,
+    rows: pl.DataFrame,
+    stopped: Mapping[int, ImageFailure],
+    *,
+    is_appended: bool = False,
+) -> Iterator[tuple[bytes, bool]]:
+    """Yields the line of each open row of a chunk, and whether it is an answer or a failure.
 
-
-@contextmanager
-def extending(workspace: Workspace, before: FileState | None, *, has_more: bool) -> Iterator[BinaryIO]:
-    """A file with the output's lines, to append to, which then replaces it. Without more lines it stays untouched.
-
-    `before` is the output's state when its rows were last read. Raises OutputChangedError if another program wrote to
-    it since.
+    If the chunk `is_appended`, its answers are in the output, and all its failures in its part.
     """
-    output = workspace.output
-    if output.exists() and not has_more:
-        with Path(os.devnull).open("wb") as nowhere:
-            yield nowhere
-        return
-    with ExitStack() as stack:
-        existing = stack.enter_context(output.open("rb")) if output.exists() else None
-        with replacing(output) as file:
-            if existing is not None:
-                _copy_whole_lines(existing, file, workspace.torn)
-            yield file
-            if file_state(output) != before:
-                raise OutputChangedError(
-                    f"another program is writing to {output}: wait for it or stop it, then run again; all answers are "
-                    "saved"
-                )
-        if existing is not None and before is not None:
-            _append_late_lines(existing, before.size, output)
-
-
-def _append_late_lines(replaced: BinaryIO, copied: int, output: Path) -> None:
-    """Appends what another program wrote to the file just as it was replaced."""
-    replaced.seek(copied)
-    lines = [(path_of(line), line) for line in replaced.read().split(b"\n") if line.strip()]
-    if not lines:
-        return
-    done = set(
-        done_paths(output).filter(pl.col("image_path").is_in([path for path, _ in lines])).collect()["image_path"]
-    )
-    with output.open("ab") as file:
-        file.writelines(line + b"\n" for path, line in lines if path not in done)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _copy_whole_lines(existing: BinaryIO, output: BinaryIO, torn: Path) -> None:
-    """Copies the output byte for byte, and completes a last line without a newline.
-
-    An incomplete last line that another program left goes to the file `torn` instead.
-    """
-    shutil.copyfileobj(existing, output, COPY_BUFFER_BYTES)
-    tail = _unfinished_line(existing)
-    if not tail:
-        return
-    if not _is_torn(tail):
-        output.write(b"\n")
-        return
-    with torn.open("ab") as file:
-        file.write(tail + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    output.seek(-len(tail), os.SEEK_END)
-    output.truncate()
-
-
-def _is_torn(tail: bytes) -> bool:
-    """Whether a line is only the beginning of a JSON object, and not text that someone may need."""
-    text = tail.decode(errors="replace").strip()
-    if json_object(text) is not None or not text.startswith("{"):
-        return False
-    try:
-        json.JSONDecoder().raw_decode(text)
-    except RecursionError:
-        return False
-    except ValueError:
-        return True
-    return False  # a complete object and more text
-
-
-def _unfinished_line(file: BinaryIO) -> bytes:
-    """Returns the text after a file's last newline."""
-    size = file.seek(0, os.SEEK_END)
-    tail = b""
-    while len(tail) < size and b"\n" not in tail:
-        start = max(0, size - len(tail) - COPY_BUFFER_BYTES)
-        file.seek(start)
-        tail = file.read(size - len(tail) - start) + tail
-    return tail[tail.rfind(b"\n") + 1 :]
+    answers, failed = whole_lines(answers_path(workspace, chunk)), whole_lines(failures_path(workspace, chunk))
+    why = stopped.get(chunk.number, UNASKED)
+    for image_path, row in rows.filter(~pl.col("merged")).select("image_path", "row").iter_rows():
+        if image_path in failed and (is_appended or image_path not in answers):
+            yield failed[image_path], False
+        elif not is_appended:
+            answer = answers.get(image_path)
+            yield (answer, True) if answer else (failure_line(row, image_path, why), False)
 
 
 def _remove_parts(workspace: Workspace) -> None:

@@ -13,8 +13,11 @@ from vllm_annotate.inputs.plan import make_plan, open_plan, read_chunks, remove_
 from vllm_annotate.inputs.plan_file import Chunk, Counts, Plan
 from vllm_annotate.inputs.source import Source, done_paths, file_state
 from vllm_annotate.recipe.guard import guard_recipe, read_recipe, record_recipe
+from vllm_annotate.results.append import appending, repair_output, retry_if_changed
+from vllm_annotate.results.asked_failures import put_back_asked, take_out_asked
 from vllm_annotate.results.lines import failure_line, path_of
-from vllm_annotate.results.merge import Merged, extending, retry_if_changed, settle
+from vllm_annotate.results.merge import settle
+from vllm_annotate.results.merged import Merged
 from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
@@ -28,8 +31,8 @@ def merge_shards(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
     """Appends the answers of the shards to the output, and rewrites the failures file.
 
     Answers are in input order, followed by those of images that are no longer in the input. Images that are already in
-    the output, and duplicates, are skipped. Both files are replaced atomically before the shards' files are removed:
-    the next merge repeats an interrupted one. Raises UsageError if a run is writing the output or a shard, if recipes
+    the output, and duplicates, are skipped. The shards' files are removed last: the next merge goes on with an
+    interrupted one. Raises UsageError if a run is writing the output or a shard, if recipes
     differ, or if the input cannot be read.
     """
     if not shards:
@@ -39,10 +42,13 @@ def merge_shards(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
             locks.enter_context(workspace.locked())
         _check_recipes(whole, shards)
         for workspace in (whole, *shards):  # killed runs left answers in their parts
+            repair_output(workspace)
+            put_back_asked(workspace)
             settle(workspace, open_plan(workspace))
         plan, merged = retry_if_changed(lambda: _merge_lines(source, whole, shards))
         if not merged.failures:
             whole.failures.unlink()
+        whole.asked_failures.unlink(missing_ok=True)
         remove_plan(whole)
         for shard in shards:
             shard.output.unlink(missing_ok=True)
@@ -51,14 +57,15 @@ def merge_shards(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
 
 
 def _merge_lines(source: Source, whole: Workspace, shards: Sequence[Workspace]) -> tuple[Plan, Merged]:
-    """Replaces output and failures file of the whole, failures first, as in `merge`."""
+    """Appends to the output of the whole and replaces its failures file, as `Merge`."""
     before = file_state(whole.output)
     plan, merged = make_plan(source, whole, ROWS_AT_ONCE), Merged()
     with ExitStack() as files:
         answers = _Lines([shard.output for shard in shards], whole, files)
         # The output's own failures come last: they are older, but give the reason if a shard was merged before.
-        failures = _Lines([*(shard.failures for shard in shards), whole.failures], whole, files)
-        output = files.enter_context(extending(whole, before, has_more=not answers.empty))
+        failures = _Lines([*(shard.failures for shard in shards), whole.failures, whole.asked_failures], whole, files)
+        take_out_asked(whole)
+        output = files.enter_context(appending(whole, before))
         failed = files.enter_context(replacing(whole.failures))
         for chunk, frame in read_chunks(whole, plan.chunks):
             rows = frame.select("image_path", "row").iter_rows()
@@ -93,7 +100,6 @@ class _Lines:
 
     def __init__(self, paths: Sequence[Path], whole: Workspace, stack: ExitStack) -> None:
         full = [path for path in paths if path.exists() and path.stat().st_size]
-        self.empty = not full
         self._contents = [stack.enter_context(_mapped(path)) for path in full]
         places = pl.concat([_places(number, path) for number, path in enumerate(full)] or [_frame(0, [], [], [])])
         planned = pl.scan_parquet(whole.plan_rows, glob=False).select("image_path")

@@ -13,8 +13,9 @@ from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.plan_file import Chunk, read_plan_file
 from vllm_annotate.inputs.source import file_state, file_version
 from vllm_annotate.recipe.guard import read_recipe
+from vllm_annotate.results.append import appending
 from vllm_annotate.results.files import Files
-from vllm_annotate.results.merge import append_unplanned, extending
+from vllm_annotate.results.merge import append_unplanned
 from vllm_annotate.results.parts import answers_path
 from vllm_annotate.storage.atomic import read_json, write_json
 from vllm_annotate.storage.disk_errors import disk_is_full, explained
@@ -34,6 +35,8 @@ class Mirror(Files):
     Answers are uploaded chunk by chunk, as parts, which a run on another machine picks up. Those that could not be
     uploaded stay local for the next run on this machine.
     """
+
+    grows = False  # a whole output is uploaded, at the end
 
     def __init__(
         self,
@@ -250,8 +253,9 @@ class Mirror(Files):
         self._appended_parts = parts
 
     def _append(self, answers: list[Path]) -> None:
-        with extending(self.workspace, file_state(self.workspace.output), has_more=True) as output:
+        with appending(self.workspace, file_state(self.workspace.output)) as output:
             append_unplanned(self.workspace, answers, output)
+        self.workspace.appends.unlink(missing_ok=True)  # they are not of the plan in progress
 
     def _is_own(self, part: str) -> bool:
         return part.endswith(f"-{self._token}.jsonl")

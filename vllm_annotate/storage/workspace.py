@@ -101,6 +101,16 @@ class Workspace:
         return self.work / "plan.json"
 
     @property
+    def appends(self) -> Path:
+        """What was appended to the output since the plan was made or opened."""
+        return self.work / "appends.jsonl"
+
+    @property
+    def asked_failures(self) -> Path:
+        """Failures of images that are asked again; without an answer they return to the failures file."""
+        return self.work / "asked-failures.jsonl"
+
+    @property
     def format(self) -> Path:
         """The number of the work folder's format."""
         return self.work / "format"
