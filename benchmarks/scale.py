@@ -1,7 +1,8 @@
 """Measures time and peak memory of plan, resume and merge: `python -m benchmarks.scale [MILLIONS …]`.
 
 Each step runs in a separate process, whose peak resident set is measured. Plan and resume: nine tenths of the rows are
-in the output. Merge: every row of the plan has an answer in the parts. Ten million rows take 12 GB of disk.
+in the output. Merge: every row of the plan has an answer in the parts. Index, new row: all rows are in the output but
+one, planned without and with the index that the first makes. Ten million rows take 12 GB of disk.
 """
 
 import os
@@ -62,7 +63,7 @@ def step(folder: Path, name: str) -> None:
     source, workspace = Source(folder / "input.jsonl"), Workspace.at(folder / "labeled.jsonl")
     plan = open_plan(workspace) if name == "merge" else None
     begun = time.monotonic()
-    if name == "plan":
+    if name in ("plan", "index", "new row"):
         make_plan(source, workspace, CHUNK)
     elif name == "resume":
         open_plan(workspace)
@@ -92,7 +93,10 @@ def main(*millions: float) -> None:
             workspace.output.unlink()
             answer_all(workspace, make_plan(Source(folder / "input.jsonl"), workspace, CHUNK), count)
             measurements.append(measured(folder, "merge"))
-        steps = zip(("plan", "resume", "merge"), measurements, strict=True)
+            with (folder / "input.jsonl").open("a") as file:
+                file.write('{"image_path": "new.jpg", "caption": ""}\n')
+            measurements += [measured(folder, "index"), measured(folder, "new row")]
+        steps = zip(("plan", "resume", "merge", "index", "new row"), measurements, strict=True)
         words = (f"{name} {seconds:.1f} s, {peak:.2f} GiB" for name, (seconds, peak) in steps)
         print(f"{count:,} rows: {'; '.join(words)}", flush=True)
 

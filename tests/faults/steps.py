@@ -20,6 +20,7 @@ os.environ["POLARS_MAX_THREADS"] = "1"  # a process that has forked has one thre
 
 from vllm_annotate.errors import AnnotateError, ImageFailure
 from vllm_annotate.images.prepare import PreparedImage
+from vllm_annotate.inputs.done_index import index_output
 from vllm_annotate.inputs.plan import keep_plan, remove_plan
 from vllm_annotate.inputs.source import Source
 from vllm_annotate.job import Job
@@ -58,6 +59,7 @@ def annotate(
     )  # fmt: skip
     with workspace.locked():
         guard_recipe(workspace, run.recipe_settings, recipe)
+        index_output(workspace, smallest_bytes=0)
         plan = plan_or_resume(run)
         merge = Merge(workspace, plan)
         for chunk in plan.chunks:

@@ -1,5 +1,6 @@
 """Lines that are appended to an output: what was there stays as it was."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,24 @@ def test_half_a_line_of_a_killed_append_is_moved_away_and_half_a_line_of_others_
         theirs.write(b"x" * len(NEW) + b"yy")
     repair_output(workspace)
     assert workspace.output.read_bytes() == OLD + b"x" * len(NEW) + b"yy"
+
+
+def test_an_append_of_several_blocks_is_known_as_a_whole(workspace: Workspace) -> None:
+    append(workspace, *[NEW] * (2 * BLOCK_BYTES // len(NEW)))
+    assert only_appended(workspace.appends, None, workspace.output, whole=True)
+
+
+def test_an_edit_that_keeps_the_size_is_noticed_between_blocks_and_at_the_end(workspace: Workspace) -> None:
+    workspace.output.write_bytes(OLD)
+    for more in (BLOCK_BYTES // len(NEW) + 1, 0):
+        before = file_state(workspace.output)
+        lines = appending(workspace, before)
+        with suppress(OutputChangedError), lines as output:
+            output.writelines([NEW] * (BLOCK_BYTES // len(NEW) + 1))
+            with workspace.output.open("rb+") as theirs:
+                theirs.write(OLD.replace(b"old", b"bad"))
+            output.writelines([NEW] * more)
+        assert output.left is None
 
 
 def test_what_was_there_is_not_read_again(workspace: Workspace) -> None:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import polars as pl
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.done_index import index_output, written_lines
 from vllm_annotate.inputs.plan_file import Chunk, Counts, Plan, PlanFile, read_plan_file, write_plan_file
 from vllm_annotate.inputs.polars_faults import polars_faults
 from vllm_annotate.inputs.raw_paths import without_broken_paths
@@ -17,7 +18,6 @@ from vllm_annotate.inputs.source import (
     FileState,
     Source,
     distinct_paths,
-    done_paths,
     file_state,
     file_version,
     input_lines,
@@ -39,6 +39,7 @@ def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
     Input and output are read more than once. If either changes meanwhile, rows could get the captions of others, or be
     sent although they are done: the plan is made again. Raises UsageError if it keeps changing.
     """
+    index_output(workspace)
     for _ in range(PLAN_TRIES):
         before, identity, outputs = _states(source, workspace), source.identity(), output_versions(workspace)
         try:
@@ -63,7 +64,7 @@ def _states(source: Source, workspace: Workspace) -> list[FileState | None]:
 
 def _plan_rows(source: Source, workspace: Workspace, chunk_size: int) -> tuple[Counts, list[Chunk]]:
     """Writes plan.parquet. Reads the input twice: for the keys, then for the pending rows."""
-    lines, written = input_lines(source), output_lines(*workspace.outputs)
+    lines, written = input_lines(source), written_lines(workspace)
     keys_file = workspace.plan_rows.with_suffix(".keys")
     keys = _keys(source, lines, keys_file)
     named, all_distinct, selected, pending = _pending(source, keys, written)
@@ -154,7 +155,7 @@ def open_plan(workspace: Workspace) -> Plan | None:
     if written.outputs == outputs:
         workspace.appends.unlink(missing_ok=True)  # nothing was appended since the plan was written
     rows = pl.scan_parquet(workspace.plan_rows, glob=False).drop("merged")
-    done = done_paths(*workspace.outputs).with_columns(merged=pl.lit(value=True))
+    done = distinct_paths(written_lines(workspace)).with_columns(merged=pl.lit(value=True))
     marked = rows.join(done, on="image_path", how="left", maintain_order="left").with_columns(
         pl.col("merged").fill_null(value=False)
     )

@@ -162,6 +162,17 @@ def output_lines(*outputs: Path) -> pl.LazyFrame:
     return lines.select("line", image_path=_image_path("image_path"))
 
 
+def output_lines_from(output: Path, offset: int, lines: int) -> pl.LazyFrame:
+    """Returns the columns of `output_lines` of what follows the first `offset` bytes, which have so many `lines`.
+
+    Reads it into memory.
+    """
+    with output.open("rb") as file:
+        file.seek(offset)
+        rows = _scan_lines(file.read(), lines + 1).filter(pl.col("row").str.strip_chars() != "")
+    return rows.select("line", image_path=_image_path("image_path"))
+
+
 def done_paths(*outputs: Path) -> pl.LazyFrame:
     """Returns the distinct image paths of outputs, column image_path."""
     return distinct_paths(output_lines(*outputs))
@@ -205,15 +216,15 @@ def _holds_bytes(dtype: pl.DataType) -> bool:
     return dtype == pl.Binary or dtype == pl.Object
 
 
-def _scan_lines(path: Path) -> pl.LazyFrame:
-    """Returns columns line and row of a text file, plain, .gz or .zst, read as CSV with one column.
+def _scan_lines(text: Path | bytes, first_line: int = 1) -> pl.LazyFrame:
+    """Returns columns line and row of a text or a file, plain, .gz or .zst, read as CSV with one column.
 
     Not scan_ndjson, which infers a schema and fails on the first line that violates it; not scan_lines, which fails on
     the first byte that is not UTF-8. The separator is U+0001, which valid JSON cannot contain: a line with one is
     joined again, and so stays malformed. No globs: a file may be named `labeled[1].jsonl`.
     """
     columns = pl.scan_csv(
-        path,
+        text,
         has_header=False,
         separator="\x01",
         quote_char=None,
@@ -224,7 +235,7 @@ def _scan_lines(path: Path) -> pl.LazyFrame:
         truncate_ragged_lines=True,
         raise_if_empty=False,
         row_index_name="line",
-        row_index_offset=1,
+        row_index_offset=first_line,
         glob=False,
     )
     whole = pl.concat_str(pl.col("row").fill_null(""), "rest", separator="\x01")

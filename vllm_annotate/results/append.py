@@ -63,6 +63,7 @@ class NewLines:
         self._file: FileIO | None = None
         self._block = bytearray()
         self._start = self._end = 0  # of the lines, in the output
+        self._written: Version | None = None  # the output after the last block
 
     def write(self, line: bytes) -> None:
         """Adds a line."""
@@ -83,10 +84,8 @@ class NewLines:
         file = self._flush()
         os.fsync(file.fileno())
         self._check_replaced(file)
-        state = state_of(file)
-        if state.size == self._end:
-            self.left = [state.size, state.modified]
-            log_end(self._workspace.appends, self.left)
+        if self._written == _version(file):
+            self.left = self._written
 
     def undo(self) -> None:
         """Takes back what was appended, unless another program has added to it."""
@@ -96,6 +95,7 @@ class NewLines:
             if state_of(self._file).size == self._end:
                 os.ftruncate(self._file.fileno(), self._start)
                 os.fsync(self._file.fileno())
+                log_end(self._workspace.appends, _version(self._file))
 
     def close(self) -> None:
         """Closes the file."""
@@ -104,22 +104,25 @@ class NewLines:
 
     def _flush(self) -> FileIO:
         file = self._file or self._open()
-        if self._end > self._start:
+        if self._written is not None:
             self._check_replaced(file)
-        state = state_of(file)
-        if state.size != self._end:
+            if self._written != _version(file):
+                raise self._changed()
+        elif state_of(file).size != self._end:
             raise self._changed()
-        if self._block:
-            found = state if self._end > self._start else self._before
-            version = None if found is None else [found.size, found.modified]
-            append = Append(state.inode, version, self._end, self._end + len(self._block))
-            log_begin(self._workspace.appends, append)
+        if not self._block:
+            return file
+        before = self._before and [self._before.size, self._before.modified]
+        append = Append(state_of(file).inode, self._written or before, self._end, self._end + len(self._block))
+        log_begin(self._workspace.appends, append)
         block = memoryview(bytes(self._block))
         self._block.clear()
         while block:  # a full disk can cut a write short
             written = os.write(file.fileno(), block)
             self._end += written
             block = block[written:]
+        self._written = _version(file)
+        log_end(self._workspace.appends, self._written)
         return file
 
     def _open(self) -> FileIO:
@@ -166,6 +169,11 @@ def repair_output(workspace: Workspace) -> None:
             if tail and ours and last.left is None:
                 _move_tail(workspace, file, tail, state.size)
                 os.fsync(file.fileno())
+
+
+def _version(file: FileIO) -> Version:
+    state = state_of(file)
+    return [state.size, state.modified]
 
 
 def _appending(path: str, flags: int) -> int:

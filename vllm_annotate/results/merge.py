@@ -9,6 +9,7 @@ from threading import Lock
 import polars as pl
 
 from vllm_annotate.errors import ImageFailure, UsageError
+from vllm_annotate.inputs.done_index import vouch
 from vllm_annotate.inputs.plan import POLARS_ERRORS, open_plan, output_versions, read_chunk, read_chunks
 from vllm_annotate.inputs.plan_file import Chunk, Plan, read_plan_file
 from vllm_annotate.inputs.source import FileState, done_paths, file_state
@@ -106,6 +107,7 @@ class Merge:
         """
         workspace = self._workspace
         merged = retry_if_changed(self._finish)
+        vouch(workspace)
         if not merged.failures and not merged.left_alone:
             workspace.failures.unlink()
         workspace.asked_failures.unlink(missing_ok=True)
@@ -202,6 +204,7 @@ def settle(workspace: Workspace, plan: Plan | None) -> int:
     if not any(workspace.parts.iterdir()):
         return 0
     answered = retry_if_changed(partial(_settle, workspace, plan))
+    vouch(workspace)
     put_back_asked(workspace)
     _remove_parts(workspace)
     return answered

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from vllm_annotate.errors import ImageFailure, UsageError
+from vllm_annotate.inputs.done_index import vouch
 from vllm_annotate.inputs.plan import make_plan, open_plan, read_chunks, remove_plan
 from vllm_annotate.inputs.plan_file import Chunk, Counts, Plan
 from vllm_annotate.inputs.source import Source, done_paths, file_state
@@ -46,6 +47,7 @@ def merge_shards(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
             put_back_asked(workspace)
             settle(workspace, open_plan(workspace))
         plan, merged = retry_if_changed(lambda: _merge_lines(source, whole, shards))
+        vouch(whole)
         if not merged.failures:
             whole.failures.unlink()
         whole.asked_failures.unlink(missing_ok=True)

@@ -50,9 +50,15 @@ def read_appends(log: Path) -> list[Append]:
         return []
 
 
-def only_appended(log: Path, before: Version | None, path: Path) -> bool:
-    """Whether the appends alone made the file at `path` of one that had the version `before`."""
+def only_appended(log: Path, before: Version | None, path: Path, *, whole: bool = False) -> bool:
+    """Whether the appends alone made the file at `path` of one that had the version `before`.
+
+    After an append that did not come to its end, an edit that keeps the size would not show: not so if all must be
+    `whole`.
+    """
     appends = read_appends(log)
+    if whole and any(append.left is None for append in appends):
+        return False
     if not appends or not path.exists():
         return False
     status = path.stat()

@@ -101,6 +101,16 @@ class Workspace:
         return self.work / "plan.json"
 
     @property
+    def done_rows(self) -> Path:
+        """The image paths of a large output."""
+        return self.work / "done.parquet"
+
+    @property
+    def done_index(self) -> Path:
+        """What `done_rows` holds, and of which version of the output."""
+        return self.work / "done.json"
+
+    @property
     def appends(self) -> Path:
         """What was appended to the output since the plan was made or opened."""
         return self.work / "appends.jsonl"
