@@ -83,11 +83,12 @@ def test_after_a_kill_a_run_on_this_or_another_machine_resumes(
         assert asked <= 34 + 4 + 4, "the same machine re-sends only what was in flight, and at once"
         kept = bucket.fs.find(f"{bucket.url}/out/labeled.work/parts")
         assert len(kept) >= 2, "finished chunks are in the bucket"
+        answers = sum(bucket.fs.cat_file(name).count(b"\n") for name in kept)  # a stopped chunk has fewer than ten
         server.forget()
         done = job.run_with(arguments, XDG_STATE_HOME=str(tmp_path / "another machine"))
         assert done.returncode == 0, done.stderr
         assert "waiting 60 s to see if it is still running" in done.stderr
-        assert sum(server.asked().values()) <= 60 - 10 * len(kept), "answers in the bucket are not requested again"
+        assert sum(server.asked().values()) <= 60 - answers, "answers in the bucket are not requested again"
         assert sorted(paths(bucket.lines("out/labeled.jsonl"))) == job.names
         server.forget()
         back = job.run_with(arguments)
