@@ -15,10 +15,10 @@ test: .venv/.installed
 	$(BIN)/python -m pytest -m "$(FAST) and alone"
 
 # Randomized tests, with other seeds than `make test` and fifty times as many cases: 100,000 hostile answers. SEED=1
-# fixes the seed, ONLY=hypothesis leaves out the tests that kill runs.
+# fixes the seed, ONLY=hypothesis leaves out the tests that kill runs, PROFILE=ci takes twenty times as many cases only.
 test-fuzz: .venv/.installed
 	$(BIN)/python -m pytest -n 2 -m "$(or $(ONLY),hypothesis or fuzz)" \
-		--timeout=1800 --hypothesis-profile=fuzz $(if $(SEED),--hypothesis-seed=$(SEED))
+		--timeout=1800 --hypothesis-profile=$(or $(PROFILE),fuzz) $(if $(SEED),--hypothesis-seed=$(SEED))
 
 # What is too slow for each change: all kills, of each call twice, all that is left to chance, and what repeats others.
 prove: .venv/.installed .venv-vllm/.installed
