@@ -22,6 +22,12 @@ Result = TypeVar("Result")
 class OutputChangedError(UsageError):
     """Another program writes to the output while lines are appended to it."""
 
+    def __init__(self, workspace: Workspace) -> None:
+        super().__init__(
+            f"another program is writing to {workspace.output}: wait for it or stop it, then run again; all answers "
+            "are saved"
+        )
+
 
 def retry_if_changed(attempt: Callable[[], Result]) -> Result:
     """Returns what `attempt` returns. Retries it if another program writes to the output meanwhile.
@@ -107,9 +113,9 @@ class NewLines:
         if self._written is not None:
             self._check_replaced(file)
             if self._written != _version(file):
-                raise self._changed()
+                raise OutputChangedError(self._workspace)
         elif state_of(file).size != self._end:
-            raise self._changed()
+            raise OutputChangedError(self._workspace)
         if not self._block:
             return file
         before = self._before and [self._before.size, self._before.modified]
@@ -130,14 +136,14 @@ class NewLines:
         try:
             self._file = file = FileIO(output, "x+" if self._before is None else "r+", opener=_appending)
         except (FileExistsError, FileNotFoundError):
-            raise self._changed() from None
+            raise OutputChangedError(self._workspace) from None
         if self._before is None:
             sync_folder(output.parent)
         elif state_of(file) != self._before:
-            raise self._changed()
+            raise OutputChangedError(self._workspace)
         elif tail := unfinished_line(file):
             if self._in_turn and json_object(tail) is None:
-                raise self._changed()
+                raise OutputChangedError(self._workspace)
             _end_line(self._workspace, file, tail)
         self._start = self._end = state_of(file).size
         return file
@@ -146,13 +152,7 @@ class NewLines:
         """Raises OutputChangedError if the lines are in a file that nobody sees any more."""
         output = self._workspace.output
         if not output.exists() or not os.path.samestat(os.fstat(file.fileno()), output.stat()):
-            raise self._changed()
-
-    def _changed(self) -> OutputChangedError:
-        return OutputChangedError(
-            f"another program is writing to {self._workspace.output}: wait for it or stop it, then run again; all "
-            "answers are saved"
-        )
+            raise OutputChangedError(self._workspace)
 
 
 def repair_output(workspace: Workspace) -> None:

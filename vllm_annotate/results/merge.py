@@ -84,7 +84,7 @@ class Merge:
         """
         workspace, before = self._workspace, file_state(self._workspace.output)
         if self.plan.outputs != output_versions(workspace):
-            raise OutputChangedError("another program has written to it")
+            raise OutputChangedError(workspace)
         rows = list(_rows(workspace, chunk, read_chunk(workspace, chunk), self.stopped))
         failures = [line for line, is_answer in rows if not is_answer]
         if failures:
@@ -157,10 +157,7 @@ def _agreed(workspace: Workspace, plan: Plan) -> tuple[Plan, FileState | None]:
             raise UsageError(f"{workspace.plan_file} is missing or damaged: run again; all answers are saved")
         plan = opened
     if plan.outputs[0] != (None if before is None else [before.size, before.modified]):
-        raise OutputChangedError(
-            f"another program is writing to {workspace.output}: wait for it or stop it, then run again; all answers "
-            "are saved"
-        )
+        raise OutputChangedError(workspace)
     return plan, before
 
 

@@ -152,7 +152,7 @@ class Workspace:
 
     @property
     def torn(self) -> Path:
-        """Incomplete last lines that other programs left in outputs; removed before lines were added."""
+        """Incomplete last lines that other programs or killed runs left in outputs; moved here before an append."""
         return self.work / "torn.jsonl"
 
     @property
