@@ -113,11 +113,10 @@ def test_the_flow_fails_with_the_image_root_in_its_message(make_job: Callable[..
             assert time.monotonic() < deadline
             time.sleep(0.02)
         job.images.rename(job.folder / "away")
-        asked_before = sum(server.asked().values())
         _, said = run.communicate(timeout=120)
         asked = sum(server.asked().values())
     assert run.returncode == 1, said
     assert f"image root {job.images} cannot be read (No such file or directory): check whether it is mounted" in said
     assert "Traceback" not in said
-    assert asked <= asked_before + 50, "no other chunk goes on"
+    assert asked < 300, "the others wait for the next run"
     assert not job.failures.exists()
