@@ -76,10 +76,11 @@ async def annotate_sharded(
         server: Endpoints of vLLM, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
         recipe: Prompts, sampling, schema and image budget; empty uses the built-in recipe.
         max_concurrency: Maximum requests in flight; auto finds and follows what each server can use.
-        chunk_size: Images per chunk; each chunk is one task run.
+        chunk_size: Images per chunk, at least: of over 1,000,000 images chunks are larger, so that there are at most
+            2,000. Each chunk is one task run.
         image_column: Input column with the image path.
         caption_column: Input column with the caption; empty if there are no captions.
-        error_budget: Share of a chunk's images that may fail before the chunk stops. Ten failures are always
+        error_budget: Share of the last 500 images that may fail before the chunk at work stops. Ten failures are always
             allowed, unless it is 0.
         server_wait_seconds: How long requests wait for a server that is down.
         request_timeout_seconds: How long one request may take.

@@ -51,7 +51,8 @@ async def retry_failures(
         server: Endpoints of vLLM, or how to start it; empty uses that of the run that failed.
         recipe: Prompts, sampling, schema and image budget; empty uses that of the run that failed.
         max_concurrency: Maximum requests in flight; auto finds and follows what each server can use.
-        chunk_size: Images per chunk; each chunk is one task run.
+        chunk_size: Images per chunk, at least: of over 1,000,000 images chunks are larger, so that there are at most
+            2,000. Each chunk is one task run.
         caption_column: Input column with the caption, empty if there are no captions; by default that of the run that
             failed.
         server_wait_seconds: How long requests wait for a server that is down.

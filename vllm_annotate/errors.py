@@ -8,7 +8,7 @@ AnnotateError
 │   ├── ServerUnavailable down, overloaded or unreachable; worth a retry
 │   └── ServerRefused     wrong key or wrong model; not worth a retry
 ├── MachineFault          this machine or its image root, not an image; stops the run, the message has the remedy
-└── ErrorBudgetExceeded   too many images of one chunk failed
+└── ErrorBudgetExceeded   too many of the last images failed
 """
 
 from typing import Literal

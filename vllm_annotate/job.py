@@ -44,7 +44,9 @@ class Job(BaseModel):
         default="auto", description="Maximum requests in flight; auto finds and follows what each server can use."
     )
     chunk_size: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        default=500, description="Images per chunk; each chunk is one task run."
+        default=500,
+        description="Images per chunk, at least: of over 1,000,000 images chunks are larger, so that there are at most "
+        "2,000. Each chunk is one task run.",
     )
     image_column: Annotated[str, Field(min_length=1)] = Field(
         default="image_path", description="Input column with the image path."
@@ -55,8 +57,8 @@ class Job(BaseModel):
     shard: str = Field(default="", description="Share of the input to annotate, such as 3/16; empty for all of it.")
     error_budget: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5,
-        description="Share of a chunk's images that may fail before the chunk stops. Ten failures are always allowed, "
-        "unless it is 0.",
+        description="Share of the last 500 images that may fail before the chunk at work stops. Ten failures are "
+        "always allowed, unless it is 0.",
     )
     server_wait_seconds: Annotated[float, Field(ge=0)] = Field(
         default=300, description="How long requests wait for a server that is down."

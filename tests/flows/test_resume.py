@@ -87,6 +87,7 @@ async def test_failed_chunks_run_again_in_a_new_run_and_completed_ones_come_back
     assert state.is_completed()
     assert {text.removeprefix("caption of ") for text in stand_in.asked()} == set(job.names) - answered
     assert await chunk_states(prefect_api, state) == {1: "Cached", 2: "Completed", 3: "Cached", 4: "Cached"}
+    assert not job.folder.joinpath("labeled.work/cache").exists(), "results of a plan that is finished"
     assert sorted(row["image_path"] for row in lines_of(job.output)) == job.names
 
 

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from tests.support.stores import Store
-from vllm_annotate.inputs.done_index import index_output, written_lines
+from vllm_annotate.inputs.done_index import count_lines, index_output, written_lines
 from vllm_annotate.inputs.plan import keep_plan, remove_plan
 from vllm_annotate.inputs.rows import Row
 from vllm_annotate.inputs.source import Source, output_lines
@@ -64,6 +64,16 @@ def test_after_a_run_only_what_it_appended_is_read(store: Store) -> None:
     assert lines(store) == [*EXPECTED, *((number + 3, f"{number}.jpg") for number in range(3, 9))]
     store.write_input(range(10))
     assert [row.image_path for row in replanned(store)] == ["9.jpg"]
+
+
+def test_lines_are_counted_with_and_without_it(store: Store) -> None:
+    store.answer(3, 4, 5, 6, 7, 8)
+    Merge(store.workspace, store.plan).finish()
+    assert count_lines(store.workspace) == 5 + 6
+    store.workspace.done_index.unlink()
+    assert count_lines(store.workspace) == 5 + 6
+    store.workspace.output.unlink()
+    assert count_lines(store.workspace) == 0
 
 
 def replanned(store: Store) -> list[Row]:

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stand_in.process import StandIn
 from tests.conftest import ROOT, Job, lines_of
-from vllm_annotate.inputs.plan_file import Chunk, Counts, Plan
+from vllm_annotate.inputs.plan_file import Chunk, Counts, Plan, chunk_length
 from vllm_annotate.pipeline.session import allowed_concurrency
 
 FEW = 96
@@ -62,3 +64,20 @@ def test_a_plan_that_is_resumed_with_another_chunk_size_keeps_its_own_and_says_s
 def test_another_chunk_size_is_noticed_where_it_shows(lengths: list[int], chunk_size: int, other: int | None) -> None:
     plan = Plan(Counts(), [Chunk(number, 0, length, "") for number, length in enumerate(lengths, start=1)])
     assert plan.other_chunk_size(chunk_size) == other
+
+
+@given(st.integers(0, 200_000_000), st.integers(1, 100_000))
+def test_chunks_grow_with_the_input_as_far_as_memory_allows(images: int, chunk_size: int) -> None:
+    length = chunk_length(images, chunk_size)
+    assert length >= chunk_size
+    if images <= 2_000 * chunk_size:
+        assert length == chunk_size
+    else:
+        assert length <= max(chunk_size, 20_000)
+    assert images / length <= 2_000 or length >= 20_000
+
+
+def test_a_plan_of_a_large_input_has_the_chunks_that_were_wanted() -> None:
+    plan = Plan(Counts(), [Chunk(number, 0, 600, "") for number in range(1, 2001)])
+    assert plan.other_chunk_size(500) is None
+    assert plan.other_chunk_size(700) == 600

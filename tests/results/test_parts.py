@@ -1,19 +1,15 @@
 """Part files: torn or with junk in them, and still readable."""
 
 import json
-import resource
-import signal
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.support.stores import IMAGE, PARSED, Store
 from vllm_annotate.errors import ImageFailure
 from vllm_annotate.inputs.rows import Row
 from vllm_annotate.results.lines import answer_line, failure_line
-from vllm_annotate.results.parts import PartFile, answers_path, whole_lines
+from vllm_annotate.results.parts import answers_path
 
 
 def test_an_output_line_has_the_promised_fields_in_order() -> None:
@@ -28,24 +24,6 @@ def test_an_output_line_has_the_promised_fields_in_order() -> None:
     assert line.startswith('{"image_path":"a.jpg","caption":"一只猫"'.encode())
 
 
-def test_a_part_cut_anywhere_in_its_last_line_loses_at_most_that_line(tmp_path: Path) -> None:
-    store = Store(tmp_path, 3)
-    store.answer(0, 1, 2)
-    path = answers_path(store.workspace, store.plan.chunks[0])
-    whole = path.read_bytes()
-    last = whole[:-1].rfind(b"\n") + 1
-    for cut in range(last, len(whole) + 1):
-        path.write_bytes(whole[:cut])
-        paths = list(whole_lines(path))
-        complete = cut >= len(whole) - 1  # complete, except for the newline
-        assert paths == ["0.jpg", "1.jpg"] + (["2.jpg"] if complete else [])
-        assert path.read_bytes() == (whole if complete else whole[:last])
-        part = PartFile(path)
-        part.append("9.jpg", b'{"image_path": "9.jpg"}\n')
-        part.close()
-        assert list(whole_lines(path)) == [*paths, "9.jpg"]
-
-
 def test_blocks_emptied_by_a_power_loss_cost_only_their_own_lines(tmp_path: Path) -> None:
     store = Store(tmp_path, 3)
     store.answer(0, 1, 2)
@@ -58,14 +36,6 @@ def test_blocks_emptied_by_a_power_loss_cost_only_their_own_lines(tmp_path: Path
     assert store.output() == ["0", "1", "2"]
 
 
-@given(st.binary(max_size=300))
-def test_junk_in_a_part_does_not_stop_a_run(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "part.jsonl"
-    path.write_bytes(b'{"image_path": "a"}\n' + junk)
-    assert next(iter(whole_lines(path))) == "a"
-    assert next(iter(whole_lines(path))) == "a"
-
-
 def test_a_failures_file_as_input_loses_its_old_failures(tmp_path: Path) -> None:
     store = Store(tmp_path, 2)
     store.answer(failing=(0, 1))
@@ -73,24 +43,6 @@ def test_a_failures_file_as_input_loses_its_old_failures(tmp_path: Path) -> None
     store.input = store.workspace.failures
     store.plan = store.replan()
     assert all("failure" not in dict(json.loads(answer_line(row, IMAGE, "", PARSED))) for row in store.pending())
-
-
-def test_a_write_that_fails_midway_does_not_corrupt_the_next_line(tmp_path: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    part = PartFile(tmp_path / "part.jsonl")
-    part.append("a", b'{"image_path": "a"}\n')
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30, before[1]))
-        with pytest.raises(OSError, match="File too large"):
-            part.append("b", b'{"image_path": "b"}\n')
-        assert (tmp_path / "part.jsonl").read_bytes() == b'{"image_path": "a"}\n'
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-    part.append("c", b'{"image_path": "c"}\n')
-    part.close()
-    assert list(whole_lines(tmp_path / "part.jsonl")) == ["a", "c"]
 
 
 ROWS = [

@@ -21,6 +21,7 @@ from vllm_annotate.storage.workspace import Workspace
 SMALLEST_BYTES = 64 * 1024**2  # of an output that is indexed: smaller ones are read within a second
 MOST_BYTES = 512 * 1024**2  # of what is read at once; where more was appended, the whole output is read as a stream
 END_BYTES = 64 * 1024
+BLOCK_BYTES = 4 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,18 @@ def written_lines(workspace: Workspace) -> pl.LazyFrame:
         return output_lines(output, *others)
     indexed = pl.scan_parquet(workspace.done_rows, glob=False)
     return pl.concat([indexed, output_lines_from(output, index.indexed, index.lines), output_lines(*others)])
+
+
+def count_lines(workspace: Workspace) -> int:
+    """Counts the lines of the output. Reads what the index does not have."""
+    index = _valid_index(workspace)
+    try:
+        with workspace.output.open("rb") as file:
+            file.seek(index.indexed if index else 0)
+            read = sum(block.count(b"\n") for block in iter(lambda: file.read(BLOCK_BYTES), b""))
+    except FileNotFoundError:
+        return 0
+    return read + (index.lines if index else 0)
 
 
 def index_output(workspace: Workspace, smallest_bytes: int = SMALLEST_BYTES) -> None:

@@ -1,6 +1,7 @@
 """Input → pending rows → chunks, with Polars. Memory does not grow with the number of rows already done."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,15 @@ import polars as pl
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.done_index import index_output, written_lines
-from vllm_annotate.inputs.plan_file import Chunk, Counts, Plan, PlanFile, read_plan_file, write_plan_file
+from vllm_annotate.inputs.plan_file import (
+    Chunk,
+    Counts,
+    Plan,
+    PlanFile,
+    chunk_length,
+    read_plan_file,
+    write_plan_file,
+)
 from vllm_annotate.inputs.polars_faults import polars_faults
 from vllm_annotate.inputs.raw_paths import without_broken_paths
 from vllm_annotate.inputs.source import (
@@ -199,11 +208,15 @@ def input_has_changed(workspace: Workspace, source: Source) -> bool:
 
 
 def remove_plan(workspace: Workspace) -> None:
-    """Removes the plan. plan.json goes first, and durably: it must not reappear beside another plan's rows."""
+    """Removes the plan, and what only serves it.
+
+    plan.json goes first, and durably: it must not reappear beside another plan's rows.
+    """
     workspace.plan_file.unlink(missing_ok=True)
     sync_folder(workspace.work)
-    workspace.plan_rows.unlink(missing_ok=True)
-    workspace.appends.unlink(missing_ok=True)
+    for path in (workspace.plan_rows, workspace.plan_rows.with_suffix(".keys"), workspace.appends):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(workspace.cache, ignore_errors=True)  # results of its chunks
 
 
 def read_chunk(workspace: Workspace, chunk: Chunk) -> pl.DataFrame:
@@ -271,7 +284,8 @@ def _sink(rows: pl.LazyFrame, path: Path) -> None:
 
 def _cut(rows: Path, chunk_size: int) -> Iterator[Chunk]:
     paths = pl.scan_parquet(rows, glob=False).select("image_path").collect()["image_path"]
-    lengths = [min(chunk_size, len(paths) - offset) for offset in range(0, len(paths), chunk_size)]
+    length = chunk_length(len(paths), chunk_size)
+    lengths = [min(length, len(paths) - offset) for offset in range(0, len(paths), length)]
     return _chunks(paths, lengths)
 
 

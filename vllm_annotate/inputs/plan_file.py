@@ -9,6 +9,9 @@ from vllm_annotate.storage.atomic import write_json
 from vllm_annotate.storage.workspace import Workspace
 
 Count = Annotated[int, Field(ge=0, lt=2**40)]
+# Prefect records each chunk as a task run, and the rows of a chunk are in memory. More images than the product of both
+# make more chunks.
+MOST_CHUNKS, MOST_IMAGES = 2_000, 20_000
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,14 @@ class Plan:
 
     def other_chunk_size(self, chunk_size: int) -> int | None:
         """Returns the size of the plan's chunks if it was cut with another chunk_size; None if that does not show."""
-        longest = max((chunk.length for chunk in self.chunks), default=0)
-        is_other = longest > chunk_size or (longest < chunk_size and len(self.chunks) > 1)
+        longest, length = max((chunk.length for chunk in self.chunks), default=0), chunk_length(self.rows, chunk_size)
+        is_other = longest > length or (longest < length and len(self.chunks) > 1)
         return longest if is_other else None
+
+
+def chunk_length(images: int, chunk_size: int) -> int:
+    """The length of the chunks of so many images: `chunk_size`, or more where that would make over MOST_CHUNKS."""
+    return max(chunk_size, min(MOST_IMAGES, -(-images // MOST_CHUNKS)))
 
 
 @dataclass(frozen=True)

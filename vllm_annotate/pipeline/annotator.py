@@ -10,7 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from vllm_annotate.errors import ErrorBudgetExceeded, ImageFailure
+from vllm_annotate.errors import ImageFailure
 from vllm_annotate.grounding.answers import Answer, answer_fields, read_answer
 from vllm_annotate.grounding.parse import is_clean
 from vllm_annotate.images.prepare import PreparedImage
@@ -18,6 +18,7 @@ from vllm_annotate.inference.client import Inference
 from vllm_annotate.inference.responses import Completion
 from vllm_annotate.inputs.plan_file import Chunk
 from vllm_annotate.inputs.rows import Row
+from vllm_annotate.pipeline.error_budget import ErrorBudget
 from vllm_annotate.pipeline.preparation import PendingRow, Preparation
 from vllm_annotate.recipe.families import Family
 from vllm_annotate.recipe.request import RequestTemplate
@@ -28,7 +29,6 @@ from vllm_annotate.storage.disk_errors import stops_the_run
 from vllm_annotate.storage.locations import ImageRoot
 
 CHUNKS_AHEAD = 2  # started chunks with rows left to submit: keeps requests coming at the end of a chunk
-BUDGET_FREE_FAILURES = 10  # three corrupt files in a chunk of five images do not mean that the server is broken
 RATE_WINDOW_SECONDS = 30
 MOST_TIMES = 20_000  # 2 MiB
 
@@ -86,7 +86,7 @@ class Annotator:
         self._recipe = recipe
         self._family = family
         self._requests = [RequestTemplate(recipe, family, model, attempt) for attempt in range(1, recipe.reasks + 2)]
-        self._error_budget = error_budget
+        self._error_budget = ErrorBudget(error_budget)
         self.preparation = Preparation(self.pool, image_root, recipe.image_budget(family), self._requests[0])
         self._fatal: BaseException | None = None  # stops every chunk
         self._stopped = asyncio.Event()
@@ -150,9 +150,6 @@ class Annotator:
         Raises ServerFault if the server is gone or refuses, ErrorBudgetExceeded if too many rows fail, and OSError, in
         all chunks, if the disk is full or the machine is at fault. Answers up to then are in the part.
         """
-        # A budget of 0 allows no failures at all.
-        failures_allowed = self._error_budget and max(BUDGET_FREE_FAILURES, self._error_budget * len(rows))
-        failed: Counter[str] = Counter()
 
         async def settle(pending: PendingRow) -> None:
             try:
@@ -162,14 +159,9 @@ class Annotator:
                     self.stop(error)
                 raise
             if failure is None:
-                return
-            failed[failure.kind] += 1
-            if failed.total() > failures_allowed:
-                kinds = ", ".join(f"{count} {kind}" for kind, count in failed.most_common())
-                raise ErrorBudgetExceeded(
-                    f"{failed.total()} of {len(rows)} images failed ({kinds}), more than the error budget of "
-                    f"{self._error_budget:g} allows; last failure: {failure.message}"
-                )
+                self._error_budget.answered()
+            else:
+                self._error_budget.failed(failure, len(rows))
 
         waiting = deque(rows)
         async with self._unless_stopped():

@@ -1,5 +1,6 @@
 """Finds and checks the files of a run: input, image root and output, local or in an object store."""
 
+import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +23,8 @@ from vllm_annotate.storage.state_folder import state_folder
 from vllm_annotate.storage.workspace import Workspace
 from vllm_annotate.threads import in_thread, run_to_end
 
+KEEP_SECONDS = 60  # of answers, about: what a power loss or a lost machine costs
+
 
 @dataclass(frozen=True)
 class RunFiles:
@@ -31,14 +34,31 @@ class RunFiles:
     image_root: ImageRoot
     output: Files
     warn: Callable[[str], None]
+    keep_seconds: float = KEEP_SECONDS
 
     @property
     def workspace(self) -> Workspace:
         """The files of the run, on this machine."""
         return self.output.workspace
 
-    async def keep(self, chunk: Chunk) -> None:
-        """Uploads the answers of a chunk if the output is in an object store."""
+    @asynccontextmanager
+    async def keeping(self, chunk: Chunk) -> AsyncIterator[None]:
+        """Syncs the answers of a chunk, or uploads them to an object store: every minute, and at the end."""
+
+        async def keep_again() -> None:
+            while True:
+                await asyncio.sleep(self.keep_seconds)
+                await self._keep(chunk)
+
+        repeating = asyncio.create_task(keep_again())
+        try:
+            yield
+        finally:
+            repeating.cancel()
+            await asyncio.gather(repeating, return_exceptions=True)  # an error comes again
+            await self._keep(chunk)
+
+    async def _keep(self, chunk: Chunk) -> None:
         try:
             await run_to_end(self.output.keep, chunk)
         except OSError as error:

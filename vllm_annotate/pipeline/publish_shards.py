@@ -42,7 +42,7 @@ def merge_and_publish(
         for each in files:  # the output first: shards drop their answers once it has them
             each.publish()
         report = summarise_shards(counts, merged, shard_reports(shards), unfinished, makers_in(whole.report))
-        report = with_whole(report, whole.output)
+        report = with_whole(report, whole)
         write_report(whole.report, report)
         try:
             write_page(whole, image_root, report, [])

@@ -30,7 +30,7 @@ def write_page_again(workspace: Workspace, image_root: ImageRoot) -> Path:
     if report is None:
         raise UsageError(f"{workspace.report} does not exist: finish a run of {workspace.output}, which writes it")
     try:
-        report = with_whole(report, workspace.output)
+        report = with_whole(report, workspace)
         write_page(workspace, image_root, report, last_charts(workspace, report))
     except (KeyError, TypeError, ValueError, AttributeError, UndefinedError) as error:
         raise UsageError(

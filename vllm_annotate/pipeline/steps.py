@@ -119,12 +119,12 @@ async def annotate_chunk(run: Run, chunk: Chunk, logger: Logger) -> dict[str, An
     Raises ServerFault, ErrorBudgetExceeded and OSError; see `Annotator.annotate`.
     """
     rows = await run_to_end(pending_rows, run.workspace, chunk, run.source)
-    part = Part(run.workspace, chunk)
-    try:
-        await run.annotator.annotate(rows, part)
-    finally:
-        await run_to_end(part.close)
-        await run.files.keep(chunk)
+    async with run.files.keeping(chunk):
+        part = Part(run.workspace, chunk)
+        try:
+            await run.annotator.annotate(rows, part)
+        finally:
+            await run_to_end(part.close)
     logger.info("%d images processed, %d failures in the chunk", len(rows), part.failed)
     return {"part": chunk.name, "images": chunk.length, "failed": part.failed}
 
@@ -150,7 +150,7 @@ async def publish_report(
     report = outcome(run, plan, merged, telemetry, seconds=seconds, failed_chunks=failed_chunks)
     if not plan.rows and not merged.answered:
         report = await run_to_end(with_last_run, report, run.workspace)
-    report = await run_to_end(with_whole, report, run.workspace.output)
+    report = await run_to_end(with_whole, report, run.workspace)
     write_report(run.workspace.report, report)
     try:
         idle, language = report.last_run is not None, language_of(report)

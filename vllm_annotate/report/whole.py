@@ -1,10 +1,10 @@
 """The figures of a whole output, whichever runs wrote it."""
 
-from pathlib import Path
 from typing import Any
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.grounding.quality import Quality
+from vllm_annotate.inputs.done_index import count_lines
 from vllm_annotate.report.gallery import spread_lines
 from vllm_annotate.report.report import Report, Whole, read_report
 from vllm_annotate.storage.json_text import json_object
@@ -12,26 +12,18 @@ from vllm_annotate.storage.workspace import Workspace
 
 # A second or two of reading; of a larger output, evenly spaced windows.
 READ_BYTES, WINDOW_BYTES = 48 * 1024 * 1024, 512 * 1024
-BLOCK_BYTES = 4 * 1024 * 1024
 # In the report of a run inside another.
 OF_THE_OUTPUT: dict[str, Any] = {"output": None, "last_run": None, "made_by": []}
 
 
-def with_whole(report: Report, output: Path) -> Report:
+def with_whole(report: Report, workspace: Workspace) -> Report:
     """The report with the figures of the whole output, which it reads: call it in a thread."""
     quality = Quality()
-    for line in spread_lines(output, READ_BYTES, WINDOW_BYTES):
+    for line in spread_lines(workspace.output, READ_BYTES, WINDOW_BYTES):
         quality.add(json_object(line) or {})
-    return report.model_copy(update={"output": Whole(images=_lines_in(output), quality=quality.summary())})
-
-
-def _lines_in(output: Path) -> int:
-    """Counts lines: not every row is one of the run's input, or selected."""
-    try:
-        with output.open("rb") as file:
-            return sum(block.count(b"\n") for block in iter(lambda: file.read(BLOCK_BYTES), b""))
-    except FileNotFoundError:
-        return 0
+    # Not every row of the output is one of the run's input, or selected.
+    whole = Whole(images=count_lines(workspace), quality=quality.summary())
+    return report.model_copy(update={"output": whole})
 
 
 def with_last_run(report: Report, workspace: Workspace) -> Report:

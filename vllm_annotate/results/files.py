@@ -1,9 +1,12 @@
 """The files of an output during a run."""
 
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from vllm_annotate.inputs.plan_file import Chunk
+from vllm_annotate.results.parts import answers_path
+from vllm_annotate.storage.atomic import sync_file
 from vllm_annotate.storage.workspace import Workspace
 
 
@@ -25,7 +28,9 @@ class Files:
         """Releases the output."""
 
     def keep(self, chunk: Chunk) -> None:
-        """Saves the answers of a chunk outside this machine. Raises OSError."""
+        """Saves the answers of a chunk so far, also from a power loss. Raises OSError."""
+        with suppress(FileNotFoundError):
+            sync_file(answers_path(self.workspace, chunk))
 
     def publish(self) -> None:
         """Publishes output, failures and reports from the workspace. Raises OSError."""

@@ -17,7 +17,8 @@ from vllm_annotate.results.append import NewLines, OutputChangedError, appending
 from vllm_annotate.results.asked_failures import put_back_asked, take_out_asked
 from vllm_annotate.results.lines import failure_line, path_of
 from vllm_annotate.results.merged import Merged
-from vllm_annotate.results.parts import answer_files, answers_path, failures_path, whole_lines
+from vllm_annotate.results.part_file import whole_lines
+from vllm_annotate.results.parts import answer_files, answers_path, failures_path, part_lines
 from vllm_annotate.storage.appends import appended_ranges
 from vllm_annotate.storage.atomic import replacing, sync_folder
 from vllm_annotate.storage.workspace import Workspace
@@ -85,18 +86,19 @@ class Merge:
         workspace, before = self._workspace, file_state(self._workspace.output)
         if self.plan.outputs != output_versions(workspace):
             raise OutputChangedError(workspace)
-        rows = list(_rows(workspace, chunk, read_chunk(workspace, chunk), self.stopped))
-        failures = [line for line, is_answer in rows if not is_answer]
-        if failures:
-            with replacing(failures_path(workspace, chunk)) as file:
-                file.writelines(failures)
-        else:
-            failures_path(workspace, chunk).unlink(missing_ok=True)
-        if len(rows) > len(failures):
-            self._take_out()
-            with appending(workspace, before, in_turn=True) as output:
-                output.writelines(line for line, is_answer in rows if is_answer)
-            self.plan = replace(self.plan, outputs=[output.left, *self.plan.outputs[1:]])
+        with part_lines(workspace, chunk) as (answers, failed):
+            rows = list(_open_rows(read_chunk(workspace, chunk), answers, failed, self._why(chunk)))
+            answered = [image_path for image_path, failure in rows if failure is None]
+            if len(answered) < len(rows):
+                with replacing(failures_path(workspace, chunk)) as file:
+                    file.writelines(failure for _, failure in rows if failure is not None)
+            else:
+                failures_path(workspace, chunk).unlink(missing_ok=True)
+            if answered:
+                self._take_out()
+                with appending(workspace, before, in_turn=True) as output:
+                    output.writelines(map(answers.__getitem__, answered))
+                self.plan = replace(self.plan, outputs=[output.left, *self.plan.outputs[1:]])
         self._appended += 1
         answers_path(workspace, chunk).unlink(missing_ok=True)
 
@@ -131,13 +133,19 @@ class Merge:
             for chunk, rows in read_chunks(workspace, plan.chunks):
                 for image_path in rows.filter(~pl.col("merged"))["image_path"] if set_aside else ():
                     set_aside.pop(image_path, None)  # it was sent after all
-                is_appended = chunk.number <= self._appended
-                for line, is_answer in _rows(workspace, chunk, rows, self.stopped, is_appended=is_appended):
-                    (output if is_answer else failures).write(line)
-                    merged.add(line, is_answer=is_answer)
+                with part_lines(workspace, chunk) as (answers, failed):
+                    appended = chunk.number <= self._appended
+                    for image_path, failure in _open_rows(rows, answers, failed, self._why(chunk), appended=appended):
+                        line = answers[image_path] if failure is None else failure
+                        (output if failure is None else failures).write(line)
+                        merged.add(line, is_answer=failure is None)
             failures.writelines(set_aside.values())
             merged.left_alone = len(set_aside)
         return merged
+
+    def _why(self, chunk: Chunk) -> ImageFailure:
+        """The failure of rows of a chunk that were not asked."""
+        return self.stopped.get(chunk.number, UNASKED)
 
     def _take_out(self) -> None:
         if not self._took_out:
@@ -181,7 +189,8 @@ def _set_aside(workspace: Workspace) -> dict[str, bytes]:
 
     Reads the current failures file: another run may have finished since the retry chose its rows.
     """
-    lines = whole_lines(workspace.set_aside)
+    with whole_lines(workspace.set_aside) as aside:
+        lines = dict(aside)
     written = read_plan_file(workspace)
     if written is not None and written.source.get("path") == str(workspace.retried) and workspace.failures.exists():
         with workspace.failures.open("rb") as failures:
@@ -218,11 +227,11 @@ def _settle(workspace: Workspace, plan: Plan | None) -> int:
     answered = 0
     with appending(workspace, before) as output:
         for chunk, rows in read_chunks(workspace, plan.chunks):
-            answers = whole_lines(answers_path(workspace, chunk))
-            for image_path in rows.filter(~pl.col("merged"))["image_path"] if answers else ():
-                if image_path in answers:
-                    output.write(answers[image_path])
-                    answered += 1
+            with whole_lines(answers_path(workspace, chunk)) as answers:
+                for image_path in rows.filter(~pl.col("merged"))["image_path"] if answers else ():
+                    if image_path in answers:
+                        output.write(answers[image_path])
+                        answered += 1
     return answered
 
 
@@ -233,34 +242,33 @@ def append_unplanned(workspace: Workspace, parts: Sequence[Path], output: NewLin
     for path in parts:
         if path.name.endswith(".failures.jsonl"):
             continue
-        for image_path, line in whole_lines(path).items():
-            if image_path not in done:
-                output.write(line)
-                done.add(image_path)
-                answered += 1
+        with whole_lines(path) as lines:
+            for image_path, line in lines.items():
+                if image_path not in done:
+                    output.write(line)
+                    done.add(image_path)
+                    answered += 1
     return answered
 
 
-def _rows(
-    workspace: Workspace,
-    chunk: Chunk,
+def _open_rows(
     rows: pl.DataFrame,
-    stopped: Mapping[int, ImageFailure],
+    answers: Mapping[str, bytes],
+    failed: Mapping[str, bytes],
+    why: ImageFailure,
     *,
-    is_appended: bool = False,
-) -> Iterator[tuple[bytes, bool]]:
-    """Yields the line of each open row of a chunk, and whether it is an answer or a failure.
+    appended: bool = False,
+) -> Iterator[tuple[str, bytes | None]]:
+    """Yields the image path of each open row of a chunk, and its failure, None if it has an answer.
 
-    If the chunk `is_appended`, its answers are in the output, and all its failures in its part.
+    `why` is the failure of rows with neither. If the chunk is `appended`, its answers are in the output, and all its
+    failures in its part.
     """
-    answers, failed = whole_lines(answers_path(workspace, chunk)), whole_lines(failures_path(workspace, chunk))
-    why = stopped.get(chunk.number, UNASKED)
     for image_path, row in rows.filter(~pl.col("merged")).select("image_path", "row").iter_rows():
-        if image_path in failed and (is_appended or image_path not in answers):
-            yield failed[image_path], False
-        elif not is_appended:
-            answer = answers.get(image_path)
-            yield (answer, True) if answer else (failure_line(row, image_path, why), False)
+        if image_path in failed and (appended or image_path not in answers):
+            yield image_path, failed[image_path]
+        elif not appended:
+            yield image_path, None if image_path in answers else failure_line(row, image_path, why)
 
 
 def _remove_parts(workspace: Workspace) -> None:

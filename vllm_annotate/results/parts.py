@@ -1,7 +1,7 @@
-"""Answers of a chunk in append-only part files, repaired after a kill, and the rows that are still open."""
+"""Answers and failures of a chunk in part files, and the rows that are still open."""
 
-import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
@@ -11,69 +11,10 @@ from vllm_annotate.inputs.plan import read_chunk
 from vllm_annotate.inputs.plan_file import Chunk
 from vllm_annotate.inputs.rows import Row, caption_text
 from vllm_annotate.inputs.source import Source
-from vllm_annotate.results.lines import failure_line, path_of
-from vllm_annotate.storage.atomic import sync_folder
+from vllm_annotate.results.lines import failure_line
+from vllm_annotate.results.part_file import PartFile, WholeLines, whole_lines
 from vllm_annotate.storage.json_text import json_object, raw_members, text_member
 from vllm_annotate.storage.workspace import Workspace
-
-
-class PartFile:
-    """An append-only JSONL file with an `image_path` per line. Opening it removes a line that a kill cut off."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.paths = set(whole_lines(path))
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._is_torn = False  # ends in an incomplete line
-
-    def append(self, image_path: str, line: bytes) -> None:
-        """Appends the line in one write, after which it survives a SIGKILL. Raises OSError.
-
-        A write that fails midway is undone: it would corrupt the next line.
-        """
-        size = os.fstat(self._descriptor).st_size
-        view = memoryview(b"\n" + line if self._is_torn else line)
-        try:
-            while view:  # a full disk or a signal can cut a write short
-                view = view[os.write(self._descriptor, view) :]
-        except OSError:
-            self._is_torn = True
-            with suppress(OSError):
-                os.ftruncate(self._descriptor, size)
-                self._is_torn = False
-            raise
-        self._is_torn = False
-        self.paths.add(image_path)
-
-    def close(self) -> None:
-        """Syncs the file to disk and closes it."""
-        try:
-            os.fsync(self._descriptor)
-            sync_folder(self.path.parent)
-        finally:
-            os.close(self._descriptor)
-
-
-def whole_lines(path: Path) -> dict[str, bytes]:
-    """Repairs the end of a part and returns its lines by image path, the last of each; empty if there is no file.
-
-    A last line without a newline is completed if it is a JSON object, else removed. (No proper prefix of an object is
-    an object.)
-    """
-    try:
-        with path.open("rb+") as file:
-            content = file.read()
-            end = content.rfind(b"\n") + 1
-            if path_of(content[end:]) is not None:
-                content += b"\n"
-                file.write(b"\n")
-            else:
-                content = content[:end]
-                file.truncate(end)
-    except FileNotFoundError:
-        return {}
-    lines = (line + b"\n" for line in content.split(b"\n"))
-    return {image_path: line for line in lines if (image_path := path_of(line)) is not None}
 
 
 class Part:
@@ -115,6 +56,13 @@ def failures_path(workspace: Workspace, chunk: Chunk) -> Path:
     return workspace.parts / f"{chunk.name}.failures.jsonl"
 
 
+@contextmanager
+def part_lines(workspace: Workspace, chunk: Chunk) -> Iterator[tuple[WholeLines, WholeLines]]:
+    """Opens the answers and the failures of a chunk to read."""
+    with whole_lines(answers_path(workspace, chunk)) as answers, whole_lines(failures_path(workspace, chunk)) as failed:
+        yield answers, failed
+
+
 def answer_files(workspace: Workspace) -> list[Path]:
     """Returns the files of answers that are not merged yet."""
     return [path for path in workspace.parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl")]
@@ -125,9 +73,8 @@ def pending_rows(workspace: Workspace, chunk: Chunk, source: Source) -> list[Row
 
     An image that failed without a request is open too: a missing file may have been restored.
     """
-    failures = whole_lines(failures_path(workspace, chunk))
-    settled = {image_path for image_path, line in failures.items() if _attempts(line)}
-    settled.update(whole_lines(answers_path(workspace, chunk)))
+    with part_lines(workspace, chunk) as (answers, failed):
+        settled = {image_path for image_path, line in failed.items() if _attempts(line)} | set(answers)
     rows = read_chunk(workspace, chunk).filter(~pl.col("merged"))
     return [
         row_of(image_path, text, source, workspace)

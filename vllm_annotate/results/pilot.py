@@ -9,7 +9,8 @@ from vllm_annotate.inputs.source import Source
 from vllm_annotate.job import remembered_job
 from vllm_annotate.recipe.guard import read_recipe
 from vllm_annotate.results.lines import begins_with_row, path_of
-from vllm_annotate.results.parts import PartFile, answers_path, row_of
+from vllm_annotate.results.part_file import PartFile
+from vllm_annotate.results.parts import answers_path, row_of
 from vllm_annotate.storage.workspace import Workspace
 
 MOST_BYTES = 2 * 1024**3  # of a pilot's output: it is read whole
