@@ -21,7 +21,7 @@ from pydantic import Field
 from blocks import AnnotationRecipe, VLLMServer
 from flows.support.artifacts import live_artifacts
 from flows.support.chunk_task import run_chunk, shorten_tracebacks
-from flows.support.flow import flow
+from flows.support.flow import REQUIRED, flow
 from flows.support.outcome import ended
 from flows.support.shown_secrets import hide_secrets
 from flows.support.termination import ended_by_sigterm
@@ -47,8 +47,8 @@ def flow_run_name() -> str:
 @flow(name="annotate-images", flow_run_name=flow_run_name, version=VERSION)
 async def annotate_images(
     input: Location,  # noqa: A002 - the command line's --input
-    image_root: Location,
-    output: Location,
+    image_root: Location | None = None,
+    output: Location = REQUIRED,
     server: VLLMServer | None = None,
     recipe: AnnotationRecipe | None = None,
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = "auto",
@@ -68,9 +68,11 @@ async def annotate_images(
     """Writes a rationale and named boxes for every image of a JSONL or Parquet file. Run it again to resume.
 
     Args:
-        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row. A path,
-            or a URL such as s3://bucket/captions.jsonl.
-        image_root: Folder or URL that image paths are relative to; nothing outside it is read.
+        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row, or a
+            WebDataset .tar or a .parquet file with the images inside. A path, or a URL such as
+            s3://bucket/captions.jsonl.
+        image_root: Folder or URL that image paths are relative to; nothing outside it is read. Empty if the images are
+            inside the input.
         output: The result, a .jsonl file or URL; images that are already in it are skipped.
         server: Endpoints of vLLM, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
         recipe: Prompts, sampling, schema and image budget; empty uses the built-in recipe.

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
 from flows.pilot import pilot
-from flows.support.flow import flow
+from flows.support.flow import REQUIRED, flow
 from flows.support.shown_secrets import hide_secrets
 from flows.support.sub_runs import begun_run, check_deployment, run_parameter
 from vllm_annotate.errors import UsageError
@@ -46,8 +46,8 @@ def flow_run_name() -> str:
 @flow(name="annotate-approved", flow_run_name=flow_run_name, version=VERSION)
 async def annotate_approved(
     input: Location,  # noqa: A002 - as in annotate_images
-    image_root: Location,
-    output: Location,
+    image_root: Location | None = None,
+    output: Location = REQUIRED,
     server: VLLMServer | None = None,
     recipe: AnnotationRecipe | None = None,
     sample: Annotated[int, Field(ge=30)] = 200,
@@ -64,9 +64,11 @@ async def annotate_approved(
     it ends as Cancelled.
 
     Args:
-        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row. A path,
-            or a URL such as s3://bucket/captions.jsonl.
-        image_root: Folder or URL that image paths are relative to; nothing outside it is read.
+        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row, or a
+            WebDataset .tar or a .parquet file with the images inside. A path, or a URL such as
+            s3://bucket/captions.jsonl.
+        image_root: Folder or URL that image paths are relative to; nothing outside it is read. Empty if the images are
+            inside the input.
         output: The result, a .jsonl file or URL; images that are already in it are skipped.
         server: Endpoints of vLLM, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
         recipe: Prompts, sampling, schema and image budget; empty uses the built-in recipe.
@@ -88,8 +90,9 @@ async def annotate_approved(
         logger.error("%s", error)  # noqa: TRY400 - the traceback adds nothing
         return Failed(message=str(error))
     tried: State[Any] = await pilot(
-        input, image_root, output, server, recipe, sample, sample_seed, max_concurrency, image_column, caption_column,
-        return_state=True,
+        input, image_root=image_root, output=output, server=server, recipe=recipe, sample=sample,
+        sample_seed=sample_seed, max_concurrency=max_concurrency, image_column=image_column,
+        caption_column=caption_column, return_state=True,
     )  # fmt: skip
     if not tried.is_completed():
         return Failed(message=f"the pilot failed: {tried.message}")

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from prefect import get_run_logger, runtime, task
@@ -12,20 +13,20 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
-from flows.support.flow import flow
+from flows.support.flow import REQUIRED, flow
 from flows.support.shown_secrets import hide_secrets
 from flows.support.sub_runs import check_deployment, ended_run, run_parameter
 from flows.support.termination import ended_by_sigterm
 from vllm_annotate.errors import UsageError
-from vllm_annotate.inputs.source import Source
 from vllm_annotate.job import SELECTING, Job
-from vllm_annotate.pipeline.files import check_distinct, found_image_root, found_source
+from vllm_annotate.pipeline.files import check_distinct
+from vllm_annotate.pipeline.found_input import find_input
 from vllm_annotate.pipeline.publish_shards import merge_and_publish
 from vllm_annotate.report.report import Report
 from vllm_annotate.report.summary import sentence
 from vllm_annotate.results.shard_files import shards_begun, shards_left
 from vllm_annotate.storage.disk_errors import explained
-from vllm_annotate.storage.locations import ImageRoot, Location, name_of, run_name
+from vllm_annotate.storage.locations import Location, name_of, run_name
 from vllm_annotate.storage.shard import MAX_SHARDS, Shard
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
@@ -41,9 +42,9 @@ def flow_run_name() -> str:
 @flow(name="annotate-sharded", flow_run_name=flow_run_name, version=VERSION)
 async def annotate_sharded(
     input: Location,  # noqa: A002 - as in annotate_images
-    image_root: Location,
-    output: Location,
-    shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)],
+    image_root: Location | None = None,
+    output: Location = REQUIRED,
+    shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = REQUIRED,
     at_once: Annotated[int, Field(ge=0)] = 0,
     shard_retries: Annotated[int, Field(ge=0, le=100)] = 2,
     deployment: str = "annotate-images/shard",
@@ -65,9 +66,11 @@ async def annotate_sharded(
     another worker restarts it, and it resumes where it stopped.
 
     Args:
-        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row. A path,
-            or a URL such as s3://bucket/captions.jsonl.
-        image_root: Folder or URL that image paths are relative to; nothing outside it is read.
+        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row, or a
+            WebDataset .tar or a .parquet file with the images inside. A path, or a URL such as
+            s3://bucket/captions.jsonl.
+        image_root: Folder or URL that image paths are relative to; nothing outside it is read. Empty if the images are
+            inside the input.
         output: The result, a .jsonl file or URL; images that are already in it are skipped.
         shards: Into how many shards the input is split.
         at_once: How many of them run at the same time; 0 leaves it to the workers.
@@ -93,8 +96,7 @@ async def annotate_sharded(
     await hide_secrets(server)
     try:
         check_distinct(input, output)
-        root = found_image_root(image_root)
-        source, _ = await run_to_end(found_source, input, image_column, caption_column)
+        await run_to_end(check_input, job)
         await asyncio.to_thread(check_count, output, shards)
         blocks = {"server": run_parameter(server), "recipe": run_parameter(recipe)}
         parameters = job.model_dump(mode="json", exclude={"server", "recipe", "shard", *SELECTING}) | blocks
@@ -104,7 +106,7 @@ async def annotate_sharded(
         reasons = "; ".join(f"{shard}: {reason}" for shard, reason in lost.items())
         if lost and not await asyncio.to_thread(shards_begun, output):
             return Failed(message=f"no shard has any answers to merge. {reasons}")
-        report = await merge_and_report(source, output, root, lost)
+        report = await merge_and_report(job.model_copy(update={"server": None, "recipe": None}), lost)
     except UsageError as error:
         logger.error("%s", error)  # noqa: TRY400 - the traceback adds nothing
         return Failed(message=str(error))
@@ -151,15 +153,19 @@ async def run_shards(
 
 
 @task(cache_policy=NO_CACHE, task_run_name="merge")
-async def merge_and_report(
-    source: Source, output: Path | str, image_root: ImageRoot, lost: Mapping[Shard, str]
-) -> Report:
+async def merge_and_report(job: Job, lost: Mapping[Shard, str]) -> Report:
     """Moves the answers of all shards into the output and writes the report."""
     failed = [f"shard {shard}" for shard in lost]
     say = get_run_logger().warning
-    report = await run_to_end(merge_and_publish, source, output, image_root, failed, say)
+    report = await run_to_end(merge_and_publish, job, failed, say)
     get_run_logger().info("%s", sentence(report))
     return report
+
+
+def check_input(job: Job) -> None:
+    """Raises UsageError if input or images cannot be read: better here than in each shard."""
+    with TemporaryDirectory(prefix="vllm-annotate-") as folder:
+        find_input(job, Path(folder))
 
 
 def check_count(output: Path | str, count: int) -> None:

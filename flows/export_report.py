@@ -10,7 +10,7 @@ from flows.support.flow import flow
 from flows.support.outcome import refused
 from vllm_annotate.errors import UsageError
 from vllm_annotate.pipeline.report_page import remake_page
-from vllm_annotate.storage.locations import Location, image_root_at, name_of
+from vllm_annotate.storage.locations import Location, name_of
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
@@ -21,16 +21,16 @@ def flow_run_name() -> str:
 
 
 @flow(name="export-report", flow_run_name=flow_run_name, version=VERSION)
-async def export_report(output: Location, image_root: Location) -> State[Any]:
+async def export_report(output: Location, image_root: Location | None = None) -> State[Any]:
     """Rebuilds report.html of an output, after you edited or lost it or upgraded vllm-annotate.
 
     Args:
         output: The result to report on, a .jsonl file or URL; also one of its shards.
-        image_root: Folder or URL that image paths are relative to.
+        image_root: Folder or URL that image paths are relative to; empty for that of the last run.
 
     """
     try:
-        page = await run_to_end(remake_page, output, image_root_at(image_root))
+        page = await run_to_end(remake_page, output, image_root)
     except (UsageError, OSError) as error:
         return refused(error, output)
     return Completed(message=f"wrote {page}", data=page)

@@ -1,5 +1,6 @@
 """The flow that annotates a random sample, and estimates what the rest will take."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect import get_run_logger, runtime
@@ -11,12 +12,13 @@ from pydantic import Field
 from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
 from flows.support.artifacts import sample_pictures
-from flows.support.flow import flow
+from flows.support.flow import REQUIRED, flow
 from flows.support.outcome import ended, refused
 from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.inside import image_root_at
 from vllm_annotate.pipeline.pilot import as_markdown, estimate_in_words, pilot_output
-from vllm_annotate.storage.locations import Location, image_root_at, run_name
+from vllm_annotate.storage.locations import Location, run_name
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
@@ -29,8 +31,8 @@ def flow_run_name() -> str:
 @flow(name="pilot", flow_run_name=flow_run_name, version=VERSION)
 async def pilot(
     input: Location,  # noqa: A002 - as in annotate_images
-    image_root: Location,
-    output: Location,
+    image_root: Location | None = None,
+    output: Location = REQUIRED,
     server: VLLMServer | None = None,
     recipe: AnnotationRecipe | None = None,
     sample: Annotated[int, Field(ge=30)] = 200,
@@ -44,9 +46,11 @@ async def pilot(
     A later run of annotate with the same recipe takes the answers of the pilot.
 
     Args:
-        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row. A path,
-            or a URL such as s3://bucket/captions.jsonl.
-        image_root: Folder or URL that image paths are relative to; nothing outside it is read.
+        input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row, or a
+            WebDataset .tar or a .parquet file with the images inside. A path, or a URL such as
+            s3://bucket/captions.jsonl.
+        image_root: Folder or URL that image paths are relative to; nothing outside it is read. Empty if the images are
+            inside the input.
         output: The result of the whole, such as labeled.jsonl; the pilot writes labeled.pilot.jsonl beside it.
         server: Endpoints of vLLM, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
         recipe: Prompts, sampling, schema and image budget; empty uses the built-in recipe.
@@ -70,7 +74,10 @@ async def pilot(
         return ended(Failed(message=state.message))
     estimate = await run_to_end(estimate_in_words, own)
     get_run_logger().info("%s", estimate)
-    pictures = "" if isinstance(own, str) else await run_to_end(sample_pictures, [own], image_root_at(image_root))
+    pictures = ""
+    if isinstance(own, Path):
+        images = await run_to_end(image_root_at, image_root or input, image_column)
+        pictures = await run_to_end(sample_pictures, [own], images)
     await acreate_markdown_artifact(
         key="annotate-estimate",
         markdown=f"{state.message}\n\n{as_markdown(estimate)}\n\n{pictures}",

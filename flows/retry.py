@@ -19,7 +19,8 @@ from vllm_annotate.storage.locations import Location, run_name
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
-REMEMBERED = ("server", "recipe", "caption_column")  # empty: as in the last run of the output
+# Empty: as in the last run of the output.
+REMEMBERED = ("image_root", "image_column", "server", "recipe", "caption_column")
 
 
 def flow_run_name() -> str:
@@ -30,7 +31,7 @@ def flow_run_name() -> str:
 @flow(name="retry-failures", flow_run_name=flow_run_name, version=VERSION)
 async def retry_failures(
     output: Location,
-    image_root: Location,
+    image_root: Location | None = None,
     kinds: list[FailureKind] = [],  # noqa: B006 - the default in Prefect's form
     server: VLLMServer | None = None,
     recipe: AnnotationRecipe | None = None,
@@ -46,7 +47,7 @@ async def retry_failures(
 
     Args:
         output: The result, a .jsonl file or URL; images that are already in it are skipped.
-        image_root: Folder or URL that image paths are relative to; nothing outside it is read.
+        image_root: Folder or URL that image paths are relative to; empty for that of the run that failed.
         kinds: Only failures of these kinds, such as timeout; the others stay as they are. Empty retries all.
         server: Endpoints of vLLM, or how to start it; empty uses that of the run that failed.
         recipe: Prompts, sampling, schema and image budget; empty uses that of the run that failed.

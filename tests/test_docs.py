@@ -38,8 +38,8 @@ from vllm_annotate.report.report import Images, Report
 from vllm_annotate.serving.settings import Server
 
 TOPICS = (
-    "quickstart", "servers", "output", "parameters", "resume", "deploy", "scale-out", "object-storage", "concurrency",
-    "observability", "troubleshooting", "benchmarks", "architecture", "contributing", "proof", "pilot",
+    "quickstart", "inputs", "servers", "output", "parameters", "resume", "deploy", "scale-out", "object-storage",
+    "concurrency", "observability", "troubleshooting", "benchmarks", "architecture", "contributing", "proof", "pilot",
     "three-24gb-gpus", "evaluation", "audit", "export", "review",
 )  # fmt: skip
 GONE = (

@@ -12,6 +12,7 @@ from blocks import AnnotationRecipe, VLLMServer
 from flows.annotate import annotate_images
 from flows.annotate_sharded import annotate_sharded
 from flows.retry import REMEMBERED, retry_failures
+from flows.support.flow import REQUIRED
 from vllm_annotate.job import Job, remembered_job
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.launch import Launch
@@ -37,9 +38,8 @@ def test_a_flow_has_the_parameters_of_a_job_with_its_types_defaults_and_texts(fl
             assert "that of the run that failed" in " ".join(texts[name]["description"].split())
             continue
         assert " ".join(texts[name]["description"].split()) == field.description, name
-        assert (
-            parameter.default is inspect.Parameter.empty if field.is_required() else parameter.default == field.default
-        )
+        required = (inspect.Parameter.empty, REQUIRED)
+        assert parameter.default in required if field.is_required() else parameter.default == field.default
         if name in BLOCKS:
             assert hints[name] == BLOCKS[name] | None
         else:

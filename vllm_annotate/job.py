@@ -25,11 +25,14 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     input: Location = Field(
-        description="The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row. "
-        "A path, or a URL such as s3://bucket/captions.jsonl."
+        description="The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row, "
+        "or a WebDataset .tar or a .parquet file with the images inside. A path, or a URL such as "
+        "s3://bucket/captions.jsonl."
     )
-    image_root: Location = Field(
-        description="Folder or URL that image paths are relative to; nothing outside it is read."
+    image_root: Location | None = Field(
+        default=None,
+        description="Folder or URL that image paths are relative to; nothing outside it is read. Empty if the images "
+        "are inside the input.",
     )
     output: Location = Field(description="The result, a .jsonl file or URL; images that are already in it are skipped.")
     server: Server | None = Field(
@@ -110,6 +113,11 @@ class Job(BaseModel):
         """Returns the job in a flow's parameters, and ignores those of other names."""
         return cls(**{name: value for name, value in parameters.items() if name in cls.model_fields})
 
+    @property
+    def images(self) -> Path | str:
+        """Where the images are: inside the input if there is no image root."""
+        return self.input if self.image_root is None else self.image_root
+
     def remember(self, path: Path) -> None:
         """Saves the job for later commands on the same output."""
         write_json(path, self.without_secrets())
@@ -126,6 +134,11 @@ class Job(BaseModel):
             if isinstance(where := getattr(self, name), Path):
                 fields[name] = os.path.realpath(where.expanduser())
         return fields
+
+
+def images_of(fields: Mapping[str, Any]) -> Any:
+    """Where the images of a job with these fields are; None if it does not say."""
+    return fields.get("image_root") or fields.get("input")
 
 
 class OutputOf(BaseModel):

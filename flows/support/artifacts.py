@@ -25,7 +25,7 @@ from vllm_annotate.report.figures import telemetry_charts, telemetry_figures
 from vllm_annotate.report.gallery import newest_parts, newest_rows, with_images
 from vllm_annotate.report.report import Report
 from vllm_annotate.report.summary import sentence
-from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.image_roots import ImageRoot
 
 FIRST_SECONDS, LIVE_SECONDS, FINAL_SECONDS = 3.0, 10.0, 60.0
 FINAL_RETRIES = 2  # 6 s: the end of the run waits for them

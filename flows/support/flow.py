@@ -10,6 +10,10 @@ from prefect.settings import get_current_settings
 from flows.support.own_server import start_own_server, until_ready
 from vllm_annotate.storage.state_folder import state_folder
 
+# Of parameters without a default that come after one that has: callers may count on their order. Prefect shows them as
+# required, and refuses a run without them.
+REQUIRED: Any = ...
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

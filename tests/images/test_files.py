@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from vllm_annotate.errors import ImageFailure, MachineFault
 from vllm_annotate.images.files import FOLDER_SECONDS, close_folders, read_image
-from vllm_annotate.storage.locations import RemoteFolder
+from vllm_annotate.storage.image_roots import RemoteFolder
 
 
 def failure(root: Path, image_path: str) -> ImageFailure:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from vllm_annotate.inputs.source import file_state
 from vllm_annotate.results.append import BLOCK_BYTES, OutputChangedError, appending, repair_output
 from vllm_annotate.storage.appends import only_appended
+from vllm_annotate.storage.file_states import file_state
 from vllm_annotate.storage.workspace import Workspace
 
 OLD = b'{"image_path": "old.jpg"}\n'

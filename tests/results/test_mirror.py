@@ -23,7 +23,7 @@ from tests.conftest import ROOT, Job
 from tests.support.s3 import Bucket
 from vllm_annotate.errors import ImageFailure, MachineFault, UsageError
 from vllm_annotate.images.files import read_image
-from vllm_annotate.storage.locations import RemoteFolder
+from vllm_annotate.storage.image_roots import RemoteFolder
 
 MakeJob = Callable[[int], Job]
 

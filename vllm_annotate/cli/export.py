@@ -100,7 +100,7 @@ def new_file(option: str, where: str) -> Path:
 
 def image_root_of(where: str | None) -> Any:
     """Returns the image root, or None. Raises UsageError if it is not a folder that can be read."""
-    from vllm_annotate.pipeline.files import found_image_root
+    from vllm_annotate.pipeline.found_input import found_image_root
     from vllm_annotate.storage.locations import location
 
     if where is None:

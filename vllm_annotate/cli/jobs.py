@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from vllm_annotate.cli.options import Option, fields, option
 from vllm_annotate.errors import UsageError
-from vllm_annotate.job import Job, OutputOf, remembered_job
+from vllm_annotate.job import Job, OutputOf, images_of, remembered_job
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.masking import PASSWORD_IN_URL, names_secret
@@ -85,8 +85,12 @@ def fields_after_run(given: Mapping[str, Any], remembered: Iterable[str], **fixe
     """The fields of a job on the output of an earlier run, which remembers some of them. Raises UsageError."""
     output = checked(OutputOf, {name: value for name, value in given.items() if name == "output"}).output
     known = remembered_job(output)
-    found = job_fields({**given, **fixed}, {name: known[name] for name in remembered if name in known})
-    required = [name for name, field in Job.model_fields.items() if field.is_required()]
+    remembered = set(remembered)
+    images = {"image_root": where} if (where := images_of(known)) else {}
+    had = known | images
+    found = job_fields({**given, **fixed}, {name: had[name] for name in remembered if name in had})
+    of_job = Job.model_fields.items()
+    required = [name for name, field in of_job if field.is_required() or (name == "image_root" and name in remembered)]
     if not known and (missing := [f"--{name.replace('_', '-')}" for name in required if name not in found]):
         raise UsageError(f"no run of {output} is recorded beside it: correct --output, or set {' and '.join(missing)}")
     return found

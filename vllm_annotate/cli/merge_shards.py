@@ -27,15 +27,13 @@ def app() -> App:
 
 def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> int:
     """Merges the shards; returns the exit code."""
-    from vllm_annotate.pipeline.files import check_distinct, found_image_root, found_source
+    from vllm_annotate.pipeline.files import check_distinct
     from vllm_annotate.pipeline.publish_shards import merge_and_publish
     from vllm_annotate.report.summary import sentence
 
     job = job_of(fields_after_run(given, OPTIONS))
     check_distinct(job.input, job.output)
-    root = found_image_root(job.image_root)
-    source, _columns = found_source(job.input, job.image_column, caption_column="")
-    report = merge_and_publish(source, job.output, root, [], console.say)
+    report = merge_and_publish(job, [], console.say)
     console.show(sentence(report))
     return 1 if report.images.failed or report.failed_chunks else 0
 

@@ -24,10 +24,9 @@ def app() -> App:
 def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> int:
     """Writes the page; returns the exit code."""
     from vllm_annotate.pipeline.report_page import remake_page
-    from vllm_annotate.storage.locations import image_root_at
 
     job = job_of(fields_after_run(given, OPTIONS, input=given.get("output")))
-    console.show(str(remake_page(job.output, image_root_at(job.image_root), given.get("shard") or "")))
+    console.show(str(remake_page(job.output, job.image_root, given.get("shard") or "")))
     return 0
 
 

@@ -14,7 +14,7 @@ from vllm_annotate.cli.work import Work, saved_answers
 from vllm_annotate.errors import FailureKind, UsageError
 from vllm_annotate.job import SELECTING, Job
 
-NOT_HERE = ("input", "image_column", "shard", "error_budget", *SELECTING)  # fields of a job that a retry sets itself
+NOT_HERE = ("input", "shard", "error_budget", *SELECTING)  # fields of a job that a retry sets itself
 KINDS = get_args(FailureKind)
 
 

@@ -21,7 +21,8 @@ from vllm_annotate.evaluation.tables import (
 )
 from vllm_annotate.printable import printable
 from vllm_annotate.report import markdown
-from vllm_annotate.storage.locations import ImageRoot, name_of
+from vllm_annotate.storage.image_roots import ImageRoot
+from vllm_annotate.storage.locations import name_of
 
 NAMES_ON_PAGE = 50
 AGREEMENT_COLUMN = 1  # drawn as a bar

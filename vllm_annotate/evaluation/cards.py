@@ -11,7 +11,7 @@ from vllm_annotate.errors import ImageFailure
 from vllm_annotate.evaluation.shown import Corners, Item, Shown
 from vllm_annotate.images.prepare import thumbnail
 from vllm_annotate.report.text import text_of
-from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.image_roots import ImageRoot
 
 MOST_BYTES, BYTES_AN_ITEM = 9_000_000, 800  # of all cards; of an object, beside its name
 THUMBNAIL_SIDE = 360

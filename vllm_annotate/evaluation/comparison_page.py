@@ -9,7 +9,7 @@ from vllm_annotate.evaluation.comparison_tables import change_rows, compared_ima
 from vllm_annotate.evaluation.page import NAMES_ON_PAGE, more_names, rates_of, rendered
 from vllm_annotate.evaluation.shown import Shown
 from vllm_annotate.evaluation.tables import shown
-from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.image_roots import ImageRoot
 
 NO_BAR = -1
 

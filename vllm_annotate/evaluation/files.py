@@ -3,21 +3,28 @@
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.job import remembered_job
-from vllm_annotate.storage.locations import ImageRoot, image_root_at, location
+from vllm_annotate.inputs.inside import DEFAULT_COLUMN, image_root_at
+from vllm_annotate.job import images_of, remembered_job
+from vllm_annotate.storage.image_roots import ImageRoot
+from vllm_annotate.storage.locations import location
 
 
 def image_root_of(output: Path, given: Path | str | None) -> ImageRoot | None:
     """The image root that is given, or that the output's run had; None if neither is known."""
-    known = given
+    known, had = given, {}
     if known is None and output.suffix == ".jsonl" and output.is_file():
-        known = remembered_job(output).get("image_root")
+        had = remembered_job(output)
+        known = images_of(had)
     if known is None:
         return None
     try:
-        root = image_root_at(location(known))
+        root = image_root_at(location(known), had.get("image_column", DEFAULT_COLUMN))
     except ValueError as error:
         raise UsageError(f"--image-root {str(known)!r}: {error}") from None
+    except UsageError:  # of a file with images inside
+        if given is None:
+            return None
+        raise
     if not isinstance(root, Path) or root.is_dir():
         return root
     if given is None:

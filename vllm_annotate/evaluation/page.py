@@ -8,7 +8,8 @@ from vllm_annotate.evaluation.shown import Shown
 from vllm_annotate.evaluation.tables import TITLES, image_counts, name_rows, shown, size_rows
 from vllm_annotate.report.rendering import render
 from vllm_annotate.report.text import text_of
-from vllm_annotate.storage.locations import ImageRoot, name_of
+from vllm_annotate.storage.image_roots import ImageRoot
+from vllm_annotate.storage.locations import name_of
 
 NAMES_ON_PAGE = 50
 F1_COLUMN = 1  # of the tables by size and by name, drawn as a bar

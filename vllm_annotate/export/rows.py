@@ -7,8 +7,8 @@ from typing import Any
 from vllm_annotate.errors import ImageFailure
 from vllm_annotate.images.prepare import upright_size
 from vllm_annotate.results.lines import OUTPUT_FIELDS, path_of
+from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.json_text import json_object
-from vllm_annotate.storage.locations import ImageRoot
 
 MAX_SIDE = 1_000_000  # pixels; no image is larger, and a broken number may have any size
 RUN_FIELDS = OUTPUT_FIELDS.keys()

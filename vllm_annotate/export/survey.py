@@ -14,7 +14,7 @@ from vllm_annotate.export.selection import Selection, Splits, digest_of
 from vllm_annotate.grounding.names import Category, name_key
 from vllm_annotate.results.audited import Audited
 from vllm_annotate.results.reviewed import Reviewed, is_reviewed_file
-from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.image_roots import ImageRoot
 
 CHUNK = 65_536
 MAX_NAMES = 500_000  # different spellings that are counted: about 100 MB

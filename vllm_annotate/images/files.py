@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vllm_annotate.errors import ImageFailure, MachineFault
 from vllm_annotate.images.hints import similar_path
-from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.shortage import is_shortage
 
 MAX_FILE_BYTES = 256 * 1024 * 1024

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
-from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.image_roots import ImageRoot
 
 MOST_NAMES = 10_000  # of a folder, compared without regard to case
 LISTED_SECONDS = 60  # a listing serves many missing images

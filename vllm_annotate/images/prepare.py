@@ -20,7 +20,7 @@ from vllm_annotate.images.jpeg import plain_jpeg
 from vllm_annotate.images.metadata import readings
 from vllm_annotate.images.upright import Upright, upright
 from vllm_annotate.recipe.image_budget import ImageBudget
-from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.shortage import is_shortage
 
 Result = TypeVar("Result")

@@ -13,9 +13,10 @@ from pathlib import Path
 import polars as pl
 
 from vllm_annotate.inputs.plan_file import read_plan_file
-from vllm_annotate.inputs.source import file_version, output_lines, output_lines_from
+from vllm_annotate.inputs.source import output_lines, output_lines_from
 from vllm_annotate.storage.appends import Version, only_appended, read_appends
 from vllm_annotate.storage.atomic import read_json, replacing_path, write_json
+from vllm_annotate.storage.file_states import file_version
 from vllm_annotate.storage.workspace import Workspace
 
 SMALLEST_BYTES = 64 * 1024**2  # of an output that is indexed: smaller ones are read within a second

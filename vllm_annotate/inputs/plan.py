@@ -22,18 +22,10 @@ from vllm_annotate.inputs.plan_file import (
 )
 from vllm_annotate.inputs.polars_faults import polars_faults
 from vllm_annotate.inputs.raw_paths import without_broken_paths
-from vllm_annotate.inputs.source import (
-    PATH_MISSING,
-    FileState,
-    Source,
-    distinct_paths,
-    file_state,
-    file_version,
-    input_lines,
-    output_lines,
-)
+from vllm_annotate.inputs.source import PATH_MISSING, Source, distinct_paths, input_lines, output_lines
 from vllm_annotate.storage.appends import only_appended
 from vllm_annotate.storage.atomic import replacing_path, sync_file, sync_folder
+from vllm_annotate.storage.file_states import FileState, file_state, file_version
 from vllm_annotate.storage.workspace import Workspace
 
 ROW_GROUP = 8192  # of plan.parquet: reading a chunk decodes one or two
@@ -60,7 +52,7 @@ def make_plan(source: Source, workspace: Workspace, chunk_size: int) -> Plan:
         if _states(source, workspace) == before:
             break
     else:
-        files = " or ".join(map(str, (source.path, *workspace.outputs)))
+        files = " or ".join(map(str, (source.given, *workspace.outputs)))
         raise UsageError(f"{files} changed during {PLAN_TRIES} attempts to read it: run again once it is complete")
     workspace.appends.unlink(missing_ok=True)  # it belongs to the plan before
     write_plan_file(workspace, PlanFile(identity, counts, chunks, outputs))
@@ -95,7 +87,7 @@ def _plan_rows(source: Source, workspace: Workspace, chunk_size: int) -> tuple[C
     keys_file.unlink()
     if not counts.distinct and source.shard is None:
         raise UsageError(
-            f"no row of {source.path} has an image path in column {source.image_column!r}: set --image-column to the "
+            f"no row of {source.given} has an image path in column {source.image_column!r}: set --image-column to the "
             "column with the image paths"
         )
     _write_rows(lines, pending_keys, workspace.plan_rows)
@@ -202,9 +194,9 @@ def plan_is_for(workspace: Workspace, source: Source) -> bool:
 
 
 def input_has_changed(workspace: Workspace, source: Source) -> bool:
-    """Whether the input changed since the plan in progress was made."""
+    """Whether the input changed since the plan in progress was made. Raises OSError."""
     written = read_plan_file(workspace)
-    return written is not None and written.source != source.identity()
+    return written is not None and (written.source != source.identity() or source.has_changed())
 
 
 def remove_plan(workspace: Workspace) -> None:

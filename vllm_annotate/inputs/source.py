@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import orjson
 import polars as pl
@@ -14,6 +14,7 @@ from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.hints import remedy
 from vllm_annotate.inputs.selection import ALL, Selection
 from vllm_annotate.inputs.sharding import in_shard
+from vllm_annotate.storage.file_states import file_version, version_at
 from vllm_annotate.storage.json_text import json_object, text_member
 from vllm_annotate.storage.shard import Shard
 
@@ -24,7 +25,10 @@ PATH_MISSING = pl.col("image_path").fill_null("") == ""
 
 @dataclass(frozen=True)
 class Source:
-    """The input, its column names (`caption_column` is "" if there are no captions), and which of its images."""
+    """The input, its column names (`caption_column` is "" if there are no captions), and which of its images.
+
+    The rows of an `origin` with images inside, a tar for example, are in a file of JSON lines at `path`.
+    """
 
     path: Path
     image_column: str = "image_path"
@@ -32,58 +36,75 @@ class Source:
     shard: Shard | None = None
     selection: Selection = ALL
 
+    origin: Path | str | None = None
+    origin_version: list[int] | str | None = None  # when its rows were read
+
+    @property
+    def given(self) -> Path | str:
+        """The file or URL that a user knows."""
+        return self.origin or self.path
+
     @cached_property
     def is_parquet(self) -> bool:
-        """Whether its name or its first bytes say Parquet; anything else is JSON lines, plain or compressed."""
-        if self.path.suffix.lower() in PARQUET_SUFFIXES:
-            return True
-        try:
-            with self.path.open("rb") as file:
-                return file.read(len(PARQUET)) == PARQUET
-        except OSError:
-            return False
+        """Whether it is read as Parquet; anything else is JSON lines, plain or compressed."""
+        return is_parquet(self.path)
 
     def identity(self) -> dict[str, Any]:
         """Returns values that change when the file, the image column, the shard or the selection does."""
         chosen = {"selection": asdict(self.selection)} if self.selection else {}  # earlier plans have none
         return {
-            "path": os.path.realpath(self.path),
-            "version": file_version(self.path),
+            "path": os.path.realpath(self.given) if isinstance(self.given, Path) else self.given,
+            "version": file_version(self.path) if self.origin is None else self.origin_version,
             "image_column": self.image_column,
             "shard": str(self.shard or ""),
         } | chosen
 
+    def has_changed(self) -> bool:
+        """Whether an origin is another file than the one whose rows were read. Raises OSError."""
+        return self.origin is not None and version_at(self.origin) != self.origin_version
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether the name of a file or its first bytes say Parquet."""
+    if path.suffix.lower() in PARQUET_SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(len(PARQUET)) == PARQUET
+    except OSError:
+        return False
+
 
 def check_source(source: Source) -> list[str]:
     """Returns the columns of the first rows. Raises UsageError if a named column is not among them."""
-    path = source.path
+    path, given = source.path, source.given
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
-        raise UsageError(f"input {str(path)!r} {what}: give a .jsonl (also .gz, .zst) or .parquet file")
+        raise UsageError(f"input {str(given)!r} {what}: give a .jsonl (also .gz, .zst), .parquet or .tar file")
     try:
         head = _scan(source).head(PROBED_ROWS).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         kind = "Parquet" if source.is_parquet else "JSON lines"
         raise UsageError(
-            f"input {str(path)!r} cannot be read as {kind} ({error!s:.300}): if it is truncated or corrupt, restore it"
+            f"input {str(given)!r} cannot be read as {kind} ({error!s:.300}): if it is truncated or corrupt, restore it"
         ) from None
     if source.is_parquet and not len(head):
-        raise UsageError(f"input {str(path)!r} has no rows: write one per image")
+        raise UsageError(f"input {str(given)!r} has no rows: write one per image")
     rows = [row for row in map(json_object, head["row"]) if row]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if not rows or head["row"][0].strip() == "[":  # the last row of an array may be an object, on its own line
         why = "is a JSON array" if rows else f"has no JSON object in its first {PROBED_ROWS} lines"
-        raise UsageError(f"input {str(path)!r} {why}: {remedy(path, head['row'].to_list())}")
+        raise UsageError(f"input {str(given)!r} {why}: {remedy(path, head['row'].to_list())}")
     for option, column in (("image", source.image_column), ("caption", source.caption_column)):
         if column and column not in columns:
             none = ', or "" for none' if option == "caption" else ""
             raise UsageError(
-                f"input {str(path)!r} has no column {column!r}; it has {', '.join(map(repr, columns[:20]))}: "
+                f"input {str(given)!r} has no column {column!r}; it has {', '.join(map(repr, columns[:20]))}: "
                 f"set --{option}-column to one of them{none}"
             )
     if head["image_path"].drop_nulls().replace("", None).is_null().all():
         raise UsageError(
-            f"none of the first {len(head)} rows of {path} has an image path in column {source.image_column!r}: set "
+            f"none of the first {len(head)} rows of {given} has an image path in column {source.image_column!r}: set "
             "--image-column to the column with the image paths"
         )
     return columns
@@ -102,43 +123,6 @@ def not_utf_8(source: Source) -> int:
     if source.is_parquet:
         return 0
     return int(_scan(source).head(PROBED_ROWS).collect()["row"].str.contains("\ufffd", literal=True).sum())
-
-
-def file_version(path: Path) -> list[int] | None:
-    """Returns size in bytes and modification time in ns, to store; None if the file does not exist."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
-
-
-class FileState(NamedTuple):
-    """Shows, within a run, whether a file was changed or replaced."""
-
-    device: int
-    inode: int
-    size: int  # bytes
-    modified: int  # ns
-    changed: int  # ns
-
-
-def file_state(path: Path) -> FileState | None:
-    """Returns the state of a file; None if it does not exist."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return _state(status)
-
-
-def state_of(file: IO[Any]) -> FileState:
-    """Returns the state of an open file."""
-    return _state(os.fstat(file.fileno()))
-
-
-def _state(status: os.stat_result) -> FileState:
-    return FileState(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def input_lines(source: Source) -> pl.LazyFrame:
@@ -189,7 +173,7 @@ def _scan(source: Source) -> pl.LazyFrame:
         return _scan_lines(source.path).with_columns(image_path=_image_path(source.image_column))
     columns = pl.scan_parquet(source.path, glob=False)
     schema = columns.collect_schema()
-    writable = [name for name, dtype in schema.items() if not _holds_bytes(dtype)]
+    writable = _writable(schema)
     if source.image_column not in writable:
         what = "contains bytes, not paths" if source.image_column in schema else "does not exist"
         raise UsageError(
@@ -205,6 +189,22 @@ def _scan(source: Source) -> pl.LazyFrame:
     return columns.select(row=pl.struct(writable).struct.json_encode(), image_path=path).with_row_index(
         "line", offset=1
     )
+
+
+def json_rows(path: Path, but: str) -> Iterator[str]:
+    """Yields the rows of a Parquet file as JSON, with all columns that can be written so, but for one."""
+    columns = pl.scan_parquet(path, glob=False)
+    names = [name for name in _writable(columns.collect_schema()) if name != but]
+    if not names:
+        yield from ["{}"] * columns.select(pl.len()).collect().item()
+        return
+    rows = columns.select(row=pl.struct(names).struct.json_encode())
+    for batch in rows.collect_batches(maintain_order=True):
+        yield from batch["row"]
+
+
+def _writable(schema: pl.Schema) -> list[str]:
+    return [name for name, dtype in schema.items() if not _holds_bytes(dtype)]
 
 
 def _holds_bytes(dtype: pl.DataType) -> bool:

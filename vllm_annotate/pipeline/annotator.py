@@ -26,7 +26,7 @@ from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.results.lines import answer_line
 from vllm_annotate.results.parts import Part
 from vllm_annotate.storage.disk_errors import stops_the_run
-from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.image_roots import ImageRoot
 
 CHUNKS_AHEAD = 2  # started chunks with rows left to submit: keeps requests coming at the end of a chunk
 RATE_WINDOW_SECONDS = 30

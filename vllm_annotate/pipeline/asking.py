@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.evaluation.audit_sample import Sampled
-from vllm_annotate.job import Job
+from vllm_annotate.job import Job, images_of
 from vllm_annotate.pipeline.steps import Logger
 from vllm_annotate.pipeline.without_prefect import annotate
 from vllm_annotate.recipe.settings import Recipe
@@ -34,7 +34,7 @@ class Asking:
         """Where the answers are."""
         server = self.job.server or Server()
         recipe = self._recipe(0).model_dump(mode="json")
-        images = self.job.without_secrets()["image_root"]
+        images = images_of(self.job.without_secrets())
         settings = json.dumps([recipe, server.model, sorted(server.urls()), images], sort_keys=True).encode()
         assert isinstance(self.job.output, Path)  # noqa: S101 - for the type checker
         return Workspace.at(self.job.output).asked_again / hashlib.sha256(settings).hexdigest()[:8]

@@ -18,8 +18,8 @@ from vllm_annotate.job import Job
 from vllm_annotate.pipeline.asking import Asking
 from vllm_annotate.pipeline.steps import Logger
 from vllm_annotate.storage.atomic import replacing
+from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.json_text import dumped, object_line
-from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.workspace import Workspace
 
 # Fields of the output's run that an audit takes over.

@@ -19,6 +19,6 @@ async def dry_run(job: Job, say: Callable[[str], None], warn: Callable[[str], No
                 count_open, source, *workspace.outputs, *answer_files(workspace)
             )
         except POLARS_ERRORS as error:
-            raise UsageError(f"{source.path} is truncated or corrupt ({error!s:.300}): restore it") from None
+            raise UsageError(f"{source.given} is truncated or corrupt ({error!s:.300}): restore it") from None
     chosen = f" ({selected} of {found} are selected)" if selected < found else ""
     return f"{pending} of {selected} images are open{chosen}; nothing was sent or written"

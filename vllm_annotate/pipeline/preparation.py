@@ -18,7 +18,8 @@ from vllm_annotate.inference.pool import Pool
 from vllm_annotate.inputs.rows import Row
 from vllm_annotate.recipe.image_budget import ImageBudget
 from vllm_annotate.recipe.request import RequestTemplate
-from vllm_annotate.storage.locations import READERS, ImageRoot
+from vllm_annotate.storage.image_roots import ImageRoot
+from vllm_annotate.storage.locations import READERS
 from vllm_annotate.storage.shortage import patiently
 
 Result = TypeVar("Result")
@@ -76,7 +77,8 @@ class Preparation:
         self._room = asyncio.Event()  # set when there may be room
         pool.on_room = self._room.set
         self._seconds_each = GROUP_SECONDS  # moving average
-        threads = usable_cores() if isinstance(image_root, Path) else READERS
+        is_remote = not isinstance(image_root, Path) and image_root.is_remote
+        threads = READERS if is_remote else usable_cores()
         close_folders()  # the image root may be a link that led elsewhere in an earlier run
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
 

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.plan import POLARS_ERRORS
-from vllm_annotate.inputs.source import Source
+from vllm_annotate.job import Job
+from vllm_annotate.pipeline.found_input import find_input
 from vllm_annotate.report.page import write_page
 from vllm_annotate.report.report import Report, read_report, write_report
 from vllm_annotate.report.shard_reports import summarise_shards
@@ -14,30 +16,24 @@ from vllm_annotate.report.whole import with_whole
 from vllm_annotate.results.merge_shards import merge_shards
 from vllm_annotate.results.provenance import makers_in
 from vllm_annotate.results.shard_files import shard_files
-from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.shortage import raise_limit
 from vllm_annotate.storage.workspace import Workspace
 
 
-def merge_and_publish(
-    source: Source,
-    output: Path | str,
-    image_root: ImageRoot,
-    unfinished: Sequence[str],
-    warn: Callable[[str], None],
-) -> Report:
-    """Merges the shards of an output at a path or a URL, writes report.json and report.html; returns the report.
+def merge_and_publish(job: Job, unfinished: Sequence[str], warn: Callable[[str], None]) -> Report:
+    """Merges the shards of a job's output, writes report.json and report.html; returns the report.
 
     `unfinished` names the shards that did not finish. Raises what `merge_shards` does, and OSError.
     """
     raise_limit()
-    with shard_files(output, warn) as files:
+    with TemporaryDirectory(prefix="vllm-annotate-") as folder, shard_files(job.output, warn) as files:
+        found = find_input(job.model_copy(update={"caption_column": ""}), Path(folder))
         whole, *shards = (each.workspace for each in files)
         try:
-            counts, merged = merge_shards(source, whole, shards)
+            counts, merged = merge_shards(found.source, whole, shards)
         except POLARS_ERRORS as error:
             raise UsageError(
-                f"{source.path} or {output} is truncated or corrupt ({error!s:.300}): restore it"
+                f"{found.source.given} or {job.output} is truncated or corrupt ({error!s:.300}): restore it"
             ) from None
         for each in files:  # the output first: shards drop their answers once it has them
             each.publish()
@@ -45,7 +41,7 @@ def merge_and_publish(
         report = with_whole(report, whole)
         write_report(whole.report, report)
         try:
-            write_page(whole, image_root, report, [])
+            write_page(whole, found.images, report, [])
         except Exception as error:  # the output is complete: a missing page must not fail the run
             warn(f"could not write report.html: {error!r}")
         files[0].publish()

@@ -5,21 +5,32 @@ from pathlib import Path
 from jinja2 import UndefinedError
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.inside import DEFAULT_COLUMN, image_root_at
+from vllm_annotate.job import images_of, remembered_job
 from vllm_annotate.report.about import language_of
 from vllm_annotate.report.figures import telemetry_charts
 from vllm_annotate.report.page import write_page
 from vllm_annotate.report.report import Report, read_report
 from vllm_annotate.report.whole import with_whole
 from vllm_annotate.results.mirror import output_files
-from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.image_roots import ImageRoot
+from vllm_annotate.storage.locations import location
 from vllm_annotate.storage.workspace import Workspace
 from vllm_annotate.telemetry.sample_log import read_samples
 
 
-def remake_page(output: Path | str, image_root: ImageRoot, shard: str = "") -> str:
-    """Replaces report.html of an output at a path or a URL; returns its location."""
+def remake_page(output: Path | str, image_root: Path | str | None = None, shard: str = "") -> str:
+    """Replaces report.html of an output at a path or a URL, with the images of its last run; returns its location.
+
+    Raises UsageError if neither that run nor `image_root` tells where they are.
+    """
+    had = remembered_job(output)
+    where = image_root or images_of(had)
+    if where is None:
+        raise UsageError(f"no run of {output} is recorded beside it: correct the output, or set image_root")
+    images = image_root_at(location(where), had.get("image_column", DEFAULT_COLUMN))
     with output_files(output, shard) as files, files.workspace.locked():
-        page = write_page_again(files.workspace, image_root)
+        page = write_page_again(files.workspace, images)
         files.publish()
     return str(page) if isinstance(output, Path) else output.removesuffix(".jsonl") + ".report.html"
 

@@ -17,7 +17,7 @@ from vllm_annotate.inference.client import Inference
 from vllm_annotate.inputs.plan import POLARS_ERRORS, make_plan, open_plan, plan_is_for, plan_with_taken, remove_plan
 from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.inputs.source import Source
-from vllm_annotate.job import Job
+from vllm_annotate.job import Job, images_of
 from vllm_annotate.pipeline.annotator import Annotator
 from vllm_annotate.pipeline.files import RunFiles, is_image_file, run_files
 from vllm_annotate.pipeline.proving import Proving, with_family
@@ -200,7 +200,7 @@ def plan_or_resume(run: Run) -> Plan:
             remove_plan(workspace)
             plan = make_plan(run.source, workspace, run.job.chunk_size)
             _check_image_root(run, plan)
-            root = run.job.without_secrets()["image_root"]
+            root = images_of(run.job.without_secrets())
             if taken := take_pilot(workspace, plan, run.source, root, run.recipe_fingerprint):
                 plan = plan_with_taken(workspace, run.source, plan, taken)
         if plan.rows:
@@ -233,5 +233,5 @@ def _check_image_root(run: Run, plan: Plan) -> None:
 
 
 def _unreadable(run: Run, error: BaseException) -> UsageError:
-    files = [str(path) for path in (run.source.path, *run.workspace.outputs) if path.exists()]
+    files = [str(run.source.given), *(str(path) for path in run.workspace.outputs if path.exists())]
     return UsageError(f"{' or '.join(files)} is truncated or corrupt ({error!s:.300}): restore it")

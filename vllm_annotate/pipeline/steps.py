@@ -134,7 +134,7 @@ async def merge_parts(run: Run, merge: Merge, logger: Logger) -> Merged:
     workspace = run.workspace
     merged = await run_to_end(merge.finish)
     if input_has_changed(workspace, run.source):
-        logger.warning("%s has changed since this run planned it: run again to annotate the changes", run.source.path)
+        logger.warning("%s has changed since this run planned it: run again to annotate the changes", run.source.given)
     if merge.stopped:
         keep_plan(workspace, run.source, merge.plan)
     else:

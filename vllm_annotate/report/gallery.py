@@ -14,8 +14,8 @@ from vllm_annotate.images.prepare import thumbnail
 from vllm_annotate.report.text import text_of
 from vllm_annotate.results.audited import Audited
 from vllm_annotate.results.doubt import CORRECTED, doubt
+from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.json_text import json_object
-from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.workspace import Workspace
 
 READ_BYTES, WINDOW_BYTES = 256 * 1024 * 1024, 4 * 1024 * 1024  # of a larger file, evenly spaced windows

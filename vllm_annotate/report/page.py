@@ -17,7 +17,7 @@ from vllm_annotate.report.text import text_of
 from vllm_annotate.report.words import translator
 from vllm_annotate.results.provenance import made_by
 from vllm_annotate.storage.atomic import replacing
-from vllm_annotate.storage.locations import ImageRoot
+from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 from vllm_annotate.telemetry.bottleneck import TITLES

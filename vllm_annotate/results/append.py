@@ -8,9 +8,9 @@ from io import FileIO
 from typing import TypeVar
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.inputs.source import FileState, state_of
 from vllm_annotate.storage.appends import Append, Version, log_begin, log_end, read_appends
 from vllm_annotate.storage.atomic import sync_folder, unfinished_name
+from vllm_annotate.storage.file_states import FileState, state_of
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.workspace import Workspace
 

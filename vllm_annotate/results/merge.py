@@ -12,7 +12,7 @@ from vllm_annotate.errors import ImageFailure, UsageError
 from vllm_annotate.inputs.done_index import vouch
 from vllm_annotate.inputs.plan import POLARS_ERRORS, open_plan, output_versions, read_chunk, read_chunks
 from vllm_annotate.inputs.plan_file import Chunk, Plan, read_plan_file
-from vllm_annotate.inputs.source import FileState, done_paths, file_state
+from vllm_annotate.inputs.source import done_paths
 from vllm_annotate.results.append import NewLines, OutputChangedError, appending, retry_if_changed
 from vllm_annotate.results.asked_failures import put_back_asked, take_out_asked
 from vllm_annotate.results.lines import failure_line, path_of
@@ -21,6 +21,7 @@ from vllm_annotate.results.part_file import whole_lines
 from vllm_annotate.results.parts import answer_files, answers_path, failures_path, part_lines
 from vllm_annotate.storage.appends import appended_ranges
 from vllm_annotate.storage.atomic import replacing, sync_folder
+from vllm_annotate.storage.file_states import FileState, file_state
 from vllm_annotate.storage.workspace import Workspace
 
 UNASKED = ImageFailure("unasked", "its chunk did not start")

@@ -12,7 +12,7 @@ from vllm_annotate.errors import ImageFailure, UsageError
 from vllm_annotate.inputs.done_index import vouch
 from vllm_annotate.inputs.plan import make_plan, open_plan, read_chunks, remove_plan
 from vllm_annotate.inputs.plan_file import Chunk, Counts, Plan
-from vllm_annotate.inputs.source import Source, done_paths, file_state
+from vllm_annotate.inputs.source import Source, done_paths
 from vllm_annotate.recipe.guard import guard_recipe, read_recipe, record_recipe
 from vllm_annotate.results.append import appending, repair_output, retry_if_changed
 from vllm_annotate.results.asked_failures import put_back_asked, take_out_asked
@@ -20,6 +20,7 @@ from vllm_annotate.results.lines import failure_line, path_of
 from vllm_annotate.results.merge import settle
 from vllm_annotate.results.merged import Merged
 from vllm_annotate.storage.atomic import replacing
+from vllm_annotate.storage.file_states import file_state
 from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 

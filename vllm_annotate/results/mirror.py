@@ -11,7 +11,6 @@ from typing import Any, Self
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.plan_file import Chunk, read_plan_file
-from vllm_annotate.inputs.source import file_state, file_version
 from vllm_annotate.recipe.guard import read_recipe
 from vllm_annotate.results.append import appending
 from vllm_annotate.results.files import Files
@@ -20,6 +19,7 @@ from vllm_annotate.results.parts import answers_path
 from vllm_annotate.storage.atomic import read_json, write_json
 from vllm_annotate.storage.disk_errors import disk_is_full, explained
 from vllm_annotate.storage.downloads import download
+from vllm_annotate.storage.file_states import file_state, file_version
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.lease import Lease
 from vllm_annotate.storage.locations import file_system, identity_of, reaching, unreachable

@@ -94,7 +94,7 @@ def row_of(image_path: str, text: str, source: Source, workspace: Workspace) -> 
     columns, own = json_object(text), text_member(text, source.image_column)
     if columns is None or (own is not None and own != image_path and not source.is_parquet):
         raise UsageError(
-            f"the plan has the row of {own!r:.200} for {image_path!r:.200}: {source.path} was replaced while it was "
+            f"the plan has the row of {own!r:.200} for {image_path!r:.200}: {source.given} was replaced while it was "
             f"read; delete the plan, {workspace.plan_file}, and run again"
         )
     if not source.caption_column:

@@ -6,7 +6,7 @@ from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.plan import read_chunks
 from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.inputs.source import Source
-from vllm_annotate.job import remembered_job
+from vllm_annotate.job import images_of, remembered_job
 from vllm_annotate.recipe.guard import read_recipe
 from vllm_annotate.results.lines import begins_with_row, path_of
 from vllm_annotate.results.part_file import PartFile
@@ -30,7 +30,7 @@ def take_pilot(workspace: Workspace, plan: Plan, source: Source, image_root: str
         recipe = None
     if recipe is None or recipe["fingerprint"] != recipe_fingerprint:
         return 0
-    if remembered_job(pilot.output).get("image_root") != image_root:
+    if images_of(remembered_job(pilot.output)) != image_root:
         return 0
     with pilot.output.open("rb") as file:
         answers = {path: line for line in file if line.endswith(b"\n") and (path := path_of(line)) is not None}

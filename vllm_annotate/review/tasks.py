@@ -15,8 +15,8 @@ from vllm_annotate.results.audited import Audited
 from vllm_annotate.results.doubt import doubt
 from vllm_annotate.results.provenance import model_of
 from vllm_annotate.results.reviewed import Reviewed
+from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.json_text import json_object
-from vllm_annotate.storage.locations import ImageRoot
 from vllm_annotate.storage.new_files import check_name, check_new, creating
 
 MAX_TASKS = 100_000  # in memory together

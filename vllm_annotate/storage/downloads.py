@@ -38,7 +38,9 @@ def local_copy(where: Path | str, folder: Path, stopped: threading.Event) -> Pat
                 with replacing(seen) as file:
                     file.write(version.encode())
     except FileNotFoundError:
-        raise UsageError(f"input {where!r} does not exist: give a .jsonl (also .gz, .zst) or .parquet file") from None
+        raise UsageError(
+            f"input {where!r} does not exist: give a .jsonl (also .gz, .zst), .parquet or .tar file"
+        ) from None
     except OSError as error:
         if disk_is_full(error):
             raise UsageError(explained(error, copy)) from None

@@ -2,11 +2,8 @@
 
 import errno
 import hashlib
-import math
 import platform
-import posixpath
 import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +17,12 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BeforeValidator, WithJsonSchema
 
-from vllm_annotate.errors import ImageFailure, MachineFault, UsageError
+from vllm_annotate.errors import ImageFailure, UsageError
 from vllm_annotate.printable import printable
 from vllm_annotate.storage.masking import PASSWORD_IN_URL
 
 # Error codes of a refusal that may concern one object only; all others concern the key or the clock.
 OF_THE_OBJECT = ("AccessDenied", "Forbidden", "403", "InvalidObjectState", None)
-EMPTY_SECONDS = 2
 READERS = 32  # images read at once: each mostly waits for the network
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # with one slash less
@@ -164,7 +160,7 @@ def version_of(info: dict[str, Any]) -> str:
     return "-".join(str(info.get(name)) for name in ("size", "mtime", "created", "LastModified", "updated"))
 
 
-def _code(error: OSError) -> str | None:
+def error_code(error: OSError) -> str | None:
     """Returns the error code of S3."""
     response = getattr(error.__cause__, "response", None)
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
@@ -178,81 +174,3 @@ def read_object(url: str) -> bytes:
             return bytes(fs.cat_file(path))
     except FileNotFoundError:
         return b""
-
-
-class RemoteFolder:
-    """An image root in an object store. Stores have no links, so the path alone shows what is outside it."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self._fs, path = file_system(self.url)
-        self._path = path.rstrip("/")
-        self._found = -math.inf  # when it was last seen not to be empty
-
-    def __str__(self) -> str:
-        return self.url
-
-    def read(self, image_path: str, max_bytes: int) -> bytes:
-        """Returns the first `max_bytes` bytes of an image.
-
-        Raises ImageFailure of kind missing, outside_root or unreadable; MachineFault if the store refuses the key, and
-        OSError for other faults of the store or of this object.
-        """
-        path = self._inside(image_path)
-        with reaching(self.url):
-            try:
-                data: bytes = self._fs.cat_file(path, start=0, end=max_bytes)
-            except (FileNotFoundError, UnicodeError):  # UnicodeError: a name with a surrogate
-                raise ImageFailure("missing", f"no object {image_path!r:.300} under {self.url}") from None
-            except PermissionError as error:
-                if _code(error) not in OF_THE_OBJECT:
-                    raise MachineFault(
-                        f"image root {self.url} refuses the key ({error}): check the credentials and the clock, and "
-                        "run again; all answers are saved"
-                    ) from None
-                message = f"{error}: {image_path!r:.300} (or it does not exist, and the key has no permission to list)"
-                raise ImageFailure("unreadable", message) from None
-            except OSError as error:
-                if error.errno == errno.ENAMETOOLONG:
-                    raise ImageFailure("missing", f"{image_path!r:.300} is too long for an object's name") from None
-                if error.errno == errno.EINVAL and not self._fs.info(path)["size"]:  # an empty object has no ranges
-                    return b""
-                raise
-        return data
-
-    def is_empty(self) -> bool:
-        """Whether there is nothing under the URL, as of EMPTY_SECONDS ago. Raises OSError if the store is at fault."""
-        if time.monotonic() - self._found < EMPTY_SECONDS:
-            return False
-        with reaching(self.url):
-            try:
-                self._fs.info(self._path)
-            except FileNotFoundError:
-                return True
-            except PermissionError as error:  # this key may read objects, but not list them
-                if _code(error) not in OF_THE_OBJECT:
-                    raise
-        self._found = time.monotonic()
-        return False
-
-    def has(self, image_path: str) -> bool:
-        """Whether the object exists. Raises OSError if the store is at fault."""
-        with reaching(self.url):
-            try:
-                return bool(self._fs.exists(self._inside(image_path)))
-            except ImageFailure:
-                return False
-
-    def _inside(self, image_path: str) -> str:
-        inside = posixpath.normpath(image_path)
-        if inside.startswith("/") or inside.split("/")[0] in ("..", "."):
-            raise ImageFailure("outside_root", f"{image_path!r:.300} is outside the image root {self.url}")
-        return f"{self._path}/{inside}"
-
-
-ImageRoot = Path | RemoteFolder
-
-
-def image_root_at(where: Path | str) -> ImageRoot:
-    """Returns the image root at a path or URL."""
-    return where.expanduser() if isinstance(where, Path) else RemoteFolder(where)

@@ -1,0 +1,88 @@
+"""Parquet files with the images inside."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import polars as pl
+import pytest
+from datasets.table import embed_table_storage
+
+from tests.conftest import Job
+from vllm_annotate.errors import ImageFailure, UsageError
+from vllm_annotate.inputs.inside import Inside, open_inside
+
+
+def opened(path: Path, column: str = "image_path") -> tuple[list[dict[str, Any]], Inside]:
+    """The rows of a file, and its images."""
+    rows = path.with_name("rows.jsonl")
+    inside = open_inside(path, column, "caption", rows)
+    assert inside is not None
+    return [json.loads(line) for line in rows.read_text().splitlines()], inside
+
+
+def test_a_data_set_of_a_hub_has_its_images_inside(make_job: Any, tmp_path: Path) -> None:
+    job: Job = make_job(250, distinct=5)
+    images = [str(job.images / name) for name in job.names]
+    data = datasets.Dataset.from_dict({"image": images, "caption": job.names, "n": list(range(250))})
+    path = tmp_path / "train-00000-of-00001.parquet"
+    data = data.cast_column("image", datasets.Image())
+    data.to_parquet(str(path))
+    with pytest.raises(UsageError, match=r"column 'image' of .* has no bytes in its first 100 rows, but paths at most"):
+        opened(path)
+    embedded = data.with_format("arrow").map(embed_table_storage, batched=True)  # as push_to_hub does
+    embedded.with_format(None).to_parquet(str(path))
+    rows, inside = opened(path)
+    assert rows == [{"image_path": name, "caption": name, "n": n} for n, name in enumerate(job.names)]
+    assert all(inside.read(name, 1 << 20) == job.images.joinpath(name).read_bytes() for name in job.names)
+
+
+def test_a_path_that_occurs_twice_or_not_is_the_rows_number(tmp_path: Path) -> None:
+    images = [{"bytes": bytes([n]), "path": path} for n, path in enumerate(["a.jpg", "b.jpg", "a.jpg", None, ""])]
+    pl.DataFrame({"image": images, "image_path": ["x"] * 5, "caption": ["c"] * 5}).write_parquet(tmp_path / "t.parquet")
+    rows, inside = opened(tmp_path / "t.parquet", "image")
+    paths = ["t.parquet/0", "b.jpg", "t.parquet/2", "t.parquet/3", "t.parquet/4"]
+    assert [row["image_path"] for row in rows] == paths
+    assert [inside.read(path, 9) for path in paths] == [bytes([n]) for n in range(5)]
+
+
+def test_a_column_of_bytes_alone_will_do(tmp_path: Path) -> None:
+    pl.DataFrame({"jpg": [b"one", None, b"three"]}).write_parquet(tmp_path / "t.parquet", row_group_size=2)
+    rows, inside = opened(tmp_path / "t.parquet")
+    assert rows == [{"image_path": f"t.parquet/{n}"} for n in range(3)]
+    assert inside.read("t.parquet/2", 9) == b"three"
+    with pytest.raises(ImageFailure, match=r"row 1 of .*t\.parquet has no image in column 'jpg'"):
+        inside.read("t.parquet/1", 9)
+    with pytest.raises(ImageFailure, match=r"no row of .*t\.parquet has the image path 't\.parquet/3'"):
+        inside.read("t.parquet/3", 9)
+    assert inside.has("t.parquet/0")
+    assert not inside.has("0.jpg")
+
+
+def test_of_several_columns_with_images_one_has_to_be_named(tmp_path: Path) -> None:
+    pl.DataFrame({"image": [b"1"], "mask": [b"2"]}).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(UsageError, match=r"several columns: set --image-column to one of 'image', 'mask'"):
+        opened(tmp_path / "t.parquet")
+    _, inside = opened(tmp_path / "t.parquet", "mask")
+    assert inside.read("t.parquet/0", 9) == b"2"
+
+
+def test_a_file_with_paths_alone_has_none_inside(tmp_path: Path) -> None:
+    pl.DataFrame({"image_path": ["a.jpg"], "thumbnail": [b"1"]}).write_parquet(tmp_path / "t.parquet")
+    assert open_inside(tmp_path / "t.parquet") is None
+
+
+def test_a_file_that_is_replaced_gives_no_image_of_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pl.DataFrame({"image": [b"1"]}).write_parquet(path)
+    _, inside = opened(path)
+    pl.DataFrame({"image": [b"22"]}).write_parquet(path)
+    with pytest.raises(UsageError, match="was replaced while it was read: run again"):
+        inside.read("t.parquet/0", 9)
+
+
+def test_what_is_no_parquet_is_refused(tmp_path: Path) -> None:
+    tmp_path.joinpath("t.parquet").write_bytes(b"PAR1 and more")
+    with pytest.raises(UsageError, match=r"cannot be read as Parquet .*: if it is truncated or corrupt, restore it"):
+        opened(tmp_path / "t.parquet")

@@ -1,0 +1,100 @@
+"""Inputs with the images inside: tars and Parquet files. Their rows become a file of JSON lines."""
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.parquet_images import ParquetImages, check_bytes, image_column_of, image_paths, lines_of
+from vllm_annotate.inputs.source import PARQUET_SUFFIXES, is_parquet
+from vllm_annotate.inputs.tar_images import LocalTar, RemoteTar, TarImages
+from vllm_annotate.inputs.tars import Place, is_tar, rows_of
+from vllm_annotate.storage.downloads import local_copy
+from vllm_annotate.storage.image_roots import ImageRoot, RemoteFolder
+from vllm_annotate.storage.locations import name_of, unreachable
+from vllm_annotate.storage.state_folder import state_folder
+
+DEFAULT_COLUMN = "image_path"
+Inside = TarImages | ParquetImages
+
+
+def open_inside(
+    where: Path | str,
+    image_column: str = DEFAULT_COLUMN,
+    caption_column: str = "",
+    rows: Path | None = None,
+    stopped: threading.Event | None = None,
+) -> Inside | None:
+    """Returns the images inside a tar or a Parquet file, and writes its rows to a file; None if it has none.
+
+    Setting `stopped` cancels a download. Raises UsageError if the file cannot be read.
+    """
+    name = name_of(where)
+    if isinstance(where, str):
+        if where.lower().endswith(".tar"):
+            return _in_tar(where, name, caption_column, rows)
+        if not where.lower().endswith(PARQUET_SUFFIXES):
+            return None
+        where = local_copy(where, state_folder() / "inputs", stopped or threading.Event())
+    where = where.expanduser()
+    if not where.is_file():
+        return None
+    return _in_tar(where, name, caption_column, rows) if is_tar(where) else _in_parquet(where, name, image_column, rows)
+
+
+def _in_parquet(path: Path, name: str, image_column: str, rows: Path | None) -> ParquetImages | None:
+    if not is_parquet(path):
+        return None
+    try:
+        column = image_column_of(path, image_column, DEFAULT_COLUMN)
+        if not column:
+            return None
+        check_bytes(path, column)
+        paths = image_paths(path, column, name)
+        if rows is not None:
+            with rows.open("wb") as file:
+                file.writelines(lines_of(path, paths))
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise UsageError(
+            f"input {str(path)!r} cannot be read as Parquet ({error!s:.300}): if it is truncated or corrupt, restore it"
+        ) from None
+    return ParquetImages(path, column, paths)
+
+
+def _in_tar(where: Path | str, name: str, caption_column: str, rows: Path | None) -> TarImages:
+    try:
+        tar = LocalTar(where) if isinstance(where, Path) else RemoteTar(where)
+        found = tar.headers()
+    except FileNotFoundError:
+        raise UsageError(f"input {str(where)!r} does not exist") from None
+    except OSError as error:
+        if isinstance(where, str):
+            raise unreachable(where, error) from None
+        raise UsageError(f"input {str(where)!r} cannot be read: {error.strerror or error}") from None
+    if not found.samples:
+        why = f"is truncated or corrupt ({found.broken:.200}): restore it" if found.broken else "has no images"
+        raise UsageError(f"input {str(where)!r} {why}")
+    places: dict[str, Place | str] = {}
+
+    def lines() -> Iterator[bytes]:
+        for image_path, line, place in rows_of(found, name, caption_column):
+            places[image_path] = place
+            yield line
+
+    if rows is None:
+        deque(lines(), maxlen=0)
+    else:
+        with rows.open("wb") as file:
+            file.writelines(lines())
+    return TarImages(tar, places)
+
+
+def image_root_at(where: Path | str, image_column: str = DEFAULT_COLUMN) -> ImageRoot:
+    """Returns the images at a path or URL: of a folder, or of a file that has them inside."""
+    inside = open_inside(where, image_column)
+    if inside is not None:
+        return inside
+    return where.expanduser() if isinstance(where, Path) else RemoteFolder(where)

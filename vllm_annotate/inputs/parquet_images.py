@@ -1,0 +1,125 @@
+"""Parquet files with the images inside, as data sets on hubs have them: a column of bytes, or of {bytes, path}."""
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+
+import polars as pl
+
+from vllm_annotate.errors import ImageFailure, UsageError
+from vllm_annotate.inputs.source import json_rows
+from vllm_annotate.storage.file_states import file_version
+from vllm_annotate.storage.json_text import dumped
+
+# Decoded at once: the rows of a row group, as the datasets library writes it. Of a larger group polars reads all bytes
+# for each block, and keeps those of the block.
+BLOCK_ROWS = 100
+BLOCKS = 2  # in memory: rows are asked in order, and a few lag behind
+
+
+def image_column_of(path: Path, wanted: str, default: str) -> str:
+    """Returns the column with images; empty if there is none.
+
+    It is the one that is `wanted`, or if that is the `default`, and no column has that name, the only one with images.
+    Raises UsageError if there are several.
+    """
+    schema = pl.scan_parquet(path, glob=False).collect_schema()
+    with_images = [name for name, dtype in schema.items() if _bytes_in(dtype)]
+    if wanted in schema or wanted != default or not with_images:
+        return wanted if wanted in with_images else ""
+    if len(with_images) > 1:
+        names = ", ".join(map(repr, with_images))
+        raise UsageError(f"{path} has images in several columns: set --image-column to one of {names}")
+    return with_images[0]
+
+
+def _bytes_in(dtype: pl.DataType) -> bool:
+    """Whether a column of this type holds bytes, or {bytes, path}."""
+    if isinstance(dtype, pl.Struct):
+        return any(field.name == "bytes" and field.dtype == pl.Binary for field in dtype.fields)
+    return dtype == pl.Binary
+
+
+def check_bytes(path: Path, column: str) -> None:
+    """Raises UsageError if the first rows have no images: a column of {bytes, path} may hold paths alone."""
+    head = _images(path, column, 0, BLOCK_ROWS)
+    if head.is_null().all():
+        raise UsageError(
+            f"column {column!r} of {path} has no bytes in its first {len(head)} rows, but paths at most: write the "
+            "images into it (datasets: as push_to_hub does, or embed_table_storage before to_parquet), or "
+            "write a column with the paths as texts, and set --image-column to it"
+        )
+
+
+def _images(path: Path, column: str, first: int, rows: int) -> pl.Series:
+    """The images of some rows."""
+    images = pl.scan_parquet(path, glob=False).slice(first, rows).select(column).collect().to_series()
+    return images.struct.field("bytes") if isinstance(images.dtype, pl.Struct) else images
+
+
+def image_paths(path: Path, column: str, name: str) -> list[str]:
+    """Returns the image path of each row: its own if that is the only one of its name, else `<name>/<row from 0>`."""
+    rows = pl.scan_parquet(path, glob=False)
+    dtype = rows.collect_schema()[column]
+    if isinstance(dtype, pl.Struct) and pl.Field("path", pl.String) in dtype.fields:
+        own = rows.select(pl.col(column).struct.field("path")).collect(engine="streaming").to_series().to_list()
+    else:
+        own = [None] * int(rows.select(pl.len()).collect().item())
+    times = Counter(own)
+    return [own_path if own_path and times[own_path] == 1 else f"{name}/{row}" for row, own_path in enumerate(own)]
+
+
+def lines_of(path: Path, paths: list[str]) -> Iterator[bytes]:
+    """Yields each row as a line of JSON, with its image path and all columns that can be written as JSON."""
+    rows = json_rows(path, but="image_path")
+    for image_path, row in zip(paths, rows, strict=True):
+        members = dumped({"image_path": image_path})
+        yield b"{" + members + (b"," if len(row) > len("{}") else b"") + row.encode()[1:] + b"\n"
+
+
+class ParquetImages:
+    """The images of a column, read in blocks of rows."""
+
+    is_remote = False
+
+    def __init__(self, path: Path, column: str, paths: list[str]) -> None:
+        """The images of these paths, one for each row."""
+        self.where = path
+        self.version = file_version(path)
+        self._column = column
+        self._rows = {image_path: row for row, image_path in enumerate(paths)}
+        self._blocks: OrderedDict[int, pl.Series] = OrderedDict()
+        self._lock = Lock()
+
+    def __str__(self) -> str:
+        return str(self.where)
+
+    def read(self, image_path: str, max_bytes: int) -> bytes:
+        """Returns the first bytes of an image. Raises ImageFailure; UsageError if the file was replaced."""
+        row = self._rows.get(image_path)
+        if row is None:
+            raise ImageFailure("missing", f"no row of {self} has the image path {image_path!r:.300}")
+        with self._lock:
+            image = self._block(row // BLOCK_ROWS)[row % BLOCK_ROWS]
+        if image is None:
+            raise ImageFailure("missing", f"row {row} of {self} has no image in column {self._column!r}")
+        return bytes(image[:max_bytes])
+
+    def _block(self, number: int) -> pl.Series:
+        if number in self._blocks:
+            return self._blocks[number]
+        if file_version(self.where) != self.version:
+            raise UsageError(f"{self} was replaced while it was read: run again")
+        self._blocks[number] = _images(self.where, self._column, number * BLOCK_ROWS, BLOCK_ROWS)
+        if len(self._blocks) > BLOCKS:
+            self._blocks.popitem(last=False)
+        return self._blocks[number]
+
+    def is_empty(self) -> bool:
+        """Whether the file is gone."""
+        return not self.where.exists()
+
+    def has(self, image_path: str) -> bool:
+        """Whether a row has this image path."""
+        return image_path in self._rows
