@@ -33,7 +33,7 @@ from vllm_annotate.pipeline.session import open_run
 from vllm_annotate.pipeline.steps import annotate_chunks, merge_parts, plan_chunks, prove_servers, publish_report
 from vllm_annotate.report.summary import sentence
 from vllm_annotate.storage.disk_errors import explained
-from vllm_annotate.storage.locations import Location, run_name
+from vllm_annotate.storage.locations import Location, OptionalLocation, run_name
 from vllm_annotate.version import VERSION
 
 Result = TypeVar("Result")
@@ -47,7 +47,7 @@ def flow_run_name() -> str:
 @flow(name="annotate-images", flow_run_name=flow_run_name, version=VERSION)
 async def annotate_images(
     input: Location,  # noqa: A002 - the command line's --input
-    image_root: Location | None = None,
+    image_root: OptionalLocation = None,
     output: Location = REQUIRED,
     server: VLLMServer | None = None,
     recipe: AnnotationRecipe | None = None,

@@ -26,7 +26,7 @@ from vllm_annotate.report.report import Report
 from vllm_annotate.report.summary import sentence
 from vllm_annotate.results.shard_files import shards_begun, shards_left
 from vllm_annotate.storage.disk_errors import explained
-from vllm_annotate.storage.locations import Location, name_of, run_name
+from vllm_annotate.storage.locations import Location, OptionalLocation, name_of, run_name
 from vllm_annotate.storage.shard import MAX_SHARDS, Shard
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
@@ -42,7 +42,7 @@ def flow_run_name() -> str:
 @flow(name="annotate-sharded", flow_run_name=flow_run_name, version=VERSION)
 async def annotate_sharded(
     input: Location,  # noqa: A002 - as in annotate_images
-    image_root: Location | None = None,
+    image_root: OptionalLocation = None,
     output: Location = REQUIRED,
     shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = REQUIRED,
     at_once: Annotated[int, Field(ge=0)] = 0,

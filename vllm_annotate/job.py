@@ -11,7 +11,7 @@ from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.atomic import write_json
 from vllm_annotate.storage.json_text import json_object
-from vllm_annotate.storage.locations import Location, read_object
+from vllm_annotate.storage.locations import Location, OptionalLocation, read_object
 from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 
@@ -29,7 +29,7 @@ class Job(BaseModel):
         "or a WebDataset .tar or a .parquet file with the images inside. A path, or a URL such as "
         "s3://bucket/captions.jsonl."
     )
-    image_root: Location | None = Field(
+    image_root: OptionalLocation = Field(
         default=None,
         description="Folder or URL that image paths are relative to; nothing outside it is read. Empty if the images "
         "are inside the input.",
@@ -139,6 +139,12 @@ class Job(BaseModel):
 def images_of(fields: Mapping[str, Any]) -> Any:
     """Where the images of a job with these fields are; None if it does not say."""
     return fields.get("image_root") or fields.get("input")
+
+
+def images_known(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides which image an image path is: where the images are, and of a file with images the column."""
+    inside = {} if fields.get("image_root") else {"image_column": fields.get("image_column")}
+    return {"images": images_of(fields)} | inside
 
 
 class OutputOf(BaseModel):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import polars as pl
 import pytest
 from datasets.table import embed_table_storage
 
@@ -185,3 +186,59 @@ def test_a_bucket_has_them_too(make_job: MakeJob, bucket: Bucket, stand_in: Stan
     assert [row["image_path"] for row in lines_of(job.output)] == paths
     again = job.run_with(arguments(job, f"{bucket.url}/{name}", stand_in))
     assert "8 already answered" in again.stderr
+
+
+def test_row_numbers_of_another_version_of_the_file_are_refused(make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(4)
+    path = job.folder / "t.parquet"
+    images = [job.images.joinpath(name).read_bytes() for name in job.names]
+    pl.DataFrame({"image": images, "caption": job.names}).write_parquet(path)
+    stand_in.set_faults({"kind": "400", "count": None, "match": "0003"})
+    assert job.run_with(arguments(job, path, stand_in)).returncode == 1
+    stand_in.set_faults()
+    pl.DataFrame({"image": images[::-1], "caption": job.names[::-1]}).write_parquet(path)
+    for again in (
+        job.run_with(arguments(job, path, stand_in)), command("retry", "--output", job.output, "--without-prefect"),
+    ):  # fmt: skip
+        assert again.returncode == 2
+        assert f"{path} has changed, and its rows are known by their numbers" in again.stderr
+    assert len(lines_of(job.output)) == 3
+
+
+def test_a_plan_is_not_resumed_with_other_columns(make_job: MakeJob) -> None:
+    job = make_job(40, distinct=5)
+    write_webdataset(job.folder / "00000.tar", job)
+    with StandIn.started("--canned", "--prefill-seconds", "0.05") as server:
+        given = arguments(job, job.folder / "00000.tar", server, "--max-concurrency", "2")
+        run = job.start_with([*given, "--caption-column", "url"])
+        while sum(server.asked().values()) < 10:
+            pass
+        run.kill()
+        run.communicate()
+        server.forget()
+        done = job.run_with(given)
+        assert done.returncode == 0, done.stderr
+        assert set(server.asked()) <= {row["caption"] for row in job.rows()}
+    assert len(lines_of(job.output)) == 40
+
+
+def test_an_image_root_that_was_not_used_is_not_remembered(make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(4)
+    write_webdataset(job.folder / "00000.tar", job)
+    stand_in.set_faults({"kind": "400", "count": None, "match": "0003"})
+    given = arguments(job, job.folder / "00000.tar", stand_in, "--image-root", str(job.images))
+    assert job.run_with(given).returncode == 1
+    stand_in.set_faults()
+    assert command("retry", "--output", job.output, "--without-prefect").returncode == 0
+    assert len(lines_of(job.output)) == 4
+
+
+def test_samples_without_a_caption_are_retried_too(make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(2)
+    one, two = (job.images.joinpath(name).read_bytes() for name in job.names)
+    write_tar(job.folder / "x.tar", {"1.jpg": one, "1.txt": b"one", "2.jpg": two, "3.txt": b"three"})
+    assert job.run_with(arguments(job, job.folder / "x.tar", stand_in)).returncode == 1
+    assert [row["caption"] for row in lines_of(job.output)] == ["one", ""]
+    again = command("retry", "--output", job.output, "--without-prefect")
+    assert again.returncode == 1
+    assert "1 failed (1 unreadable)" in again.stderr

@@ -1,6 +1,9 @@
 """Parquet files with the images inside."""
 
 import json
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ def test_a_data_set_of_a_hub_has_its_images_inside(make_job: Any, tmp_path: Path
     path = tmp_path / "train-00000-of-00001.parquet"
     data = data.cast_column("image", datasets.Image())
     data.to_parquet(str(path))
-    with pytest.raises(UsageError, match=r"column 'image' of .* has no bytes in its first 100 rows, but paths at most"):
+    with pytest.raises(UsageError, match=r"column 'image' of .* has no bytes, but paths at most"):
         opened(path)
     embedded = data.with_format("arrow").map(embed_table_storage, batched=True)  # as push_to_hub does
     embedded.with_format(None).to_parquet(str(path))
@@ -86,3 +89,45 @@ def test_what_is_no_parquet_is_refused(tmp_path: Path) -> None:
     tmp_path.joinpath("t.parquet").write_bytes(b"PAR1 and more")
     with pytest.raises(UsageError, match=r"cannot be read as Parquet .*: if it is truncated or corrupt, restore it"):
         opened(tmp_path / "t.parquet")
+
+
+def test_an_own_path_that_looks_like_a_rows_number_is_none(tmp_path: Path) -> None:
+    images = [{"bytes": b"0", "path": "t.parquet/1"}, {"bytes": b"1", "path": None}]
+    pl.DataFrame({"image": images}).write_parquet(tmp_path / "t.parquet")
+    rows, inside = opened(tmp_path / "t.parquet")
+    assert [row["image_path"] for row in rows] == ["t.parquet/0", "t.parquet/1"]
+    assert [inside.read(row["image_path"], 9) for row in rows] == [b"0", b"1"]
+
+
+def test_only_a_named_column_is_taken_where_there_is_an_image_root(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pl.DataFrame({"file": ["a.jpg"], "thumbnail": [b"1"]}).write_parquet(path)
+    assert open_inside(path, guess=False) is None
+    assert open_inside(path, "thumbnail", guess=False) is not None
+
+
+def test_a_corrupt_page_costs_its_images_alone(tmp_path: Path, rng: random.Random) -> None:
+    path = tmp_path / "t.parquet"
+    images = [rng.randbytes(40_000_000) for _ in range(2)]  # each a block
+    pl.DataFrame({"image": images}).write_parquet(path, row_group_size=1, compression="zstd", statistics=False)
+    _, inside = opened(path)
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(status.st_size * 3 // 4)
+        file.write(bytes(1_000_000))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert inside.read("t.parquet/0", 4) == images[0][:4]
+    with pytest.raises(ImageFailure, match=r"row 1 of .*t\.parquet is corrupt \(.*\): restore it"):
+        inside.read("t.parquet/1", 4)
+
+
+def test_blocks_that_are_read_in_any_order_give_the_same_images(tmp_path: Path, rng: random.Random) -> None:
+    path = tmp_path / "t.parquet"
+    images = [rng.randbytes(1_000_000) for _ in range(200)]
+    pl.DataFrame({"image": images}).write_parquet(path, row_group_size=70)
+    _, inside = opened(path)
+    with ThreadPoolExecutor(8) as threads:
+        orders = [list(range(200)), rng.sample(range(200), 60)]
+        for order in orders:
+            read = threads.map(lambda row: inside.read(f"t.parquet/{row}", 2_000_000), order)
+            assert all(image == images[row] for row, image in zip(order, read, strict=True))

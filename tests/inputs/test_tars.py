@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import random
 import tarfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +156,7 @@ def test_a_tar_that_is_replaced_gives_no_image_of_the_other(tmp_path: Path) -> N
             tar.addfile(member, io.BytesIO(b"others"))
     with path.open("r+b") as file:  # in place: the descriptor is the same
         file.write(other.getvalue())
-    with pytest.raises(UsageError, match=r"x\.tar was replaced while it was read: run again"):
+    with pytest.raises(UsageError, match=r"x\.tar was replaced while it was read"):
         inside.read("x.tar/1.jpg", 100)
 
 
@@ -175,3 +177,66 @@ def test_bytes_of_any_kind_are_refused_or_read(
             inside.read(row["image_path"], 100)
         except ImageFailure:
             continue
+
+
+def test_an_image_of_another_length_than_its_header_says_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    write_tar(path, {"1.jpg": b"i" * 3000})
+    _, inside = opened(path)
+    os.truncate(path, 2000)
+    with pytest.raises(UsageError, match=r"x\.tar was replaced while it was read"):
+        inside.read("x.tar/1.jpg", 9999)
+
+
+def test_tars_that_were_joined_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    write_tar(path, {"1.jpg": b"i"})
+    path.write_bytes(path.read_bytes() * 2)
+    rows, inside = opened(path)
+    assert [row["image_path"] for row in rows] == ["x.tar/1.jpg", "x.tar"]
+    assert "more after the end mark at byte" in why_not(inside, "x.tar")
+
+
+def test_a_name_with_further_dots_is_told_if_it_is_the_only_image(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {"a.v2.jpg": b"1", "b.jpg": b"2", "b.seg.png": b"3"})
+    rows, inside = opened(tmp_path / "x.tar")
+    assert [row["image_path"] for row in rows] == ["x.tar/a", "x.tar/b.jpg"]
+    assert "its only image is 'a.v2.jpg', but a key ends at the first dot of a name" in why_not(inside, "x.tar/a")
+    assert inside.read("x.tar/b.jpg", 9) == b"2"
+
+
+def test_a_header_with_a_negative_size_ends_the_tar(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    write_tar(path, {"1.jpg": b"i", "2.jpg": b"i"})
+    content = bytearray(path.read_bytes())
+    header = content.index(b"2.jpg")
+    content[header + 124 : header + 136] = b"\xff" * 10 + b"\xfc\x00"  # base 256: -1024
+    content[header + 148 : header + 156] = b" " * 8
+    content[header + 148 : header + 156] = b"%06o\0 " % sum(content[header : header + 512])
+    path.write_bytes(content)
+    rows, inside = opened(path)
+    assert rows[0]["image_path"] == "x.tar/1.jpg"
+    assert "truncated or corrupt" in why_not(inside, "x.tar")
+
+
+def test_a_caption_that_looks_like_a_tars_header_makes_none(tmp_path: Path) -> None:
+    line = json.dumps({"image_path": "a.jpg", "caption": ""})
+    line = json.dumps({"image_path": "a.jpg", "caption": "x" * (257 - len(line) + 2) + "ustar"})
+    assert line.encode()[257:262] == b"ustar"
+    tmp_path.joinpath("food.jsonl").write_text(line + "\n" * 600)
+    assert open_inside(tmp_path / "food.jsonl") is None
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz"])
+def test_a_compressed_tar_is_refused_with_what_to_do(tmp_path: Path, name: str) -> None:
+    tmp_path.joinpath(name).write_bytes(b"\x1f\x8b")
+    with pytest.raises(UsageError, match="is a compressed tar: unpack it, as with gunzip"):
+        open_inside(tmp_path / name)
+
+
+def test_reading_the_headers_can_be_stopped(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", SAMPLE)
+    stopped = threading.Event()
+    stopped.set()
+    with pytest.raises(UsageError, match="Operation canceled"):
+        open_inside(tmp_path / "x.tar", stopped=stopped)

@@ -29,7 +29,7 @@ async def test_the_answers_of_a_chunk_are_kept_while_it_is_at_work_and_at_its_en
     (chunk,) = store.plan.chunks
     files = RunFiles(Source(store.input), tmp_path, CopiedFiles(store, kept), print, keep_seconds=0.01)
     copy = kept / answers_path(store.workspace, chunk).name
-    async with files.keeping(chunk):
+    async with files.keeping(chunk, print):
         store.answer(0)
         async with asyncio.timeout(30):
             while not (copy.exists() and copy.read_bytes().count(b"\n") == 1):

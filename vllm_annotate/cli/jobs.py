@@ -89,8 +89,11 @@ def fields_after_run(given: Mapping[str, Any], remembered: Iterable[str], **fixe
     images = {"image_root": where} if (where := images_of(known)) else {}
     had = known | images
     found = job_fields({**given, **fixed}, {name: had[name] for name in remembered if name in had})
+    if found.get("image_root") == found.get("input"):
+        found.pop("image_root", None)
     of_job = Job.model_fields.items()
-    required = [name for name, field in of_job if field.is_required() or (name == "image_root" and name in remembered)]
+    required = [name for name, field in of_job if field.is_required()]
+    required += ["image_root"] if "image_root" in remembered and "input" not in remembered else []
     if not known and (missing := [f"--{name.replace('_', '-')}" for name in required if name not in found]):
         raise UsageError(f"no run of {output} is recorded beside it: correct --output, or set {' and '.join(missing)}")
     return found

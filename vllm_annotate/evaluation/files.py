@@ -11,10 +11,8 @@ from vllm_annotate.storage.locations import location
 
 def image_root_of(output: Path, given: Path | str | None) -> ImageRoot | None:
     """The image root that is given, or that the output's run had; None if neither is known."""
-    known, had = given, {}
-    if known is None and output.suffix == ".jsonl" and output.is_file():
-        had = remembered_job(output)
-        known = images_of(had)
+    had = remembered_job(output) if output.suffix == ".jsonl" and output.is_file() else {}
+    known = images_of(had) if given is None else given
     if known is None:
         return None
     try:

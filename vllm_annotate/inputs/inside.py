@@ -1,5 +1,6 @@
 """Inputs with the images inside: tars and Parquet files. Their rows become a file of JSON lines."""
 
+import re
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -8,16 +9,26 @@ from pathlib import Path
 import polars as pl
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.inputs.parquet_images import ParquetImages, check_bytes, image_column_of, image_paths, lines_of
+from vllm_annotate.inputs.parquet_images import (
+    ParquetImages,
+    check_bytes,
+    columns_with_images,
+    image_column_of,
+    image_paths,
+    lines_of,
+)
 from vllm_annotate.inputs.source import PARQUET_SUFFIXES, is_parquet
 from vllm_annotate.inputs.tar_images import LocalTar, RemoteTar, TarImages
 from vllm_annotate.inputs.tars import Place, is_tar, rows_of
+from vllm_annotate.storage.disk_errors import disk_is_full, explained
 from vllm_annotate.storage.downloads import local_copy
+from vllm_annotate.storage.file_states import file_version
 from vllm_annotate.storage.image_roots import ImageRoot, RemoteFolder
 from vllm_annotate.storage.locations import name_of, unreachable
 from vllm_annotate.storage.state_folder import state_folder
 
 DEFAULT_COLUMN = "image_path"
+PACKED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 Inside = TarImages | ParquetImages
 
 
@@ -27,27 +38,41 @@ def open_inside(
     caption_column: str = "",
     rows: Path | None = None,
     stopped: threading.Event | None = None,
+    *,
+    guess: bool = True,
 ) -> Inside | None:
     """Returns the images inside a tar or a Parquet file, and writes its rows to a file; None if it has none.
 
-    Setting `stopped` cancels a download. Raises UsageError if the file cannot be read.
+    Only with `guess`, a column with images that nobody named is taken. Setting `stopped` ends it. Raises UsageError if
+    the file cannot be read.
     """
-    name = name_of(where)
+    name, stopped = name_of(where), stopped or threading.Event()
+    if PACKED_TAR.search(name):
+        raise UsageError(f"input {str(where)!r} is a compressed tar: unpack it, as with gunzip")
     if isinstance(where, str):
         if where.lower().endswith(".tar"):
-            return _in_tar(where, name, caption_column, rows)
+            return _in_tar(where, name, caption_column, rows, stopped)
         if not where.lower().endswith(PARQUET_SUFFIXES):
             return None
-        where = local_copy(where, state_folder() / "inputs", stopped or threading.Event())
+        where = local_copy(where, state_folder() / "inputs", stopped)
     where = where.expanduser()
     if not where.is_file():
         return None
-    return _in_tar(where, name, caption_column, rows) if is_tar(where) else _in_parquet(where, name, image_column, rows)
+    if is_tar(where):
+        return _in_tar(where, name, caption_column, rows, stopped)
+    is_named = guess or image_column != DEFAULT_COLUMN
+    return _in_parquet(where, name, image_column, rows) if is_named and is_parquet(where) else None
+
+
+def image_columns(where: Path | str) -> list[str]:
+    """Returns the columns with images of a Parquet file on this machine; none of any other."""
+    if isinstance(where, str) or not where.expanduser().is_file() or not is_parquet(where.expanduser()):
+        return []
+    return columns_with_images(where.expanduser())
 
 
 def _in_parquet(path: Path, name: str, image_column: str, rows: Path | None) -> ParquetImages | None:
-    if not is_parquet(path):
-        return None
+    version = file_version(path)
     try:
         column = image_column_of(path, image_column, DEFAULT_COLUMN)
         if not column:
@@ -57,17 +82,25 @@ def _in_parquet(path: Path, name: str, image_column: str, rows: Path | None) -> 
         if rows is not None:
             with rows.open("wb") as file:
                 file.writelines(lines_of(path, paths))
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and disk_is_full(error):
+            raise UsageError(explained(error, rows or path)) from None
+        if file_version(path) != version:
+            raise UsageError(f"input {str(path)!r} was replaced while it was read: run again") from None
         raise UsageError(
             f"input {str(path)!r} cannot be read as Parquet ({error!s:.300}): if it is truncated or corrupt, restore it"
         ) from None
-    return ParquetImages(path, column, paths)
+    if file_version(path) != version:
+        raise UsageError(f"input {str(path)!r} was replaced while it was read: run again")
+    return ParquetImages(path, column, paths, name, version)
 
 
-def _in_tar(where: Path | str, name: str, caption_column: str, rows: Path | None) -> TarImages:
+def _in_tar(
+    where: Path | str, name: str, caption_column: str, rows: Path | None, stopped: threading.Event
+) -> TarImages:
     try:
         tar = LocalTar(where) if isinstance(where, Path) else RemoteTar(where)
-        found = tar.headers()
+        found = tar.headers(stopped.is_set)
     except FileNotFoundError:
         raise UsageError(f"input {str(where)!r} does not exist") from None
     except OSError as error:
@@ -87,14 +120,19 @@ def _in_tar(where: Path | str, name: str, caption_column: str, rows: Path | None
     if rows is None:
         deque(lines(), maxlen=0)
     else:
-        with rows.open("wb") as file:
-            file.writelines(lines())
+        try:
+            with rows.open("wb") as file:
+                file.writelines(lines())
+        except OSError as error:
+            raise UsageError(explained(error, rows)) from None
     return TarImages(tar, places)
 
 
-def image_root_at(where: Path | str, image_column: str = DEFAULT_COLUMN) -> ImageRoot:
+def image_root_at(
+    where: Path | str, image_column: str = DEFAULT_COLUMN, stopped: threading.Event | None = None
+) -> ImageRoot:
     """Returns the images at a path or URL: of a folder, or of a file that has them inside."""
-    inside = open_inside(where, image_column)
+    inside = open_inside(where, image_column, stopped=stopped)
     if inside is not None:
         return inside
     return where.expanduser() if isinstance(where, Path) else RemoteFolder(where)

@@ -2,6 +2,7 @@
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
@@ -9,13 +10,20 @@ import polars as pl
 
 from vllm_annotate.errors import ImageFailure, UsageError
 from vllm_annotate.inputs.source import json_rows
-from vllm_annotate.storage.file_states import file_version
+from vllm_annotate.storage.file_states import Version, file_version
 from vllm_annotate.storage.json_text import dumped
 
-# Decoded at once: the rows of a row group, as the datasets library writes it. Of a larger group polars reads all bytes
-# for each block, and keeps those of the block.
-BLOCK_ROWS = 100
-BLOCKS = 2  # in memory: rows are asked in order, and a few lag behind
+# Decoded at once. Polars reads a whole row group for each block, and keeps the rows of the block: smaller blocks would
+# read more, larger ones hold more.
+BLOCK_BYTES = 64 * 1024**2
+BLOCKS = 3  # in memory: rows are asked in order, a few lag behind, and the next block is decoded ahead
+HEAD_ROWS = 100
+
+
+def columns_with_images(path: Path) -> list[str]:
+    """Returns the columns of a Parquet file that may hold images."""
+    schema = pl.scan_parquet(path, glob=False).collect_schema()
+    return [name for name, dtype in schema.items() if _bytes_in(dtype)]
 
 
 def image_column_of(path: Path, wanted: str, default: str) -> str:
@@ -24,8 +32,7 @@ def image_column_of(path: Path, wanted: str, default: str) -> str:
     It is the one that is `wanted`, or if that is the `default`, and no column has that name, the only one with images.
     Raises UsageError if there are several.
     """
-    schema = pl.scan_parquet(path, glob=False).collect_schema()
-    with_images = [name for name, dtype in schema.items() if _bytes_in(dtype)]
+    schema, with_images = pl.scan_parquet(path, glob=False).collect_schema(), columns_with_images(path)
     if wanted in schema or wanted != default or not with_images:
         return wanted if wanted in with_images else ""
     if len(with_images) > 1:
@@ -42,14 +49,24 @@ def _bytes_in(dtype: pl.DataType) -> bool:
 
 
 def check_bytes(path: Path, column: str) -> None:
-    """Raises UsageError if the first rows have no images: a column of {bytes, path} may hold paths alone."""
-    head = _images(path, column, 0, BLOCK_ROWS)
-    if head.is_null().all():
+    """Raises UsageError if no row has an image: a column of {bytes, path} may hold paths alone."""
+    head = _images(path, column, 0, HEAD_ROWS)
+    if not len(head):
+        raise UsageError(f"input {str(path)!r} has no rows: write one per image")
+    if head.is_null().all() and not _has_bytes(path, column):
         raise UsageError(
-            f"column {column!r} of {path} has no bytes in its first {len(head)} rows, but paths at most: write the "
+            f"column {column!r} of {path} has no bytes, but paths at most: write the "
             "images into it (datasets: as push_to_hub does, or embed_table_storage before to_parquet), or "
             "write a column with the paths as texts, and set --image-column to it"
         )
+
+
+def _has_bytes(path: Path, column: str) -> bool:
+    rows = pl.scan_parquet(path, glob=False)
+    images = pl.col(column)
+    if isinstance(rows.collect_schema()[column], pl.Struct):
+        images = images.struct.field("bytes")
+    return bool(rows.select(images.is_not_null().any()).collect(engine="streaming").item())
 
 
 def _images(path: Path, column: str, first: int, rows: int) -> pl.Series:
@@ -59,7 +76,10 @@ def _images(path: Path, column: str, first: int, rows: int) -> pl.Series:
 
 
 def image_paths(path: Path, column: str, name: str) -> list[str]:
-    """Returns the image path of each row: its own if that is the only one of its name, else `<name>/<row from 0>`."""
+    """Returns the image path of each row: its own if that is the only one of its name, else `<name>/<row from 0>`.
+
+    Also if its own begins like that.
+    """
     rows = pl.scan_parquet(path, glob=False)
     dtype = rows.collect_schema()[column]
     if isinstance(dtype, pl.Struct) and pl.Field("path", pl.String) in dtype.fields:
@@ -67,7 +87,10 @@ def image_paths(path: Path, column: str, name: str) -> list[str]:
     else:
         own = [None] * int(rows.select(pl.len()).collect().item())
     times = Counter(own)
-    return [own_path if own_path and times[own_path] == 1 else f"{name}/{row}" for row, own_path in enumerate(own)]
+    return [
+        own_path if own_path and times[own_path] == 1 and not own_path.startswith(f"{name}/") else f"{name}/{row}"
+        for row, own_path in enumerate(own)
+    ]
 
 
 def lines_of(path: Path, paths: list[str]) -> Iterator[bytes]:
@@ -79,18 +102,21 @@ def lines_of(path: Path, paths: list[str]) -> Iterator[bytes]:
 
 
 class ParquetImages:
-    """The images of a column, read in blocks of rows."""
+    """The images of a column, decoded in blocks of rows."""
 
     is_remote = False
 
-    def __init__(self, path: Path, column: str, paths: list[str]) -> None:
-        """The images of these paths, one for each row."""
+    def __init__(self, path: Path, column: str, paths: list[str], name: str, version: Version) -> None:
+        """The images of these paths, one for each row, in the file of this name and version."""
         self.where = path
-        self.version = file_version(path)
+        self.version = version
+        self.is_numbered = any(own == f"{name}/{row}" for row, own in enumerate(paths))
         self._column = column
         self._rows = {image_path: row for row, image_path in enumerate(paths)}
-        self._blocks: OrderedDict[int, pl.Series] = OrderedDict()
+        self._block_rows = max(1, BLOCK_BYTES * len(paths) // max(1, path.stat().st_size))
+        self._blocks: OrderedDict[int, Future[pl.Series]] = OrderedDict()
         self._lock = Lock()
+        self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
     def __str__(self) -> str:
         return str(self.where)
@@ -100,21 +126,42 @@ class ParquetImages:
         row = self._rows.get(image_path)
         if row is None:
             raise ImageFailure("missing", f"no row of {self} has the image path {image_path!r:.300}")
-        with self._lock:
-            image = self._block(row // BLOCK_ROWS)[row % BLOCK_ROWS]
+        try:
+            image = self._block(row // self._block_rows, row % self._block_rows).result()[row % self._block_rows]
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            self._check_version()
+            raise ImageFailure("unreadable", f"row {row} of {self} is corrupt ({error!s:.200}): restore it") from None
         if image is None:
             raise ImageFailure("missing", f"row {row} of {self} has no image in column {self._column!r}")
         return bytes(image[:max_bytes])
 
-    def _block(self, number: int) -> pl.Series:
-        if number in self._blocks:
-            return self._blocks[number]
+    def _block(self, number: int, place: int) -> "Future[pl.Series]":
+        """A block, and when its second half is read, the next one ahead."""
+        with self._lock:
+            block = self._started(number)
+            if place >= self._block_rows // 2 and (number + 1) * self._block_rows < len(self._rows):
+                self._started(number + 1)
+            return block
+
+    def _started(self, number: int) -> "Future[pl.Series]":
+        if number not in self._blocks:
+            self._blocks[number] = self._decoding.submit(self._decoded, number)
+            if len(self._blocks) > BLOCKS:
+                self._blocks.popitem(last=False)
+        return self._blocks[number]
+
+    def _decoded(self, number: int) -> pl.Series:
+        images = _images(self.where, self._column, number * self._block_rows, self._block_rows)
+        self._check_version()
+        return images
+
+    def place_of(self, image_path: str) -> int:
+        """The number of its row."""
+        return self._rows.get(image_path, 0)
+
+    def _check_version(self) -> None:
         if file_version(self.where) != self.version:
             raise UsageError(f"{self} was replaced while it was read: run again")
-        self._blocks[number] = _images(self.where, self._column, number * BLOCK_ROWS, BLOCK_ROWS)
-        if len(self._blocks) > BLOCKS:
-            self._blocks.popitem(last=False)
-        return self._blocks[number]
 
     def is_empty(self) -> bool:
         """Whether the file is gone."""

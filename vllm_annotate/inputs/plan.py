@@ -194,7 +194,7 @@ def plan_is_for(workspace: Workspace, source: Source) -> bool:
 
 
 def input_has_changed(workspace: Workspace, source: Source) -> bool:
-    """Whether the input changed since the plan in progress was made. Raises OSError."""
+    """Whether the input changed since the plan in progress was made."""
     written = read_plan_file(workspace)
     return written is not None and (written.source != source.identity() or source.has_changed())
 

@@ -14,7 +14,7 @@ from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.hints import remedy
 from vllm_annotate.inputs.selection import ALL, Selection
 from vllm_annotate.inputs.sharding import in_shard
-from vllm_annotate.storage.file_states import file_version, version_at
+from vllm_annotate.storage.file_states import Version, file_version, version_at
 from vllm_annotate.storage.json_text import json_object, text_member
 from vllm_annotate.storage.shard import Shard
 
@@ -37,7 +37,8 @@ class Source:
     selection: Selection = ALL
 
     origin: Path | str | None = None
-    origin_version: list[int] | str | None = None  # when its rows were read
+    origin_version: Version = None  # when its rows were read
+    origin_column: str = ""  # with its images
 
     @property
     def given(self) -> Path | str:
@@ -51,7 +52,10 @@ class Source:
 
     def identity(self) -> dict[str, Any]:
         """Returns values that change when the file, the image column, the shard or the selection does."""
-        chosen = {"selection": asdict(self.selection)} if self.selection else {}  # earlier plans have none
+        # Earlier plans have none.
+        chosen: dict[str, Any] = {"selection": asdict(self.selection)} if self.selection else {}
+        if self.origin is not None:  # its rows are others with another caption column
+            chosen |= {"origin_column": self.origin_column, "caption_column": self.caption_column}
         return {
             "path": os.path.realpath(self.given) if isinstance(self.given, Path) else self.given,
             "version": file_version(self.path) if self.origin is None else self.origin_version,
@@ -60,8 +64,11 @@ class Source:
         } | chosen
 
     def has_changed(self) -> bool:
-        """Whether an origin is another file than the one whose rows were read. Raises OSError."""
-        return self.origin is not None and version_at(self.origin) != self.origin_version
+        """Whether an origin is another file than the one whose rows were read, if that can be told now."""
+        try:
+            return self.origin is not None and version_at(self.origin) != self.origin_version
+        except OSError:
+            return False
 
 
 def is_parquet(path: Path) -> bool:

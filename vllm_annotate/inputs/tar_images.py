@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vllm_annotate.errors import ImageFailure, UsageError
@@ -17,26 +17,35 @@ class LocalTar:
     """A tar on this machine."""
 
     is_remote = False
+    _descriptor = -1
 
     def __init__(self, path: Path) -> None:
         self.where = path
         self.version = version_at(path)
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._state = os.fstat(self._descriptor)
 
     def __del__(self) -> None:
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
     def __str__(self) -> str:
         return str(self.where)
 
-    def headers(self) -> Tar:
+    def headers(self, is_stopped: Callable[[], bool]) -> Tar:
         """Reads all but the images."""
         with open(self._descriptor, "rb", closefd=False) as file:
-            return read_tar(file)
+            return read_tar(file, is_stopped)
 
     def read(self, start: int, end: int) -> bytes:
-        """Returns the bytes from `start` to `end`."""
-        return os.pread(self._descriptor, end - start, start)
+        """Returns the bytes from `start` to `end`; fewer if the file ends before, none if it was changed."""
+        data = os.pread(self._descriptor, end - start, start)
+        while start + len(data) < end and (
+            more := os.pread(self._descriptor, end - start - len(data), start + len(data))
+        ):
+            data += more  # a read may return less
+        now, then = os.fstat(self._descriptor), self._state
+        return data if (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns) else b""
 
     def is_gone(self) -> bool:
         """Whether its name is gone."""
@@ -56,11 +65,11 @@ class RemoteTar:
     def __str__(self) -> str:
         return self.where
 
-    def headers(self) -> Tar:
+    def headers(self, is_stopped: Callable[[], bool]) -> Tar:
         """Reads all but the images, or these too where they are small: few large requests are faster than many."""
         options = {"block_size": HEADERS_AT_ONCE, "cache_type": "readahead"}
         with reaching(self.where), self._fs.open(self._path, "rb", **options) as file:
-            return read_tar(file)
+            return read_tar(file, is_stopped)
 
     def read(self, start: int, end: int) -> bytes:
         """Returns the bytes from `start` to `end`."""
@@ -79,6 +88,7 @@ class TarImages:
     def __init__(self, tar: LocalTar | RemoteTar, places: Mapping[str, Place | str]) -> None:
         """Images at these places; a text says why there is none."""
         self.where, self.version, self.is_remote = tar.where, tar.version, tar.is_remote
+        self.is_numbered = False
         self._tar = tar
         self._places = places
 
@@ -91,16 +101,23 @@ class TarImages:
         if isinstance(place, str):
             kind, why = ("unreadable", place) if place else ("missing", "no such member")
             raise ImageFailure(kind, f"{image_path!r:.300} in {self}: {why}")
-        start = place.offset - HEADER_BYTES
-        data = self._tar.read(start, place.offset + min(place.size, max_bytes))
+        start, end = place.offset - HEADER_BYTES, place.offset + min(place.size, max_bytes)
+        data = self._tar.read(start, end)
         # Another tar of this name would give images of other rows.
-        if zlib.crc32(data[:HEADER_BYTES]) != place.header:
-            raise UsageError(f"{self} was replaced while it was read: run again")
+        if len(data) != end - start or zlib.crc32(data[:HEADER_BYTES]) != place.header:
+            raise UsageError(
+                f"{self} was replaced while it was read, or its server does not give parts of it: run again"
+            )
         return data[HEADER_BYTES:]
 
     def is_empty(self) -> bool:
         """Whether the tar is gone. Raises OSError."""
         return self._tar.is_gone()
+
+    def place_of(self, image_path: str) -> int:
+        """Where it is in the tar."""
+        place = self._places.get(image_path)
+        return place.offset if isinstance(place, Place) else 0
 
     def has(self, image_path: str) -> bool:
         """Whether the tar has this image."""

@@ -6,10 +6,12 @@ The key is a member's path up to the first dot of its name: `00012.jpg` is the i
 caption, and `00012.json` has its columns.
 """
 
+import errno
+import os
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -37,6 +39,7 @@ class Sample:
     image: str = ""  # its path in the tar
     place: Place | None = None
     texts: dict[str, bytes] = field(default_factory=dict)  # by ending
+    dotted: str = ""  # an image whose name has further dots, which is no member that counts
     why: str = ""  # it cannot be used
 
     def refuse(self, why: str) -> None:
@@ -58,28 +61,45 @@ def is_tar(path: Path) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            return file.read(HEADER_BYTES)[MAGIC_AT] == MAGIC
-    except OSError:
+            header = file.read(HEADER_BYTES)
+        return header[MAGIC_AT] == MAGIC and bool(tarfile.TarInfo.frombuf(header, "utf-8", "replace"))
+    except (OSError, tarfile.TarError):  # of the checksum: a caption may have these letters there
         return False
 
 
-def read_tar(file: BinaryIO) -> Tar:
-    """Reads all headers and texts, and no image. What is truncated or corrupt ends it, and what came before counts."""
-    found = Tar()
+def read_tar(file: BinaryIO, is_stopped: Callable[[], bool] = lambda: False) -> Tar:
+    """Reads all headers and texts, and no image. What is truncated or corrupt ends it, and what came before counts.
+
+    Raises OSError of kind ECANCELED once `is_stopped`.
+    """
+    found, at = Tar(), -1
     size = file.seek(0, 2)
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:", errors="replace") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # or memory would grow with the tar
+                if is_stopped():
+                    raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+                if tar.offset <= at:  # the size in a header may be negative
+                    raise tarfile.ReadError(f"a header with a wrong size at byte {at:,}")
+                at = tar.offset
                 _add(found, file, member, size)
             end = tar.offset
-        file.seek(end)
-        if file.read(HEADER_BYTES) != bytes(HEADER_BYTES):  # tarfile takes a corrupt header for the end
-            found.broken = f"no header and no end mark at byte {end:,}"
+        found.broken = _after_the_last(file, end)
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         found.broken = str(error)
     return found
+
+
+def _after_the_last(file: BinaryIO, end: int) -> str:
+    """Says what is wrong after the last member; tarfile takes a corrupt header for the end."""
+    file.seek(end)
+    if file.read(HEADER_BYTES) != bytes(HEADER_BYTES):
+        return f"no header and no end mark at byte {end:,}"
+    if any(any(block) for block in iter(lambda: file.read(MOST_TEXT_BYTES), b"")):
+        return f"more after the end mark at byte {end:,}, as of tars that were joined"
+    return ""
 
 
 def _add(found: Tar, file: BinaryIO, member: tarfile.TarInfo, size: int) -> None:
@@ -87,10 +107,13 @@ def _add(found: Tar, file: BinaryIO, member: tarfile.TarInfo, size: int) -> None
     folder, name = posixpath.split(path)
     stem, _, kind = name.partition(".")
     kind = kind.lower()
-    if not stem or member.isdir() or kind not in IMAGES | {CAPTION, COLUMNS}:
+    is_dotted = kind not in IMAGES and kind.rpartition(".")[2] in IMAGES
+    if not stem or member.isdir() or not (is_dotted or kind in IMAGES | {CAPTION, COLUMNS}):
         return
     sample = found.samples.setdefault(posixpath.join(folder, stem), Sample())
-    if not member.isreg() or member.issparse():
+    if is_dotted:
+        sample.dotted = path
+    elif not member.isreg() or member.issparse():
         sample.refuse(f"{path!r:.200} is a link, or no plain file")
     elif member.offset_data + member.size > size:
         sample.refuse(f"{path!r:.200} is cut off by the end of the tar")
@@ -116,17 +139,24 @@ def rows_of(tar: Tar, name: str, caption_column: str) -> Iterator[tuple[str, byt
 
     `name` is that of the tar, with which image paths begin. What cannot be read of a broken tar is one more row.
     """
+    has_captions = any(CAPTION in sample.texts for sample in tar.samples.values())
     for key, sample in tar.samples.items():
         image_path = f"{name}/{sample.image or key}"
-        columns, why = _columns(sample, caption_column)
-        place = why or sample.place or "its key has no image"
+        columns, why = _columns(sample, caption_column, has_captions=has_captions)
+        place = why or sample.place or _without_image(sample)
         yield image_path, object_line(dumped({"image_path": image_path}), *columns), place
     if tar.broken:
         why = f"the tar is truncated or corrupt after {len(tar.samples):,} rows ({tar.broken:.200}): restore it"
         yield name, object_line(dumped({"image_path": name})), why
 
 
-def _columns(sample: Sample, caption_column: str) -> tuple[list[str | bytes], str]:
+def _without_image(sample: Sample) -> str:
+    if not sample.dotted:
+        return "its key has no image"
+    return f"its only image is {sample.dotted!r:.200}, but a key ends at the first dot of a name: rename it"
+
+
+def _columns(sample: Sample, caption_column: str, *, has_captions: bool) -> tuple[list[str | bytes], str]:
     """The members of a row as they are written, and why it cannot be used."""
     text = sample.texts.get(COLUMNS, b"{}").decode("utf-8-sig", "replace")
     values = json_object(text)
@@ -134,8 +164,9 @@ def _columns(sample: Sample, caption_column: str) -> tuple[list[str | bytes], st
         return [], sample.why or "its .json is no JSON object"
     left_out = {"image_path"}
     caption: list[str | bytes] = []
-    if caption_column and CAPTION in sample.texts and values.get(caption_column) is None:
+    if caption_column and has_captions and values.get(caption_column) is None:
         left_out.add(caption_column)
-        caption = [dumped({caption_column: sample.texts[CAPTION].decode("utf-8-sig", "replace").strip()})]
+        written = sample.texts.get(CAPTION)
+        caption = [dumped({caption_column: written and written.decode("utf-8-sig", "replace").strip()})]
     members = raw_members(text).items()
     return [*(f"{written}:{value}" for name, (written, value) in members if name not in left_out), *caption], sample.why

@@ -62,7 +62,9 @@ class Asking:
     def _job(self, number: int, output: Path) -> Job:
         fields = {name: getattr(self.job, name) for name in Job.model_fields}
         asked = {"input": self._questions, "output": output, "recipe": self._recipe(number)}
-        columns = {"image_column": "image_path", "caption_column": "caption"}
+        columns = {"caption_column": "caption"}
+        if isinstance(root := self.job.image_root, Path) and root.expanduser().is_dir():
+            columns["image_column"] = "image_path"
         whole = {"shard": "", "limit": 0, "sample": 0}
         return Job(**{**fields, **asked, **columns, **whole})
 

@@ -24,7 +24,8 @@ from vllm_annotate.storage.workspace import Workspace
 
 # Fields of the output's run that an audit takes over.
 REMEMBERED = (
-    "image_root", "server", "recipe", "max_concurrency", "server_wait_seconds", "request_timeout_seconds",
+    "image_root", "image_column", "server", "recipe", "max_concurrency", "server_wait_seconds",
+    "request_timeout_seconds",
 )  # fmt: skip
 
 

@@ -42,13 +42,19 @@ class RunFiles:
         return self.output.workspace
 
     @asynccontextmanager
-    async def keeping(self, chunk: Chunk) -> AsyncIterator[None]:
-        """Syncs the answers of a chunk, or uploads them to an object store: every minute, and at the end."""
+    async def keeping(self, chunk: Chunk, stop: Callable[[BaseException], None]) -> AsyncIterator[None]:
+        """Syncs the answers of a chunk, or uploads them to an object store: every minute, and at the end.
+
+        Calls `stop` once another run has taken over the output.
+        """
 
         async def keep_again() -> None:
             while True:
                 await asyncio.sleep(self.keep_seconds)
-                await self._keep(chunk)
+                try:
+                    await self._keep(chunk)
+                except UsageError as error:
+                    stop(error)
 
         repeating = asyncio.create_task(keep_again())
         try:

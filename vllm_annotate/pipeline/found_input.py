@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.inputs.inside import DEFAULT_COLUMN, image_root_at, open_inside
+from vllm_annotate.inputs.inside import DEFAULT_COLUMN, image_columns, image_root_at, open_inside
+from vllm_annotate.inputs.parquet_images import ParquetImages
 from vllm_annotate.inputs.source import Source, check_source
+from vllm_annotate.inputs.tar_images import TarImages
 from vllm_annotate.job import Job
 from vllm_annotate.storage.downloads import local_copy
 from vllm_annotate.storage.image_roots import ImageRoot
@@ -33,25 +35,31 @@ def find_input(
     `retried` is where a retry has its rows. Setting `stopped` cancels a download. Raises UsageError if input or image
     root cannot be read, or a named column is missing.
     """
-    root = None if job.image_root is None else found_image_root(job.image_root, job.image_column)
-    column = DEFAULT_COLUMN if job.input == retried else job.image_column
+    root = None if job.image_root is None else found_image_root(job.image_root, job.image_column, stopped)
+    # What a run writes has its paths in image_path; the images may be in a column of another name, in a file.
+    is_ours = job.input == retried or isinstance(root, TarImages | ParquetImages)
+    column = DEFAULT_COLUMN if is_ours else job.image_column
     shard = Shard.parse(job.shard) if job.shard else None
     rows, stopped = folder / "rows.jsonl", stopped or threading.Event()
-    inside = open_inside(job.input, column, job.caption_column, rows, stopped)
+    inside = open_inside(job.input, column, job.caption_column, rows, stopped, guess=root is None)
     if inside is not None:
         source = Source(rows, DEFAULT_COLUMN, job.caption_column, shard)
-        source = replace(source, origin=inside.where, origin_version=inside.version)
+        source = replace(source, origin=inside.where, origin_version=inside.version, origin_column=job.image_column)
         return FoundInput(source, check_source(source), inside, is_inside=True)
     source = Source(local_copy(job.input, state_folder() / "inputs", stopped), column, job.caption_column, shard)
     columns = check_source(source)
     if root is None:
-        raise UsageError(f"no image is inside {job.input}: set image_root to the folder with the images")
+        columns = image_columns(job.input)
+        named = f", or image_column to that with the images: {', '.join(map(repr, columns))}" if columns else ""
+        raise UsageError(f"no image is inside {job.input}: set image_root to the folder with the images{named}")
     return FoundInput(source, columns, root, is_inside=False)
 
 
-def found_image_root(where: Path | str, image_column: str = DEFAULT_COLUMN) -> ImageRoot:
+def found_image_root(
+    where: Path | str, image_column: str = DEFAULT_COLUMN, stopped: threading.Event | None = None
+) -> ImageRoot:
     """The image root. Raises UsageError if it is not a readable folder, and no file with images inside."""
-    root = image_root_at(where, image_column)
+    root = image_root_at(where, image_column, stopped)
     if isinstance(root, Path) and not root.is_dir():
         raise UsageError(f"image root {str(root)!r} is not a folder: set --image-root to the folder with the images")
     if isinstance(root, Path) and not os.access(root, os.R_OK | os.X_OK):

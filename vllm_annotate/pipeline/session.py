@@ -17,7 +17,7 @@ from vllm_annotate.inference.client import Inference
 from vllm_annotate.inputs.plan import POLARS_ERRORS, make_plan, open_plan, plan_is_for, plan_with_taken, remove_plan
 from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.inputs.source import Source
-from vllm_annotate.job import Job, images_of
+from vllm_annotate.job import Job, images_known
 from vllm_annotate.pipeline.annotator import Annotator
 from vllm_annotate.pipeline.files import RunFiles, is_image_file, run_files
 from vllm_annotate.pipeline.proving import Proving, with_family
@@ -29,6 +29,7 @@ from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.results.append import repair_output
 from vllm_annotate.results.asked_failures import put_back_asked
 from vllm_annotate.results.merge import settle
+from vllm_annotate.results.numbers import check_numbers
 from vllm_annotate.results.pilot import take_pilot
 from vllm_annotate.results.provenance import makers_in
 from vllm_annotate.serving.keeper import Keeper, kept_servers, watching
@@ -191,6 +192,7 @@ def plan_or_resume(run: Run) -> Plan:
     Raises UsageError if the input is corrupt.
     """
     workspace = run.workspace
+    check_numbers(workspace, run.files.image_root)
     try:
         repair_output(workspace)
         put_back_asked(workspace)
@@ -199,9 +201,9 @@ def plan_or_resume(run: Run) -> Plan:
             settle(workspace, plan)
             remove_plan(workspace)
             plan = make_plan(run.source, workspace, run.job.chunk_size)
-            _check_image_root(run, plan)
-            root = images_of(run.job.without_secrets())
-            if taken := take_pilot(workspace, plan, run.source, root, run.recipe_fingerprint):
+            if run.source.origin is None:
+                _check_image_root(run, plan)
+            if taken := take_pilot(workspace, plan, run.source, images_in(run), run.recipe_fingerprint):
                 plan = plan_with_taken(workspace, run.source, plan, taken)
         if plan.rows:
             check_root(run.files.image_root)
@@ -213,8 +215,14 @@ def plan_or_resume(run: Run) -> Plan:
         raise _unreadable(run, error) from None
     record_recipe(workspace, run.recipe_settings, run.recipe_fingerprint)
     if run.source.path != workspace.retried:  # a retry is not a new job
-        run.job.remember(workspace.job)
+        used = run.job if run.source.origin is None else run.job.model_copy(update={"image_root": None})
+        used.remember(workspace.job)
     return plan
+
+
+def images_in(run: Run) -> dict[str, Any]:
+    """What tells where the images of a run are."""
+    return images_known(run.job.without_secrets())
 
 
 def _check_image_root(run: Run, plan: Plan) -> None:

@@ -119,7 +119,7 @@ async def annotate_chunk(run: Run, chunk: Chunk, logger: Logger) -> dict[str, An
     Raises ServerFault, ErrorBudgetExceeded and OSError; see `Annotator.annotate`.
     """
     rows = await run_to_end(pending_rows, run.workspace, chunk, run.source)
-    async with run.files.keeping(chunk):
+    async with run.files.keeping(chunk, run.annotator.stop):
         part = Part(run.workspace, chunk)
         try:
             await run.annotator.annotate(rows, part)

@@ -9,7 +9,7 @@ from heapq import nlargest
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from vllm_annotate.errors import ImageFailure
+from vllm_annotate.errors import ImageFailure, UsageError
 from vllm_annotate.images.prepare import thumbnail
 from vllm_annotate.report.text import text_of
 from vllm_annotate.results.audited import Audited
@@ -125,11 +125,20 @@ def newest_rows(paths: Sequence[Path], count: int) -> list[dict[str, Any]]:
 
 def with_images(rows: Sequence[dict[str, Any]], image_root: ImageRoot, side: int) -> Iterator[Example]:
     """Yields each row with a JPEG of its image, at most `side` pixels long. Decodes images: run it in a thread."""
-    for row in rows:
-        try:
-            yield Example(row, *thumbnail(image_root, text_of(row.get("image_path")), side))
-        except (ImageFailure, OSError) as error:
-            yield Example(row, None, why_not=str(error))
+    if isinstance(image_root, Path):
+        yield from (_example(row, image_root, side) for row in rows)
+        return
+    paths = [text_of(row.get("image_path")) for row in rows]
+    in_turn = sorted(range(len(rows)), key=lambda at: image_root.place_of(paths[at]))
+    examples = {at: _example(rows[at], image_root, side) for at in in_turn}
+    yield from (examples[at] for at in range(len(rows)))
+
+
+def _example(row: dict[str, Any], image_root: ImageRoot, side: int) -> Example:
+    try:
+        return Example(row, *thumbnail(image_root, text_of(row.get("image_path")), side))
+    except (ImageFailure, OSError, UsageError) as error:
+        return Example(row, None, why_not=str(error))
 
 
 def spread_lines(path: Path, read_bytes: int = 0, window_bytes: int = 0) -> Iterator[bytes]:

@@ -1,14 +1,17 @@
 """The answers of a pilot, taken into a run of the whole input with the same recipe."""
 
+from typing import Any
+
 import polars as pl
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.plan import read_chunks
 from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.inputs.source import Source
-from vllm_annotate.job import images_of, remembered_job
+from vllm_annotate.job import images_known, remembered_job
 from vllm_annotate.recipe.guard import read_recipe
 from vllm_annotate.results.lines import begins_with_row, path_of
+from vllm_annotate.results.numbers import numbers_of
 from vllm_annotate.results.part_file import PartFile
 from vllm_annotate.results.parts import answers_path, row_of
 from vllm_annotate.storage.workspace import Workspace
@@ -16,7 +19,9 @@ from vllm_annotate.storage.workspace import Workspace
 MOST_BYTES = 2 * 1024**3  # of a pilot's output: it is read whole
 
 
-def take_pilot(workspace: Workspace, plan: Plan, source: Source, image_root: str, recipe_fingerprint: str) -> int:
+def take_pilot(
+    workspace: Workspace, plan: Plan, source: Source, images: dict[str, Any], recipe_fingerprint: str
+) -> int:
     """Copies the pilot's answers of planned images into the parts; returns how many.
 
     Only answers of the same recipe and image root, to rows that have not changed since by a byte.
@@ -30,7 +35,7 @@ def take_pilot(workspace: Workspace, plan: Plan, source: Source, image_root: str
         recipe = None
     if recipe is None or recipe["fingerprint"] != recipe_fingerprint:
         return 0
-    if images_of(remembered_job(pilot.output)) != image_root:
+    if images_known(remembered_job(pilot.output)) != images or numbers_of(pilot) != numbers_of(workspace):
         return 0
     with pilot.output.open("rb") as file:
         answers = {path: line for line in file if line.endswith(b"\n") and (path := path_of(line)) is not None}

@@ -6,6 +6,8 @@ from typing import IO, Any, NamedTuple
 
 from vllm_annotate.storage.locations import file_system, reaching, version_of
 
+Version = list[int] | str | None  # of a file or an object, to store; None if there is none
+
 
 def file_version(path: Path) -> list[int] | None:
     """Returns size in bytes and modification time in ns, to store; None if the file does not exist."""
@@ -44,7 +46,7 @@ def _state(status: os.stat_result) -> FileState:
     return FileState(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def version_at(where: Path | str) -> list[int] | str | None:
+def version_at(where: Path | str) -> Version:
     """Returns the version of a file or an object, to store; None if it does not exist. Raises OSError."""
     if isinstance(where, Path):
         return file_version(where)

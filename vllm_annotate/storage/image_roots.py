@@ -21,6 +21,9 @@ class ImageReader(Protocol):
     def read(self, image_path: str, max_bytes: int) -> bytes:
         """Returns the first `max_bytes` bytes of an image. Raises ImageFailure, and OSError as reading a file does."""
 
+    def place_of(self, image_path: str) -> int:
+        """Images are read fastest in the order of their places."""
+
     def is_empty(self) -> bool:
         """Whether nothing can be read any more. Raises OSError."""
 
@@ -72,6 +75,10 @@ class RemoteFolder:
                     return b""
                 raise
         return data
+
+    def place_of(self, image_path: str) -> int:  # noqa: ARG002
+        """All are equally far."""
+        return 0
 
     def is_empty(self) -> bool:
         """Whether there is nothing under the URL, as of EMPTY_SECONDS ago. Raises OSError if the store is at fault."""

@@ -77,6 +77,9 @@ def location(value: Any) -> Any:
 Location = Annotated[Path | str, BeforeValidator(location), WithJsonSchema({"type": "string", "format": "path"})]
 
 
+OptionalLocation = Annotated[Location | None, BeforeValidator(lambda value: None if value == "" else value)]
+
+
 def name_of(where: Path | str) -> str:
     """Returns the last part of a path or URL."""
     return str(where).rstrip("/").rpartition("/")[2]

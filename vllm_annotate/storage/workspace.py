@@ -141,6 +141,11 @@ class Workspace:
         return self.work / "job.json"
 
     @property
+    def numbers(self) -> Path:
+        """The version of the input file, if its image paths are row numbers."""
+        return self.work / "row-numbers.json"
+
+    @property
     def set_aside(self) -> Path:
         """Failures that a retry by an earlier version moved here; the next merge moves them back."""
         return self.work / "set-aside.jsonl"
