@@ -21,6 +21,7 @@ from demo.scenes import draw_scene
 from stand_in.nvml import compile_nvml
 from stand_in.process import StandIn
 from vllm_annotate.job import Job
+from vllm_annotate.pipeline.one_input import OneInput
 from vllm_annotate.pipeline.recording import recording
 from vllm_annotate.pipeline.session import open_run, plan_or_resume
 from vllm_annotate.results.parts import Part, pending_rows
@@ -49,7 +50,7 @@ async def idle_share(folder: Path, servers: list[StandIn]) -> float:
     """The share of one core that telemetry takes in an otherwise idle run."""
     async with opened(folder, servers) as run:
         shares = []
-        for telemetry in (nullcontext(), recording(run, IMAGES, lambda _: None)):
+        for telemetry in (nullcontext(), recording(run, OneInput(run, plan_or_resume(run)), lambda _: None)):
             async with telemetry:
                 before, begun = time.process_time(), time.monotonic()
                 await asyncio.sleep(IDLE_SECONDS)
@@ -63,10 +64,10 @@ async def annotate(folder: Path, servers: list[StandIn], *, observed: bool) -> t
     async with opened(folder, servers) as run:
         plan = plan_or_resume(run)
         rows, part = pending_rows(run.workspace, plan.chunks[0], run.source), Part(run.workspace, plan.chunks[0])
-        await run.annotator.turn(plan.chunks[0])
-        async with recording(run, plan.rows, lambda _: None) if observed else nullcontext():
+        await run.annotator.turn(part.path)
+        async with recording(run, OneInput(run, plan), lambda _: None) if observed else nullcontext():
             begun, before = time.monotonic(), time.process_time()
-            await run.annotator.annotate(rows, part)
+            await run.annotator.annotate(rows, part, run.files.image_root)
             figures = IMAGES / (time.monotonic() - begun), (time.process_time() - before) / IMAGES
         part.close()
     return figures

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from blocks import AnnotationRecipe, VLLMServer
 from flows.support.artifacts import live_artifacts
-from flows.support.chunk_task import run_chunk, shorten_tracebacks
+from flows.support.chunk_task import ChunkTasks, shorten_tracebacks
 from flows.support.flow import REQUIRED, flow
 from flows.support.outcome import ended
 from flows.support.shown_secrets import hide_secrets
@@ -30,10 +30,10 @@ from vllm_annotate.job import Job
 from vllm_annotate.pipeline.progress import showing_progress
 from vllm_annotate.pipeline.recording import recording
 from vllm_annotate.pipeline.session import open_run
-from vllm_annotate.pipeline.steps import annotate_chunks, merge_parts, plan_chunks, prove_servers, publish_report
+from vllm_annotate.pipeline.steps import plan, prove_servers, publish_report
 from vllm_annotate.report.summary import sentence
 from vllm_annotate.storage.disk_errors import explained
-from vllm_annotate.storage.locations import Location, OptionalLocation, run_name
+from vllm_annotate.storage.locations import Given, Location, OptionalLocation, run_name
 from vllm_annotate.version import VERSION
 
 Result = TypeVar("Result")
@@ -46,7 +46,7 @@ def flow_run_name() -> str:
 
 @flow(name="annotate-images", flow_run_name=flow_run_name, version=VERSION)
 async def annotate_images(
-    input: Location,  # noqa: A002 - the command line's --input
+    input: Given,  # noqa: A002 - the command line's --input
     image_root: OptionalLocation = None,
     output: Location = REQUIRED,
     server: VLLMServer | None = None,
@@ -69,11 +69,12 @@ async def annotate_images(
 
     Args:
         input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row, or a
-            WebDataset .tar or a .parquet file with the images inside. A path, or a URL such as
-            s3://bucket/captions.jsonl.
+            WebDataset .tar or a .parquet file with the images inside. A path, a URL such as
+            s3://bucket/captions.jsonl, a folder, a pattern such as tars/*.tar, or several of these.
         image_root: Folder or URL that image paths are relative to; nothing outside it is read. Empty if the images are
             inside the input.
-        output: The result, a .jsonl file or URL; images that are already in it are skipped.
+        output: The result: a .jsonl file or URL, or without that ending a folder with a file for each input file.
+            Images that are already in it are skipped.
         server: Endpoints of vLLM, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
         recipe: Prompts, sampling, schema and image budget; empty uses the built-in recipe.
         max_concurrency: Maximum requests in flight; auto finds and follows what each server can use.
@@ -102,18 +103,17 @@ async def annotate_images(
     try:
         async with ended_by_sigterm(), opening as run:
             logger.info("Model %s at %s, recipe %s", run.model, ", ".join(run.versions), run.recipe_fingerprint)
-            plan = await step("plan", partial(plan_chunks, run, logger))
-            await step("prove", partial(prove_servers, run, plan, logger))
+            work = await step("plan", partial(plan, run, logger))
+            await step("prove", partial(prove_servers, run, work, logger))
             async with (
-                recording(run, plan.rows, logger.warning) as telemetry,
-                live_artifacts(run, plan, telemetry, logger.warning) as artifacts,
-                showing_progress(run.annotator, plan.rows, logger),
+                recording(run, work, logger.warning) as telemetry,
+                live_artifacts(run, work, telemetry, logger.warning) as artifacts,
+                showing_progress(run.annotator, work, logger),
             ):
-                merge = await annotate_chunks(run, plan, partial(run_chunk, run, len(plan.chunks)))
-            merged = await step("merge", partial(merge_parts, run, merge, logger))
+                await work.annotate(ChunkTasks(logger).of_input)
+            merged = await step("merge", partial(work.finish, logger))
             seconds = time.monotonic() - started
-            reporting = partial(publish_report, run, plan, merged, telemetry, sorted(merge.stopped), seconds, logger)
-            report = await step("report", reporting)
+            report = await step("report", partial(publish_report, run, work, merged, telemetry, seconds, logger))
             await artifacts.finish(report)
             logger.info("%s", sentence(report))
     except (UsageError, ServerFault) as error:
@@ -123,7 +123,7 @@ async def annotate_images(
         message = explained(error, output)
         logger.error("%s", message)  # noqa: TRY400
         return ended(Failed(message=message, data=error))
-    if merge.stopped:
+    if not report.came_to_its_end:
         return ended(Failed(message=sentence(report)))
     return ended(Completed(message=sentence(report), data=report.model_dump(mode="json")))
 

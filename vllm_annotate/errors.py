@@ -75,6 +75,10 @@ class UnparsableAnswer(AnnotateError):
     """The model's text contains no annotation."""
 
 
+class InputFault(UsageError):
+    """An input file is another one than when it was planned. Other files of the same run are not concerned."""
+
+
 class ServerFault(AnnotateError):
     """The server is at fault, not the image."""
 

@@ -11,7 +11,7 @@ from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.atomic import write_json
 from vllm_annotate.storage.json_text import json_object
-from vllm_annotate.storage.locations import Location, OptionalLocation, read_object
+from vllm_annotate.storage.locations import WILD, Given, Location, OptionalLocation, read_object
 from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 
@@ -24,17 +24,20 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    input: Location = Field(
+    input: Given = Field(
         description="The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row, "
-        "or a WebDataset .tar or a .parquet file with the images inside. A path, or a URL such as "
-        "s3://bucket/captions.jsonl."
+        "or a WebDataset .tar or a .parquet file with the images inside. A path, a URL such as "
+        "s3://bucket/captions.jsonl, a folder, a pattern such as tars/*.tar, or several of these."
     )
     image_root: OptionalLocation = Field(
         default=None,
         description="Folder or URL that image paths are relative to; nothing outside it is read. Empty if the images "
         "are inside the input.",
     )
-    output: Location = Field(description="The result, a .jsonl file or URL; images that are already in it are skipped.")
+    output: Location = Field(
+        description="The result: a .jsonl file or URL, or without that ending a folder with a file for each input "
+        "file. Images that are already in it are skipped."
+    )
     server: Server | None = Field(
         default=None,
         description="Endpoints of vLLM, or how to start it; empty uses http://localhost:8000/v1 and the model it "
@@ -114,7 +117,7 @@ class Job(BaseModel):
         return cls(**{name: value for name, value in parameters.items() if name in cls.model_fields})
 
     @property
-    def images(self) -> Path | str:
+    def images(self) -> Path | str | list[Path | str]:
         """Where the images are: inside the input if there is no image root."""
         return self.input if self.image_root is None else self.image_root
 
@@ -131,9 +134,20 @@ class Job(BaseModel):
         if self.server is not None:
             fields["server"] = self.server.without_secrets()
         for name in ("input", "image_root", "output"):
-            if isinstance(where := getattr(self, name), Path):
-                fields[name] = os.path.realpath(where.expanduser())
+            if (where := getattr(self, name)) is not None:
+                fields[name] = [absolute(each) for each in where] if isinstance(where, list) else absolute(where)
         return fields
+
+
+def absolute(where: Path | str) -> str:
+    """A URL, or a path that is the same wherever a command runs; of a pattern, the folder before it is resolved."""
+    if isinstance(where, str):
+        return where
+    path = where.expanduser()
+    fixed = next((at for at, part in enumerate(path.parts) if WILD.search(part)), len(path.parts))
+    if path.exists() or fixed == len(path.parts):
+        return os.path.realpath(path)
+    return os.path.join(os.path.realpath(Path(*path.parts[:fixed])), *path.parts[fixed:])  # noqa: PTH118
 
 
 def images_of(fields: Mapping[str, Any]) -> Any:

@@ -16,10 +16,10 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.pipeline.outcome import live_figures, proofs
 from vllm_annotate.pipeline.recording import Telemetry
 from vllm_annotate.pipeline.session import Run
+from vllm_annotate.pipeline.work import Work
 from vllm_annotate.report import markdown
 from vllm_annotate.report.figures import telemetry_charts, telemetry_figures
 from vllm_annotate.report.gallery import newest_parts, newest_rows, with_images
@@ -37,9 +37,9 @@ FAILURE_EXAMPLES = 10
 class Artifacts:
     """The artifacts of one flow run."""
 
-    def __init__(self, run: Run, plan: Plan, telemetry: Telemetry, warn: Callable[[str], None]) -> None:
+    def __init__(self, run: Run, work: Work, telemetry: Telemetry, warn: Callable[[str], None]) -> None:
         self.telemetry = telemetry
-        self._run, self._plan = run, plan
+        self._run, self._work = run, work
         self._warn = warn
         self._ids: dict[str, UUID] = {}
         self._failed = False
@@ -80,7 +80,7 @@ class Artifacts:
 
     async def _show_live(self, *, pictures: bool) -> None:
         run, name = self._run, self._run.workspace.output.name
-        figures = live_figures(run, self._plan, time.monotonic() - self.telemetry.started)
+        figures = live_figures(run, self._work, time.monotonic() - self.telemetry.started)
         await self._show_progress(self._percent(), f"{name}: {figures['Answered']} answered, {figures['Left']} left")
         summary = markdown.live_summary(figures, str(run.workspace.output))
         await self._show("annotate-summary", summary, f"{name}, so far")
@@ -142,7 +142,7 @@ class Artifacts:
         self._failed = True
 
     def _percent(self) -> float:
-        return min(100.0, 100 * self._run.annotator.tally.done / self._plan.rows) if self._plan.rows else 100.0
+        return min(100.0, 100 * self._run.annotator.tally.done / self._work.rows) if self._work.rows else 100.0
 
 
 def sample_pictures(files: Sequence[Path], image_root: ImageRoot) -> str:
@@ -152,10 +152,10 @@ def sample_pictures(files: Sequence[Path], image_root: ImageRoot) -> str:
 
 @asynccontextmanager
 async def live_artifacts(
-    run: Run, plan: Plan, telemetry: Telemetry, warn: Callable[[str], None]
+    run: Run, work: Work, telemetry: Telemetry, warn: Callable[[str], None]
 ) -> AsyncIterator[Artifacts]:
     """Updates the artifacts until the context ends; `finish` them afterwards."""
-    artifacts = Artifacts(run, plan, telemetry, warn)
+    artifacts = Artifacts(run, work, telemetry, warn)
     updates = asyncio.create_task(artifacts.update_regularly())
     try:
         yield artifacts

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -11,9 +12,11 @@ from prefect.context import TaskRunContext
 from prefect.tasks import Task
 
 from vllm_annotate.errors import AnnotateError, ServerUnavailable
-from vllm_annotate.inputs.plan_file import Chunk
-from vllm_annotate.pipeline import steps
+from vllm_annotate.inputs.plan_file import MOST_CHUNKS, Chunk, Plan
+from vllm_annotate.pipeline import annotating
+from vllm_annotate.pipeline.annotating import ChunkRunner, Logger, count_settled
 from vllm_annotate.pipeline.session import CHUNK_RETRY_SECONDS, Run
+from vllm_annotate.pipeline.without_prefect import run_chunk as run_without_task
 
 
 @dataclass
@@ -31,15 +34,36 @@ class ByImagesAndRecipe(CachePolicy):
         return f"annotate-chunk-{inputs['recipe_fingerprint']}-{inputs['chunk'].digest}"
 
 
-async def run_chunk(run: Run, chunks: int, chunk: Chunk) -> BaseException | None:
+class ChunkTasks:
+    """Runs the chunks of a run as tasks, the first MOST_CHUNKS of them; further ones the same way without a task."""
+
+    def __init__(self, logger: Logger, most: int = MOST_CHUNKS) -> None:
+        self._logger = logger
+        self._left = most
+
+    def of_input(self, run: Run, plan: Plan) -> ChunkRunner:
+        """The runner of the chunks of an input file."""
+        file = "" if run.workspace.state is None else f" of {run.files.name}"
+        return partial(self._run, run, f" of {len(plan.chunks)}{file}")
+
+    async def _run(self, run: Run, of: str, chunk: Chunk) -> BaseException | None:
+        self._left -= 1
+        if self._left >= 0:
+            return await run_chunk(run, f"chunk {chunk.number}{of}", chunk)
+        if self._left == -1:
+            self._logger.info("Prefect shows no further chunks: they run the same way")
+        return await run_without_task(run, self._logger, chunk)
+
+
+async def run_chunk(run: Run, name: str, chunk: Chunk) -> BaseException | None:
     """Runs one chunk as a task, or finds its cached result; returns what stopped it, or None."""
-    pending = await steps.count_settled(run, chunk)
+    pending = await count_settled(run, chunk)
 
     # A closure: the run's clients and semaphores belong to the flow's event loop, and Prefect visits, hashes and shows
     # the parameters of a task.
     @task(
         name="annotate_chunk",
-        task_run_name=f"chunk {chunk.number} of {chunks}",
+        task_run_name=name,
         cache_policy=ByImagesAndRecipe(),
         refresh_cache=bool(pending),  # the part files of a cached result may be gone
         persist_result=True,
@@ -51,7 +75,7 @@ async def run_chunk(run: Run, chunks: int, chunk: Chunk) -> BaseException | None
         retry_jitter_factor=0.5,
     )
     async def annotate_chunk(chunk: Chunk, recipe_fingerprint: str) -> dict[str, Any]:  # noqa: ARG001 - in the key
-        return await steps.annotate_chunk(run, chunk, get_run_logger())
+        return await annotating.annotate_chunk(run, chunk, get_run_logger())
 
     state: State[Any] = await annotate_chunk(chunk, run.recipe_fingerprint, return_state=True)  # type: ignore[misc]
     if state.is_completed():

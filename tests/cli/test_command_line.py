@@ -76,7 +76,7 @@ class TestExitCodes:
             (["--image-root", "/nowhere"], "image root '/nowhere' is not a folder"),
             (["--input", "/nowhere.jsonl"], "input '/nowhere.jsonl' does not exist"),
             (["--output", "/proc/labeled.jsonl"], "cannot write beside output /proc/labeled.jsonl"),
-            (["--output", "/tmp"], "must end in .jsonl"),
+            (["--output", "/usr"], "output '/usr' is a folder with other files, such as /usr/"),
             (["--server", "s.yaml"], "--server cannot be combined with --api-base"),
             (["--recipe", "/nowhere.yaml"], "recipe '/nowhere.yaml' cannot be read"),
             (["--recipe", "nobody-saved-it"], "recipe 'nobody-saved-it' is neither a file nor a saved"),
@@ -245,7 +245,7 @@ def test_130_soon_when_it_is_interrupted_while_its_prefect_server_starts(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.usefixtures("prefect_api")

@@ -55,7 +55,7 @@ def test_a_job_file_with_an_unknown_field_is_refused(command: Command, tmp_path:
         ({"shard": False}, "--shard False: no field of a job is true or false"),
         ({"chunk_size": True}, "--chunk-size True: no field of a job is true or false"),
         ({"input": 5}, "--input 5: it must be a text, a path or a URL: quote it in YAML"),
-        ({"input": ["a", "b"]}, "--input: it must be a text, a path or a URL"),
+        ({"input": ["a", 5]}, "--input: it must be a text, a path or a URL"),
         ({"output": None}, "--output None: it must be a text, a path or a URL"),
     ],
 )

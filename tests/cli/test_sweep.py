@@ -66,6 +66,7 @@ def figures_of(done: Done) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.alone  # it measures rates
 def test_speed_and_errors_decide_the_price_of_a_good_box(
     command: Command, make_job: MakeJob, slow: StandIn, fast: StandIn, rng: random.Random, fuzzing: bool
 ) -> None:

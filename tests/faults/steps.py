@@ -6,26 +6,34 @@ reads a request a line (a step's name and parameters, and the shim's settings), 
 it said. The interpreter and all imports are paid for once.
 """
 
+import asyncio
 import json
+import logging
 import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 os.environ["POLARS_MAX_THREADS"] = "1"  # a process that has forked has one thread only
 
-from vllm_annotate.errors import AnnotateError, ImageFailure
+from vllm_annotate.errors import AnnotateError, ImageFailure, UsageError
 from vllm_annotate.images.prepare import PreparedImage
 from vllm_annotate.inputs.done_index import index_output
+from vllm_annotate.inputs.listing import list_inputs
 from vllm_annotate.inputs.plan import keep_plan, remove_plan
+from vllm_annotate.inputs.plan_file import Chunk
 from vllm_annotate.inputs.source import Source
 from vllm_annotate.job import Job
-from vllm_annotate.pipeline.session import plan_or_resume
+from vllm_annotate.pipeline.files import RunFiles
+from vllm_annotate.pipeline.many_inputs import plan_many
+from vllm_annotate.pipeline.session import Run, plan_or_resume
 from vllm_annotate.recipe.guard import guard_recipe
+from vllm_annotate.results.files import Files
 from vllm_annotate.results.lines import answer_line
 from vllm_annotate.results.merge import Merge
 from vllm_annotate.results.merge_shards import merge_shards
@@ -36,6 +44,7 @@ from vllm_annotate.storage.atomic import write_json
 from vllm_annotate.storage.disk_errors import explained
 from vllm_annotate.storage.shard import Shard
 from vllm_annotate.storage.workspace import Workspace
+from vllm_annotate.threads import run_to_end
 
 IMAGE = PreparedImage(b"", 640, 480, 644, 476)
 
@@ -55,7 +64,7 @@ def annotate(
     run: Any = SimpleNamespace(
         workspace=workspace, source=Source(Path(folder) / source, shard=share), recipe_settings={"model": "m"},
         recipe_fingerprint=recipe, files=SimpleNamespace(image_root=Path(folder)),
-        job=Job(input=source, image_root=folder, output=workspace.output, chunk_size=chunk_size),
+        job=Job(input=Path(folder) / source, image_root=folder, output=workspace.output, chunk_size=chunk_size),
     )  # fmt: skip
     with workspace.locked():
         guard_recipe(workspace, run.recipe_settings, recipe)
@@ -63,26 +72,67 @@ def annotate(
         plan = plan_or_resume(run)
         merge = Merge(workspace, plan)
         for chunk in plan.chunks:
-            stopped = None
-            part = Part(workspace, chunk)
-            try:
-                for number, row in enumerate(pending_rows(workspace, chunk, run.source)):
-                    if number and chunk.number in stopping:
-                        stopped = ImageFailure("server", "gone")
-                        break
-                    if row.image_path in failing:
-                        part.fail(row, ImageFailure("rejected", "no", 1))
-                    else:
-                        part.answer(row, answer_line(row, IMAGE, row.caption, {"annotations": {}, "objects": []}))
-            finally:
-                part.close()
-            merge.end_chunk(chunk, stopped)
+            merge.end_chunk(chunk, answer_chunk(run, failing, stopping, chunk))
         merged = merge.finish()
         if merge.stopped:
             keep_plan(workspace, run.source, merge.plan)
         else:
             remove_plan(workspace)
         write_json(workspace.report, {"answered": merged.answered, "failures": dict(merged.failures)})
+
+
+def answer_chunk(run: Any, failing: Sequence[str], stopping: Sequence[int], chunk: Chunk) -> ImageFailure | None:
+    """Answers the open images of a chunk, but for the failing ones; returns what stopped it."""
+    part = Part(run.workspace, chunk)
+    try:
+        for number, row in enumerate(pending_rows(run.workspace, chunk, run.source)):
+            if number and chunk.number in stopping:
+                return ImageFailure("server", "gone")
+            if row.image_path in failing:
+                part.fail(row, ImageFailure("rejected", "no", 1))
+            else:
+                part.answer(row, answer_line(row, IMAGE, row.caption, {"annotations": {}, "objects": []}))
+    finally:
+        part.close()
+    return None
+
+
+class Turns:
+    """In place of an annotator: each chunk may start at once."""
+
+    async def turn(self, part: Path) -> None:
+        """Does not wait."""
+
+    def end_turn(self, part: Path) -> None:
+        """Nobody waits."""
+
+    def stop(self, error: BaseException) -> None:
+        """Nobody asks."""
+
+
+def annotate_folder(folder: str, failing: Sequence[str] = (), stopping: Sequence[int] = ()) -> None:
+    """What the flow does with several input files."""
+    where = Path(folder)
+    job = Job(input=where / "inputs", image_root=where, output=where / "labeled", chunk_size=3)
+    workspace, annotator, proving = Workspace.at(where / "labeled"), Turns(), object()
+    files = RunFiles(None, where, Files(workspace), logging.getLogger(__name__).warning, list_inputs(job.input))
+    parts: Any = (annotator, proving)
+    run, logger = Run(job, files, "m", {"model": "m"}, "one", {}, *parts), logging.getLogger(__name__)
+
+    async def answer(run: Run, chunk: Chunk) -> BaseException | None:
+        return await run_to_end(answer_chunk, run, failing, stopping, chunk)
+
+    async def work() -> None:
+        planned = await plan_many(run, logger)
+        await planned.annotate(lambda run, _: partial(answer, run))
+        merged = await planned.finish(logger)
+        write_json(workspace.report, {"answered": merged.answered, "failures": dict(merged.failures)})
+        if not stopping and (planned.failed_chunks or planned.files.failed):
+            raise UsageError(f"{planned.failed_chunks} {planned.files.failed}")
+
+    with workspace.locked():
+        guard_recipe(workspace, run.recipe_settings, "one")
+        asyncio.run(work())
 
 
 def retry(folder: str, kinds: Sequence[Any] = ("rejected",), failing: Sequence[str] = ()) -> None:
@@ -99,7 +149,9 @@ def merge_all(folder: str) -> None:
         merge_shards(Source(Path(folder) / "input.jsonl"), whole, shards)
 
 
-STEPS: dict[str, Callable[..., None]] = {"annotate": annotate, "retry": retry, "merge_all": merge_all}
+STEPS: dict[str, Callable[..., None]] = {
+    "annotate": annotate, "annotate_folder": annotate_folder, "retry": retry, "merge_all": merge_all,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -43,18 +43,18 @@ async def preparing(images: Path) -> AsyncIterator[Preparation]:
     recipe, family = Recipe(), resolve_family("auto", "qwen2.5-vl")
     async with Pool([Endpoint("http://127.0.0.1:9/v1", "none", 1, SLOTS)], SLOTS, 1, print) as pool:
         template = RequestTemplate(recipe, family, "qwen2.5-vl")
-        preparation = Preparation(pool, images, recipe.image_budget(family), template)
+        preparation = Preparation(pool, recipe.image_budget(family), template)
         try:
             yield preparation
         finally:
             preparation.close()
 
 
-async def group_sizes(preparation: Preparation, waiting: deque[Row]) -> list[int]:
+async def group_sizes(preparation: Preparation, waiting: deque[Row], images: Path) -> list[int]:
     """The sizes of the groups; each is finished before the next starts."""
     sizes = []
     while waiting:
-        group = await preparation.start(waiting)
+        group = await preparation.start(waiting, images)
         await asyncio.gather(*(pending.request() for pending in group))
         for _ in group:
             preparation.release()
@@ -64,8 +64,8 @@ async def group_sizes(preparation: Preparation, waiting: deque[Row]) -> list[int
 
 async def test_images_that_need_no_change_are_prepared_together_and_large_ones_alone(images: Path) -> None:
     async with preparing(images) as preparation:
-        assert max(await group_sizes(preparation, rows(*["as it is.jpg"] * 100))) == LARGEST_GROUP
-        assert (await group_sizes(preparation, rows(*["large.png"] * 12)))[-1] == 1
+        assert max(await group_sizes(preparation, rows(*["as it is.jpg"] * 100), images)) == LARGEST_GROUP
+        assert (await group_sizes(preparation, rows(*["large.png"] * 12), images))[-1] == 1
         assert preparation.prepared == 112
 
 
@@ -74,7 +74,7 @@ async def test_images_go_out_as_they_are_from_the_moment_that_this_is_known_to_b
     async with preparing(images) as preparation:
         for known, way in ((False, "jpeg"), (True, "original"), (False, "jpeg")):
             preparation.as_they_are = known
-            (pending,) = await preparation.start(rows("within.jpg"))
+            (pending,) = await preparation.start(rows("within.jpg"), images)
             image, body = await pending.request()
             preparation.release()
             assert image.sent_as == way
@@ -83,8 +83,8 @@ async def test_images_go_out_as_they_are_from_the_moment_that_this_is_known_to_b
 
 async def test_a_corrupt_image_fails_alone(images: Path) -> None:
     async with preparing(images) as preparation:
-        await group_sizes(preparation, rows(*["as it is.jpg"] * 50))
-        group = await preparation.start(rows("as it is.jpg", "broken.jpg", "as it is.jpg", "gone.jpg"))
+        await group_sizes(preparation, rows(*["as it is.jpg"] * 50), images)
+        group = await preparation.start(rows("as it is.jpg", "broken.jpg", "as it is.jpg", "gone.jpg"), images)
         results = await asyncio.gather(*(pending.request() for pending in group), return_exceptions=True)
         assert [type(result) for result in results] == [tuple, ImageFailure, tuple, ImageFailure]
         assert isinstance(results[0], tuple)
@@ -97,7 +97,7 @@ async def test_images_in_memory_are_bounded_by_the_limit_and_a_few_ahead(images:
 
         async def hand_out() -> None:
             while waiting:
-                pending.extend(await preparation.start(waiting))
+                pending.extend(await preparation.start(waiting, images))
 
         feeding = asyncio.create_task(hand_out())
         await asyncio.sleep(0.3)
@@ -116,7 +116,7 @@ async def test_a_corrupt_image_is_freed_with_its_error(images: Path) -> None:
         gc.collect()
         gc.disable()  # rare during a run
         try:
-            (pending,) = await preparation.start(rows("torn.jpg"))
+            (pending,) = await preparation.start(rows("torn.jpg"), images)
             try:
                 await pending.request()
             except ImageFailure as failure:
@@ -128,8 +128,8 @@ async def test_a_corrupt_image_is_freed_with_its_error(images: Path) -> None:
 
 async def test_a_used_request_is_freed_before_the_rest_of_its_group(images: Path) -> None:
     async with preparing(images) as preparation:
-        await group_sizes(preparation, rows(*["as it is.jpg"] * 50))
-        group = await preparation.start(rows(*["as it is.jpg"] * 4))
+        await group_sizes(preparation, rows(*["as it is.jpg"] * 50), images)
+        group = await preparation.start(rows(*["as it is.jpg"] * 4), images)
         image = weakref.ref((await group[0].request())[0])
         gc.collect()
         assert image() is None
@@ -157,7 +157,7 @@ def without_descriptors() -> Iterator[Callable[[], None]]:
 async def test_a_lack_of_file_descriptors_that_lasts_is_the_machines_fault(images: Path) -> None:
     async with preparing(images) as preparation:
         with without_descriptors():
-            (pending,) = await preparation.start(rows("as it is.jpg"))
+            (pending,) = await preparation.start(rows("as it is.jpg"), images)
             with pytest.raises(MachineFault, match=r"too many open files \(this process may open \d+\): raise"):
                 await pending.request()
 
@@ -165,7 +165,7 @@ async def test_a_lack_of_file_descriptors_that_lasts_is_the_machines_fault(image
 async def test_a_lack_of_file_descriptors_that_passes_costs_no_image(images: Path) -> None:
     async with preparing(images) as preparation:
         with without_descriptors() as end:
-            (pending,) = await preparation.start(rows("as it is.jpg"))
+            (pending,) = await preparation.start(rows("as it is.jpg"), images)
             asyncio.get_running_loop().call_later(0.3, end)
             image, _ = await pending.request()
         assert image.sent_width == 644

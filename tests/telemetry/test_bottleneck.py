@@ -13,6 +13,7 @@ from PIL import Image
 from demo.scenes import draw_scene
 from stand_in.process import StandIn
 from tests.conftest import Job
+from vllm_annotate.pipeline.one_input import OneInput
 from vllm_annotate.pipeline.recording import recording
 from vllm_annotate.pipeline.session import open_run, plan_or_resume
 from vllm_annotate.results.parts import Part, pending_rows
@@ -165,9 +166,10 @@ async def verdict_of(server: StandIn, job: Job, max_concurrency: int | Literal["
     async with open_run(job.parameters(endpoints, max_concurrency=max_concurrency, chunk_size=10_000)) as run:
         plan = plan_or_resume(run)
         rows = pending_rows(run.workspace, plan.chunks[0], run.source)
-        await run.annotator.turn(plan.chunks[0])
-        async with recording(run, plan.rows, lambda _: None) as telemetry:
-            annotating = asyncio.create_task(run.annotator.annotate(rows, Part(run.workspace, plan.chunks[0])))
+        part = Part(run.workspace, plan.chunks[0])
+        await run.annotator.turn(part.path)
+        async with recording(run, OneInput(run, plan), lambda _: None) as telemetry:
+            annotating = asyncio.create_task(run.annotator.annotate(rows, part, job.images))
             await asyncio.wait([annotating], timeout=seconds)
             found = telemetry.bottleneck.verdict()
         annotating.cancel()

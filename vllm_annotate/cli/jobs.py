@@ -69,6 +69,10 @@ def job_fields(given: Mapping[str, Any], remembered: Mapping[str, Any] | None = 
     if given.get("server") is not None and (given.get("api_base") or given.get("model_name")):
         raise UsageError("--server cannot be combined with --api-base or --model-name: set them in the server's fields")
     known |= {name: given[name] for name in Job.model_fields if given.get(name) is not None}
+    if isinstance(several := known.get("input"), list) and len(several) < 2:
+        if not several:
+            raise UsageError("option --input requires an argument")
+        known["input"] = several[0]
     named = {"endpoints": given.get("api_base"), "model": given.get("model_name")}
     if named := {name: value for name, value in named.items() if value}:
         server = dict(known["server"]) if isinstance(known.get("server"), dict) else {}

@@ -1,8 +1,8 @@
 """Makes command-line options from the fields of a model."""
 
 import inspect
+from collections import deque
 from collections.abc import Iterable
-from itertools import islice
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, Secret
 
 Option = inspect.Parameter
 COMMAND = "vllm_annotate_command"
+INPUT = "--input"
 
 
 def option(name: str, text: str, kind: Any = str) -> Option:
@@ -55,22 +56,27 @@ def command(name: str, text: str, options: Iterable[Option], epilogue: str = "")
 
 
 def last_of_each(arguments: Iterable[str], app: App) -> list[str]:
-    """The arguments without the earlier ones of an option that is given again and takes one value: the last wins.
+    """The arguments without the earlier ones of an option that is given again: the last wins, unless all count.
 
     Wrapper scripts count on that: the options of their caller, in "$@", override their own.
     """
     assert app.default_command is not None  # noqa: S101 - for the type checker
     options = inspect.signature(app.default_command).parameters.values()
-    single = {flag_of(each.name) for each in options if get_args(each.annotation)[0] == str | None}
+    single = {flag_of(each.name) for each in options if get_args(each.annotation)[0] == str | None} | {INPUT}
     kept: dict[object, list[str]] = {}
-    words = iter(arguments)
-    for word in words:
+    words = deque(arguments)
+    while words:
+        word = words.popleft()
         name, equals, _ = word.partition("=")
         if name not in single:
             kept[object()] = [word]
             continue
         kept.pop(name, None)
-        kept[name] = [word] if equals else [word, *islice(words, 1)]
+        kept[name] = [word]
+        if words and not equals:
+            kept[name].append(words.popleft())
+        while name == INPUT and words and not words[0].startswith("-"):  # a shell makes several of a pattern
+            kept[name].append(words.popleft())
     return [word for group in kept.values() for word in group]
 
 
@@ -78,7 +84,8 @@ def _kind(annotation: Any) -> Any:
     """The plain type of an annotation, without None and constraints."""
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
-        return _kind(next(one for one in get_args(annotation) if one is not NoneType))
+        kinds = [_kind(one) for one in get_args(annotation) if one is not NoneType]
+        return list if list in kinds else kinds[0]
     if origin is Annotated:
         return _kind(get_args(annotation)[0])
     return str if origin is Literal else origin or annotation

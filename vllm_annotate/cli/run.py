@@ -36,7 +36,7 @@ def run_without_prefect(work: Work, console: Console, interrupts: Interrupts) ->
     if report is None:  # there was nothing to retry
         return FINISHED
     console.say(sentence(report))
-    return end(console, job, finished=not (report.images.failed or report.failed_chunks))
+    return end(console, job, finished=report.is_complete)
 
 
 @contextmanager

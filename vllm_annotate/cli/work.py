@@ -39,7 +39,7 @@ def files_of(job: Job) -> dict[str, str]:
     return {
         what: f"{path}{' (open it in a browser)' if path == workspace.page else ''}"
         for what, path in files.items()
-        if path.is_file()
+        if path.exists()
     }
 
 

@@ -45,6 +45,16 @@ class Quality:
         """Whether enough answers were counted."""
         return self.answers >= MAX_ANSWERS
 
+    def add_all(self, other: "Quality") -> None:
+        """Counts the rows that another one counted, until this one is full."""
+        if self.is_full:
+            return
+        for name, value in vars(other).items():
+            if isinstance(value, Counter):
+                getattr(self, name).update(value)
+            else:
+                setattr(self, name, getattr(self, name) + value)
+
     def add(self, row: dict[str, Any]) -> None:
         """Counts a row of the output. A row edited into something else counts as failed."""
         self.answers += 1

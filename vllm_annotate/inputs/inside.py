@@ -38,15 +38,16 @@ def open_inside(
     caption_column: str = "",
     rows: Path | None = None,
     stopped: threading.Event | None = None,
+    name: str = "",
     *,
     guess: bool = True,
 ) -> Inside | None:
     """Returns the images inside a tar or a Parquet file, and writes its rows to a file; None if it has none.
 
-    Only with `guess`, a column with images that nobody named is taken. Setting `stopped` ends it. Raises UsageError if
-    the file cannot be read.
+    Only with `guess`, a column with images that nobody named is taken. Image paths begin with
+    `name`, by default that of the file. Setting `stopped` ends it. Raises UsageError if the file cannot be read.
     """
-    name, stopped = name_of(where), stopped or threading.Event()
+    name, stopped = name or name_of(where), stopped or threading.Event()
     if PACKED_TAR.search(name):
         raise UsageError(f"input {str(where)!r} is a compressed tar: unpack it, as with gunzip")
     if isinstance(where, str):

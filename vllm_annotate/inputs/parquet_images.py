@@ -8,7 +8,7 @@ from threading import Lock
 
 import polars as pl
 
-from vllm_annotate.errors import ImageFailure, UsageError
+from vllm_annotate.errors import ImageFailure, InputFault, UsageError
 from vllm_annotate.inputs.source import json_rows
 from vllm_annotate.storage.file_states import Version, file_version
 from vllm_annotate.storage.json_text import dumped
@@ -122,7 +122,7 @@ class ParquetImages:
         return str(self.where)
 
     def read(self, image_path: str, max_bytes: int) -> bytes:
-        """Returns the first bytes of an image. Raises ImageFailure; UsageError if the file was replaced."""
+        """Returns the first bytes of an image. Raises ImageFailure; InputFault if the file was replaced."""
         row = self._rows.get(image_path)
         if row is None:
             raise ImageFailure("missing", f"no row of {self} has the image path {image_path!r:.300}")
@@ -161,7 +161,7 @@ class ParquetImages:
 
     def _check_version(self) -> None:
         if file_version(self.where) != self.version:
-            raise UsageError(f"{self} was replaced while it was read: run again")
+            raise InputFault(f"{self} was replaced while it was read: run again")
 
     def is_empty(self) -> bool:
         """Whether the file is gone."""

@@ -1,6 +1,6 @@
 """plan.json: the chunks of the plan in progress, typed and versioned."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
@@ -43,6 +43,11 @@ class Counts:
     broken_in_output: int = 0  # output lines that are torn, malformed or without a path; their images are sent
     taken: int = 0  # of the pilot's answers
     first_broken: int = 0  # line number of the first, from 1
+
+    def plus(self, other: "Counts") -> "Counts":
+        """The counts of both inputs."""
+        both = {each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)}
+        return Counts(**both | {"first_broken": self.first_broken or other.first_broken})
 
 
 @dataclass(frozen=True)

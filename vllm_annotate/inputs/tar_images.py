@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vllm_annotate.errors import ImageFailure, UsageError
+from vllm_annotate.errors import ImageFailure, InputFault
 from vllm_annotate.inputs.tars import HEADER_BYTES, Place, Tar, read_tar
 from vllm_annotate.storage.file_states import version_at
 from vllm_annotate.storage.locations import file_system, reaching
@@ -96,7 +96,7 @@ class TarImages:
         return str(self._tar)
 
     def read(self, image_path: str, max_bytes: int) -> bytes:
-        """Returns the first bytes of an image. Raises ImageFailure, OSError; UsageError if the tar was replaced."""
+        """Returns the first bytes of an image. Raises ImageFailure, OSError; InputFault if the tar was replaced."""
         place = self._places.get(image_path, "")
         if isinstance(place, str):
             kind, why = ("unreadable", place) if place else ("missing", "no such member")
@@ -105,7 +105,7 @@ class TarImages:
         data = self._tar.read(start, end)
         # Another tar of this name would give images of other rows.
         if len(data) != end - start or zlib.crc32(data[:HEADER_BYTES]) != place.header:
-            raise UsageError(
+            raise InputFault(
                 f"{self} was replaced while it was read, or its server does not give parts of it: run again"
             )
         return data[HEADER_BYTES:]

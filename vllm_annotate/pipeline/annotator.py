@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,7 +17,6 @@ from vllm_annotate.grounding.parse import is_clean
 from vllm_annotate.images.prepare import PreparedImage
 from vllm_annotate.inference.client import Inference
 from vllm_annotate.inference.responses import Completion
-from vllm_annotate.inputs.plan_file import Chunk
 from vllm_annotate.inputs.rows import Row
 from vllm_annotate.pipeline.error_budget import ErrorBudget
 from vllm_annotate.pipeline.preparation import PendingRow, Preparation
@@ -77,8 +77,9 @@ class Annotator:
         recipe: Recipe,
         family: Family,
         model: str,
-        image_root: ImageRoot,
         error_budget: float,
+        *,
+        is_remote: bool = False,
     ) -> None:
         self.tally = Tally()
         self.pool = inference.pool
@@ -87,12 +88,12 @@ class Annotator:
         self._family = family
         self._requests = [RequestTemplate(recipe, family, model, attempt) for attempt in range(1, recipe.reasks + 2)]
         self._error_budget = ErrorBudget(error_budget)
-        self.preparation = Preparation(self.pool, image_root, recipe.image_budget(family), self._requests[0])
+        self.preparation = Preparation(self.pool, recipe.image_budget(family), self._requests[0], is_remote=is_remote)
         self._fatal: BaseException | None = None  # stops every chunk
         self._stopped = asyncio.Event()
         self._feeding = asyncio.Lock()  # chunks submit their rows one after the other, in input order
         self._turns = asyncio.Semaphore(CHUNKS_AHEAD)
-        self._having_turn: set[int] = set()  # chunk numbers
+        self._having_turn: set[Path] = set()  # parts
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,15 +112,15 @@ class Annotator:
         """Counts per endpoint; see `Inference.counts`."""
         return self._inference.counts()
 
-    async def turn(self, chunk: Chunk) -> None:
-        """Waits until this chunk's rows are needed soon: at most one earlier chunk still has rows to submit."""
+    async def turn(self, part: Path) -> None:
+        """Waits until the rows of a chunk are needed soon: at most one earlier chunk still has rows to submit."""
         await self._turns.acquire()
-        self._having_turn.add(chunk.number)
+        self._having_turn.add(part)
 
-    def end_turn(self, chunk: Chunk) -> None:
+    def end_turn(self, part: Path) -> None:
         """Lets the next chunk start: this one has no more rows to submit."""
-        if chunk.number in self._having_turn:
-            self._having_turn.remove(chunk.number)
+        if part in self._having_turn:
+            self._having_turn.remove(part)
             self._turns.release()
 
     def stop(self, error: BaseException) -> None:
@@ -144,7 +145,7 @@ class Annotator:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def annotate(self, rows: Sequence[Row], part: Part) -> None:
+    async def annotate(self, rows: Sequence[Row], part: Part, image_root: ImageRoot) -> None:
         """Annotates the rows and writes each to the part, as an answer or a failure.
 
         Raises ServerFault if the server is gone or refuses, ErrorBudgetExceeded if too many rows fail, and OSError, in
@@ -169,10 +170,10 @@ class Annotator:
                 async with asyncio.TaskGroup() as group:
                     async with self._feeding:
                         while waiting:
-                            for pending in await self.preparation.start(waiting):
+                            for pending in await self.preparation.start(waiting, image_root):
                                 # A callback, as a task that is cancelled before its first step runs no finally.
                                 group.create_task(settle(pending)).add_done_callback(self.preparation.release)
-                    self.end_turn(part.chunk)
+                    self.end_turn(part.path)
             except BaseExceptionGroup as errors:
                 raise errors.exceptions[0] from None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from vllm_annotate.errors import UsageError
 from vllm_annotate.evaluation.audit_sample import Sampled
 from vllm_annotate.job import Job, images_of
-from vllm_annotate.pipeline.steps import Logger
+from vllm_annotate.pipeline.annotating import Logger
 from vllm_annotate.pipeline.without_prefect import annotate
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.results.lines import path_of

@@ -15,8 +15,8 @@ from vllm_annotate.evaluation.report import write_files
 from vllm_annotate.evaluation.truth import Truth
 from vllm_annotate.evaluation.truth_file import known_truth
 from vllm_annotate.job import Job
+from vllm_annotate.pipeline.annotating import Logger
 from vllm_annotate.pipeline.asking import Asking
-from vllm_annotate.pipeline.steps import Logger
 from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.json_text import dumped, object_line

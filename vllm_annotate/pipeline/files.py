@@ -11,11 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.input_images import InputImages
+from vllm_annotate.inputs.listing import Inputs, list_inputs, names_one_file, shown
 from vllm_annotate.inputs.plan_file import Chunk
 from vllm_annotate.inputs.selection import Selection
 from vllm_annotate.inputs.source import PROBED_ROWS, Source, left_out, not_utf_8
 from vllm_annotate.job import Job
-from vllm_annotate.pipeline.found_input import find_input
+from vllm_annotate.pipeline.found_input import FoundInput, find_input, found_image_root
 from vllm_annotate.results.files import Files
 from vllm_annotate.results.lines import OUR_FIELDS
 from vllm_annotate.results.mirror import output_files
@@ -30,16 +32,23 @@ KEEP_SECONDS = 60  # of answers, about: what a power loss or a lost machine cost
 class RunFiles:
     """The input, image root and output of a run, all checked."""
 
-    source: Source
+    source: Source | None  # None if there are several
     image_root: ImageRoot
     output: Files
     warn: Callable[[str], None]
+    inputs: Inputs | None = None  # the files of an output that is a folder
+    name: str = ""  # of an input file among several
     keep_seconds: float = KEEP_SECONDS
 
     @property
     def workspace(self) -> Workspace:
         """The files of the run, on this machine."""
         return self.output.workspace
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether images come from an object store."""
+        return not isinstance(self.image_root, Path) and self.image_root.is_remote
 
     @asynccontextmanager
     async def keeping(self, chunk: Chunk, stop: Callable[[BaseException], None]) -> AsyncIterator[None]:
@@ -83,25 +92,48 @@ async def run_files(job: Job, say: Callable[[str], None], warn: Callable[[str], 
     output = in_thread(output_files(job.output, job.shard, say, stopped), give_up=stopped.set)
     async with AsyncExitStack() as stack:
         files = await stack.enter_async_context(output)
+        if files.workspace.is_folder:
+            yield await run_to_end(_several, job, files, warn)
+            return
+        if not names_one_file(job.input):
+            raise UsageError(
+                f"input {shown(job.input)!r} may be several files, and output {str(job.output)!r} is one: choose a "
+                f"folder, which has no ending, such as --output {str(job.output).removesuffix('.jsonl')}"
+            )
         folder = stack.enter_context(TemporaryDirectory(prefix="vllm-annotate-"))
         looking = partial(find_input, job, Path(folder), files.workspace.retried, stopped)
         found = await run_to_end(looking, give_up=stopped.set)
-        source = found.source
-        if found.is_inside and job.image_root is not None:
-            warn(f"image root {job.image_root} is not used: the images are inside the input")
-        if replaced := [name for name in found.columns if name in replaced_columns(source)]:
-            names = ", ".join(map(repr, replaced))
-            warn(f"the output replaces these input columns with its own: {names}")
-        if missing := left_out(source):
-            warn(f"the output leaves out input columns with bytes, as JSON has none: {', '.join(map(repr, missing))}")
-        if rows := await run_to_end(not_utf_8, source):
-            warn(
-                f"{rows} of the first {PROBED_ROWS} lines of {source.given} have bytes that are not UTF-8, which the "
-                "model and the output get as U+FFFD: convert the file, as with iconv -f GB18030 -t UTF-8, "
-                "unless they are few"
-            )
-        selection = Selection(job.limit, job.sample, job.sample_seed)
-        yield RunFiles(replace(source, selection=selection), found.images, files, warn)
+        await run_to_end(warn_about, found, job, warn)
+        source = replace(found.source, selection=Selection(job.limit, job.sample, job.sample_seed))
+        yield RunFiles(source, found.images, files, warn)
+
+
+def _several(job: Job, files: Files, warn: Callable[[str], None]) -> RunFiles:
+    """The files of a run over the files of an input. They are opened one by one, later."""
+    workspace = files.workspace
+    if job.sample:
+        raise UsageError("sample needs an output that is one file: end it in .jsonl, or set limit")
+    inputs = list_inputs(job.input, [workspace.output, workspace.work, workspace.failures])
+    if job.image_root is None:
+        return RunFiles(None, InputImages(inputs.files, job.image_column), files, warn, inputs)
+    return RunFiles(None, found_image_root(job.image_root, job.image_column), files, warn, inputs)
+
+
+def warn_about(found: FoundInput, job: Job, warn: Callable[[str], None]) -> None:
+    """Tells what of an input does not reach the output as it is."""
+    source = found.source
+    if found.is_inside and job.image_root is not None:
+        warn(f"image root {job.image_root} is not used: the images are inside the input")
+    if replaced := [name for name in found.columns if name in replaced_columns(source)]:
+        warn(f"the output replaces these input columns with its own: {', '.join(map(repr, replaced))}")
+    if missing := left_out(source):
+        warn(f"the output leaves out input columns with bytes, as JSON has none: {', '.join(map(repr, missing))}")
+    if rows := not_utf_8(source):
+        warn(
+            f"{rows} of the first {PROBED_ROWS} lines of {source.given} have bytes that are not UTF-8, which the "
+            "model and the output get as U+FFFD: convert the file, as with iconv -f GB18030 -t UTF-8, "
+            "unless they are few"
+        )
 
 
 def replaced_columns(source: Source) -> set[str]:
@@ -110,12 +142,17 @@ def replaced_columns(source: Source) -> set[str]:
     return asked | set(OUR_FIELDS)
 
 
-def check_distinct(source: Path | str, output: Path | str) -> None:
+def check_distinct(given: Path | str | list[Path | str], output: Path | str) -> None:
     """Raises UsageError if the output would overwrite the input."""
     # Not Path.resolve, which fails for links that lead to each other.
-    same = [where if isinstance(where, str) else os.path.realpath(where.expanduser()) for where in (source, output)]
-    if same[0] == same[1]:
-        raise UsageError(f"input and output are both {same[0]}: choose another --output")
+    places = given if isinstance(given, list) else [given]
+    inputs, (result,) = map(_real, places), map(_real, [output])
+    if result in inputs:
+        raise UsageError(f"input and output are both {result}: choose another --output")
+
+
+def _real(where: Path | str) -> str:
+    return where if isinstance(where, str) else os.path.realpath(where.expanduser())
 
 
 def is_image_file(root: ImageRoot, path: str) -> bool:

@@ -28,20 +28,21 @@ class FoundInput:
 
 
 def find_input(
-    job: Job, folder: Path, retried: Path | None = None, stopped: threading.Event | None = None
+    job: Job, folder: Path, retried: Path | None = None, stopped: threading.Event | None = None, name: str = ""
 ) -> FoundInput:
-    """The input of a job, downloaded if needed. The rows of one with images inside are written into the folder.
+    """The input of a job, one file, downloaded if needed. The rows of one with images inside are written to the folder.
 
-    `retried` is where a retry has its rows. Setting `stopped` cancels a download. Raises UsageError if input or image
-    root cannot be read, or a named column is missing.
+    `retried` is where a retry has its rows; paths of images inside begin with `name`. Setting
+    `stopped` cancels a download. Raises UsageError if input or image root cannot be read, or a column is missing.
     """
+    assert not isinstance(job.input, list)  # noqa: S101 - for the type checker
     root = None if job.image_root is None else found_image_root(job.image_root, job.image_column, stopped)
     # What a run writes has its paths in image_path; the images may be in a column of another name, in a file.
     is_ours = job.input == retried or isinstance(root, TarImages | ParquetImages)
     column = DEFAULT_COLUMN if is_ours else job.image_column
     shard = Shard.parse(job.shard) if job.shard else None
     rows, stopped = folder / "rows.jsonl", stopped or threading.Event()
-    inside = open_inside(job.input, column, job.caption_column, rows, stopped, guess=root is None)
+    inside = open_inside(job.input, column, job.caption_column, rows, stopped, name, guess=root is None)
     if inside is not None:
         source = Source(rows, DEFAULT_COLUMN, job.caption_column, shard)
         source = replace(source, origin=inside.where, origin_version=inside.version, origin_column=job.image_column)

@@ -3,9 +3,11 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from vllm_annotate.inputs.plan_file import Plan
+from vllm_annotate.inputs.listing import shown
+from vllm_annotate.inputs.plan_file import Counts
 from vllm_annotate.pipeline.recording import Telemetry
 from vllm_annotate.pipeline.session import Run
+from vllm_annotate.pipeline.work import Work
 from vllm_annotate.report.charts import duration
 from vllm_annotate.report.estimate import Estimate, estimate
 from vllm_annotate.report.figures import telemetry_figures
@@ -14,11 +16,9 @@ from vllm_annotate.results.merged import Merged
 from vllm_annotate.results.provenance import made_by, maker, makers_in
 
 
-def outcome(
-    run: Run, plan: Plan, merged: Merged, telemetry: Telemetry, *, seconds: float, failed_chunks: list[str]
-) -> Report:
+def outcome(run: Run, work: Work, merged: Merged, telemetry: Telemetry, *, seconds: float) -> Report:
     """The report of a run that has just merged."""
-    tally, annotating, counts = run.annotator.tally, telemetry.seconds, plan.counts
+    tally, annotating, counts = run.annotator.tally, telemetry.seconds, work.counts
     seen = telemetry_figures(telemetry)
     starts = {keeper.replica.url: {"starts": keeper.starts} for keeper in run.keepers}
     started = started_before(seconds)
@@ -39,7 +39,7 @@ def outcome(
         skipped_lines=SkippedLines.counted(counts),
         failures=dict(merged.failures.most_common()),
         failures_left_alone=merged.left_alone,
-        failed_chunks=failed_chunks,
+        failed_chunks=work.failed_chunks,
         started=started,
         seconds=round(seconds, 3),
         annotating_seconds=round(annotating, 3),
@@ -59,24 +59,25 @@ def outcome(
         proof=proofs(run),
         bottleneck=telemetry.bottleneck.verdict(),
         telemetry=seen,
-        input=str(run.job.input),
-        estimate=estimated(run, plan, counts.distinct - merged.failures.total(), seen, seconds, annotating),
+        input=shown(run.job.input),
+        files=work.files,
+        estimate=estimated(run, counts, counts.distinct - merged.failures.total(), seen, seconds, annotating),
     )
 
 
 def estimated(
-    run: Run, plan: Plan, rows: int, seen: Seen, seconds: float, annotating_seconds: float
+    run: Run, counts: Counts, rows: int, seen: Seen, seconds: float, annotating_seconds: float
 ) -> Estimate | None:
     """What the images that were not selected will take; `rows` are the selected ones in the output."""
     watts = [gpu["power_watts_mean"] for gpu in seen.gpus.values()]
     output = run.workspace.output
     return estimate(
-        plan.counts.not_selected,
+        counts.not_selected,
         run.annotator.tally.done_at,
         in_flight=sum(endpoint.most_in_flight for endpoint in run.annotator.pool.endpoints),
         seconds=seconds,
         annotating_seconds=annotating_seconds,
-        bytes_per_row=output.stat().st_size / max(1, rows) if output.exists() else 0.0,
+        bytes_per_row=output.stat().st_size / max(1, rows) if output.is_file() else 0.0,
         gpus=len(seen.gpus),
         watts=sum(power for power in watts if power is not None) if any(watts) else None,
     )
@@ -93,15 +94,15 @@ def started_before(seconds: float) -> str:
     return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
 
 
-def live_figures(run: Run, plan: Plan, seconds: float) -> dict[str, Any]:
+def live_figures(run: Run, work: Work, seconds: float) -> dict[str, Any]:
     """The figures for the live summary, by label."""
     tally = run.annotator.tally
     rate = tally.images_per_second()
-    left = max(0, plan.rows - tally.done)
+    left = max(0, work.rows - tally.done)
     tokens = f"{tally.prompt_tokens / max(1, seconds):,.0f} / {tally.completion_tokens / max(1, seconds):,.0f}"
     return {
-        "Images of the input": f"{plan.counts.distinct:,}",
-        "Already answered": f"{plan.counts.already_done + tally.settled_before:,}",
+        "Images of the input": f"{work.counts.distinct:,}",
+        "Already answered": f"{work.counts.already_done + tally.settled_before:,}",
         "Answered": f"{tally.answered:,}",
         "Failed": ", ".join(f"{count} {kind}" for kind, count in tally.failures.most_common()) or 0,
         "Left": f"{left:,}",

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from vllm_annotate.cores import usable_cores
@@ -59,10 +58,12 @@ class Preparation:
     def __init__(
         self,
         pool: Pool,
-        image_root: ImageRoot,
         budget: ImageBudget,
         template: RequestTemplate,
+        *,
+        is_remote: bool = False,
     ) -> None:
+        """Reads images that are on this machine, or with `is_remote` in an object store."""
         self.held = 0  # rows started and not released, each with its image in memory
         self.preparing = 0  # of these: being prepared, or waiting for a thread
         self.prepared = 0  # images so far
@@ -71,13 +72,11 @@ class Preparation:
         # change during a run.
         self.as_they_are = False
         self._pool = pool
-        self._image_root = image_root
         self._budget = budget
         self._template = template
         self._room = asyncio.Event()  # set when there may be room
         pool.on_room = self._room.set
         self._seconds_each = GROUP_SECONDS  # moving average
-        is_remote = not isinstance(image_root, Path) and image_root.is_remote
         threads = READERS if is_remote else usable_cores()
         close_folders()  # the image root may be a link that led elsewhere in an earlier run
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
@@ -87,7 +86,7 @@ class Preparation:
         self._threads.shutdown(wait=False, cancel_futures=True)
         close_folders()
 
-    async def start(self, rows: deque[Row]) -> list[PendingRow]:
+    async def start(self, rows: deque[Row], image_root: ImageRoot) -> list[PendingRow]:
         """Takes rows from the left once there is room. Call `release` for each when it is done."""
         count = min(len(rows), max(1, min(LARGEST_GROUP, int(GROUP_SECONDS / self._seconds_each))))
         # Without this bound, every row of a chunk would hold its JPEG while it waits for a slot.
@@ -97,7 +96,7 @@ class Preparation:
         group = [rows.popleft() for _ in range(count)]
         self.held += count
         self.preparing += count
-        requests = asyncio.ensure_future(self._prepare(group))
+        requests = asyncio.ensure_future(self._prepare(group, image_root))
         return [PendingRow(row, requests, place) for place, row in enumerate(group)]
 
     def release(self, *_: Any) -> None:
@@ -109,9 +108,9 @@ class Preparation:
         """Runs a function in a thread and returns its result."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
-    async def _prepare(self, group: Sequence[Row]) -> list[Request | Exception | None]:
+    async def _prepare(self, group: Sequence[Row], image_root: ImageRoot) -> list[Request | Exception | None]:
         try:
-            requests, seconds = await self.in_thread(self._requests, group)
+            requests, seconds = await self.in_thread(self._requests, group, image_root)
         finally:
             self.preparing -= len(group)
         self.prepared += len(group)
@@ -119,14 +118,14 @@ class Preparation:
         self._seconds_each = 0.8 * self._seconds_each + 0.2 * seconds / len(group)
         return requests
 
-    def _requests(self, group: Sequence[Row]) -> tuple[list[Request | Exception | None], float]:
+    def _requests(self, group: Sequence[Row], image_root: ImageRoot) -> tuple[list[Request | Exception | None], float]:
         started = time.perf_counter()
-        requests: list[Request | Exception | None] = [self._request(row) for row in group]
+        requests: list[Request | Exception | None] = [self._request(row, image_root) for row in group]
         return requests, time.perf_counter() - started
 
-    def _request(self, row: Row) -> Request | Exception:
+    def _request(self, row: Row, image_root: ImageRoot) -> Request | Exception:
         try:
-            return patiently(partial(self._prepared, row))
+            return patiently(partial(self._prepared, row, image_root))
         except MemoryError:
             return ImageFailure(
                 "too_large",
@@ -136,6 +135,6 @@ class Preparation:
         except Exception as error:  # raised by `PendingRow.request`
             return error
 
-    def _prepared(self, row: Row) -> Request:
-        image = prepare(self._image_root, row.image_path, self._budget, as_they_are=self.as_they_are)
+    def _prepared(self, row: Row, image_root: ImageRoot) -> Request:
+        image = prepare(image_root, row.image_path, self._budget, as_they_are=self.as_they_are)
         return image, self._template.body(row.caption, image.url())

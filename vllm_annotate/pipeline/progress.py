@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from vllm_annotate.pipeline.annotator import Annotator
+from vllm_annotate.pipeline.work import Work
 
 LIVE_SECONDS = 0.5
 LOG_SECONDS = 10
@@ -18,10 +19,10 @@ LOG_SECONDS = 10
 
 @asynccontextmanager
 async def showing_progress(
-    annotator: Annotator, total: int, logger: "logging.Logger | logging.LoggerAdapter[logging.Logger]"
+    annotator: Annotator, work: Work, logger: "logging.Logger | logging.LoggerAdapter[logging.Logger]"
 ) -> AsyncIterator[None]:
-    """Shows the progress over `total` images until the context ends."""
-    show = _live(annotator, total) if sys.stderr.isatty() else _logged(annotator, total, logger)
+    """Shows the progress of the work until the context ends."""
+    show = _live(annotator, work) if sys.stderr.isatty() else _logged(annotator, work, logger)
     showing = asyncio.create_task(show)
     try:
         yield
@@ -30,21 +31,23 @@ async def showing_progress(
         await asyncio.gather(showing, return_exceptions=True)  # unlike suppress: lets cancellation through
 
 
-async def _live(annotator: Annotator, total: int) -> None:
+async def _live(annotator: Annotator, work: Work) -> None:
     columns = (BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        line = bar.add_task("", total=total)
+        line = bar.add_task("", total=work.rows)
         while True:
-            bar.update(line, completed=annotator.tally.done, description=progress_line(annotator, total))
+            bar.update(
+                line, total=work.rows, completed=annotator.tally.done, description=progress_line(annotator, work.rows)
+            )
             await asyncio.sleep(LIVE_SECONDS)
 
 
 async def _logged(
-    annotator: Annotator, total: int, logger: "logging.Logger | logging.LoggerAdapter[logging.Logger]"
+    annotator: Annotator, work: Work, logger: "logging.Logger | logging.LoggerAdapter[logging.Logger]"
 ) -> None:
     while True:
         await asyncio.sleep(LOG_SECONDS)
-        logger.info("%s", progress_line(annotator, total))
+        logger.info("%s", progress_line(annotator, work.rows))
 
 
 def progress_line(annotator: Annotator, total: int) -> str:

@@ -16,6 +16,7 @@ from vllm_annotate.cores import usable_cores
 from vllm_annotate.inference.endpoint import Endpoint, EndpointSample
 from vllm_annotate.inference.proxies import is_loopback
 from vllm_annotate.pipeline.session import Run
+from vllm_annotate.pipeline.work import Work
 from vllm_annotate.telemetry.bottleneck import Bottleneck, RunSample
 from vllm_annotate.telemetry.history import History
 from vllm_annotate.telemetry.nvml import GpuReading, GpuWatch, WhichGpus
@@ -32,14 +33,14 @@ Values = dict[str, float | None]
 class Telemetry(Recorded):
     """The telemetry of a running job."""
 
-    def __init__(self, run: Run, rows: int, warn: Callable[[str], None]) -> None:
+    def __init__(self, run: Run, work: Work, warn: Callable[[str], None]) -> None:
         super().__init__(histories={}, samples=0)
         self.bottleneck = Bottleneck()
         self.started = time.monotonic()
         self.seconds = 0.0  # of annotating: up to the last sample; in the end, in total
         self._taken_at = self.started
         self._run = run
-        self._rows = rows
+        self._work = work
         self._warn = warn
         self._notes_logged = 0  # of the GPUs
         self._cores = usable_cores()
@@ -89,7 +90,7 @@ class Telemetry(Recorded):
             f"{index} {self._gpus.names[index]}": asdict(reading) for index, reading in readings.items()
         }
         servers = {rates.endpoint.url: rates.take(now) for rates in self._servers}
-        client = self._client.take(now, self._rows) | {"lag_seconds": late}
+        client = self._client.take(now, self._work.rows) | {"lag_seconds": late}
         self.bottleneck.add(self._look(readings, client))
         rows: dict[tuple[str, str], Values] = {("client", platform.node()): client}
         rows |= {("server", url): values for url, values in servers.items()}
@@ -244,9 +245,9 @@ def pause_after(looking_seconds: float) -> float:
 
 
 @asynccontextmanager
-async def recording(run: Run, rows: int, warn: Callable[[str], None]) -> AsyncIterator[Telemetry]:
-    """Records telemetry of a run of `rows` images until the context ends. Its errors never stop the run."""
-    telemetry = Telemetry(run, rows, warn)
+async def recording(run: Run, work: Work, warn: Callable[[str], None]) -> AsyncIterator[Telemetry]:
+    """Records telemetry of a run until the context ends. Its errors never stop the run."""
+    telemetry = Telemetry(run, work, warn)
     tasks = [asyncio.create_task(telemetry.record())]
     tasks += [asyncio.create_task(telemetry.poll(endpoint)) for endpoint in run.annotator.pool.endpoints]
     try:

@@ -64,7 +64,8 @@ class Run:
 
     @property
     def source(self) -> Source:
-        """The input."""
+        """The input file."""
+        assert self.files.source is not None  # noqa: S101 - a run over several has none
         return self.files.source
 
 
@@ -103,7 +104,7 @@ async def open_run(
                 f"{workspace.recipe} is missing, and {workspace.report} lists other recipes ({', '.join(others)}) than "
                 f"this run's {identity}: the output will hold answers of all of them"
             )
-        annotator = Annotator(inference, recipe, family, model, files.image_root, job.error_budget)
+        annotator = Annotator(inference, recipe, family, model, job.error_budget, is_remote=files.is_remote)
         await stack.enter_async_context(annotator)
         stack.enter_context(rare_collections())
         prover = Prover(recipe, family, model, patience_seconds=job.server_wait_seconds)
@@ -213,11 +214,18 @@ def plan_or_resume(run: Run) -> Plan:
         if error.errno is not None or isinstance(error, MachineFault):  # not from the decompressor
             raise
         raise _unreadable(run, error) from None
-    record_recipe(workspace, run.recipe_settings, run.recipe_fingerprint)
-    if run.source.path != workspace.retried:  # a retry is not a new job
-        used = run.job if run.source.origin is None else run.job.model_copy(update={"image_root": None})
-        used.remember(workspace.job)
+    if workspace.state is None:
+        record_run(run, images_are_inside=run.source.origin is not None)
     return plan
+
+
+def record_run(run: Run, *, images_are_inside: bool) -> None:
+    """Records the recipe and the job of a run, before its first answer."""
+    record_recipe(run.workspace, run.recipe_settings, run.recipe_fingerprint)
+    if run.job.input == run.workspace.retried:  # a retry is not a new job
+        return
+    used = run.job.model_copy(update={"image_root": None}) if images_are_inside else run.job
+    used.remember(run.workspace.job)
 
 
 def images_in(run: Run) -> dict[str, Any]:

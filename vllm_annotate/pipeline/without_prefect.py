@@ -9,19 +9,11 @@ from functools import partial
 from vllm_annotate.errors import ServerUnavailable
 from vllm_annotate.inputs.plan_file import Chunk
 from vllm_annotate.job import Job
+from vllm_annotate.pipeline.annotating import Logger, annotate_chunk, count_settled
 from vllm_annotate.pipeline.progress import showing_progress
 from vllm_annotate.pipeline.recording import recording
 from vllm_annotate.pipeline.session import CHUNK_RETRY_SECONDS, Run, open_run
-from vllm_annotate.pipeline.steps import (
-    Logger,
-    annotate_chunk,
-    annotate_chunks,
-    count_settled,
-    merge_parts,
-    plan_chunks,
-    prove_servers,
-    publish_report,
-)
+from vllm_annotate.pipeline.steps import plan, prove_servers, publish_report
 from vllm_annotate.report.report import Report
 from vllm_annotate.results.retry import chosen_failures, counted, nothing_to_retry
 from vllm_annotate.threads import run_to_end
@@ -32,16 +24,12 @@ async def annotate(job: Job, logger: Logger) -> Report:
     started = time.monotonic()
     async with open_run(job, logger.info, logger.warning) as run:
         logger.info("Model %s at %s, recipe %s", run.model, ", ".join(run.versions), run.recipe_fingerprint)
-        plan = await plan_chunks(run, logger)
-        await prove_servers(run, plan, logger)
-        async with (
-            recording(run, plan.rows, logger.warning) as telemetry,
-            showing_progress(run.annotator, plan.rows, logger),
-        ):
-            merge = await annotate_chunks(run, plan, partial(run_chunk, run, logger))
-        merged = await merge_parts(run, merge, logger)
-        seconds = time.monotonic() - started
-        return await publish_report(run, plan, merged, telemetry, sorted(merge.stopped), seconds, logger)
+        work = await plan(run, logger)
+        await prove_servers(run, work, logger)
+        async with recording(run, work, logger.warning) as telemetry, showing_progress(run.annotator, work, logger):
+            await work.annotate(lambda run, _: partial(run_chunk, run, logger))
+        merged = await work.finish(logger)
+        return await publish_report(run, work, merged, telemetry, time.monotonic() - started, logger)
 
 
 async def retry(job: Job, kinds: Sequence[str], logger: Logger) -> Report | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.storage.atomic import read_json, replacing, write_json
-from vllm_annotate.storage.workspace import FORMAT, Workspace
+from vllm_annotate.storage.workspace import FOLDER_FORMAT, FORMAT, Workspace
 
 
 def guard_recipe(workspace: Workspace, settings: dict[str, Any], recipe_fingerprint: str) -> None:
@@ -14,7 +14,7 @@ def guard_recipe(workspace: Workspace, settings: dict[str, Any], recipe_fingerpr
     """
     if workspace.whole is not None:
         guard_recipe(Workspace(workspace.whole), settings, recipe_fingerprint)
-    answers = [workspace.output, *workspace.parts.glob("*.jsonl")]
+    answers = [workspace.output, *workspace.parts.glob("*.jsonl"), *workspace.states.glob("*")]
     if not any(path.exists() and path.stat().st_size for path in answers):
         return
     known = read_recipe(workspace)
@@ -54,5 +54,5 @@ def read_recipe(workspace: Workspace) -> dict[str, Any] | None:
 def record_recipe(workspace: Workspace, settings: dict[str, Any], recipe_fingerprint: str) -> None:
     """Records the recipe of this workspace's answers, and the format of its work folder."""
     with replacing(workspace.format) as file:
-        file.write(f"{FORMAT}\n".encode())
+        file.write(f"{FOLDER_FORMAT if workspace.is_folder else FORMAT}\n".encode())
     write_json(workspace.recipe, {"fingerprint": recipe_fingerprint, "settings": settings})

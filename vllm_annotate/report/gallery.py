@@ -21,6 +21,7 @@ from vllm_annotate.storage.workspace import Workspace
 READ_BYTES, WINDOW_BYTES = 256 * 1024 * 1024, 4 * 1024 * 1024  # of a larger file, evenly spaced windows
 TAIL_BYTES = 256 * 1024
 NEWEST_PARTS = 8
+MOST_FILES = 32  # of a folder
 LONGEST_LINE_BYTES = 1024 * 1024
 SAMPLED, FLAGGED_EACH, FAILED_EACH, MOST = 100, 12, 8, 200
 MOST_MARKS, MOST_KINDS = 8, 40  # per row, in total
@@ -106,9 +107,12 @@ def marks_of(row: dict[str, Any]) -> list[str]:
 
 def newest_parts(workspace: Workspace, suffix: str) -> list[Path]:
     """The parts of the chunks that started last; a run may have tens of thousands."""
-    names = os.listdir(workspace.parts) if workspace.parts.is_dir() else []  # noqa: PTH208
-    of_kind = (name for name in names if name.partition(".")[2] == suffix)
-    return [workspace.parts / name for name in nlargest(NEWEST_PARTS, of_kind)]
+    found: list[Path] = []
+    for parts in [workspace.parts, *workspace.states.glob("*/parts")]:
+        names = os.listdir(parts) if parts.is_dir() else []  # noqa: PTH208
+        of_kind = (name for name in names if name.partition(".")[2] == suffix)
+        found += [parts / name for name in nlargest(NEWEST_PARTS, of_kind)]
+    return found[-NEWEST_PARTS:]
 
 
 def newest_rows(paths: Sequence[Path], count: int) -> list[dict[str, Any]]:
@@ -142,15 +146,25 @@ def _example(row: dict[str, Any], image_root: ImageRoot, side: int) -> Example:
 
 
 def spread_lines(path: Path, read_bytes: int = 0, window_bytes: int = 0) -> Iterator[bytes]:
-    """Yields the lines of a file; if it exceeds `read_bytes`, the complete lines of windows spread over it."""
+    """Yields the lines of a file; if it exceeds `read_bytes`, the complete lines of windows spread over it.
+
+    Of a folder those of MOST_FILES files, evenly chosen.
+    """
     most, window = read_bytes or READ_BYTES, window_bytes or WINDOW_BYTES
+    if path.is_dir():
+        files = sorted(path.rglob("*.jsonl"))
+        chosen = files[:: -(-len(files) // MOST_FILES) or 1]
+        for each in chosen:
+            share = most // len(chosen)
+            yield from spread_lines(each, share, min(window, share))
+        return
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             windows = [(0, size)]
             if size > most:
                 count = most // window
-                windows = [(number * (size - window) // (count - 1), window) for number in range(count)]
+                windows = [(number * (size - window) // max(1, count - 1), window) for number in range(count)]
             for start, length in windows:
                 yield from _whole_lines(file, start, length)
     except FileNotFoundError:

@@ -71,6 +71,15 @@ class Proof(Figures):
     text: list[str] = []
 
 
+class InputFiles(Figures):
+    """What came of the input files, if the output is a folder."""
+
+    inputs: int
+    finished: int  # all their images have an answer or a failure
+    failed: dict[str, str] = {}  # why one could not be read, by name
+    not_begun: int = 0  # the server went away before
+
+
 class Whole(Figures):
     """The whole output, whichever runs wrote it. The quality is that of all its answers, or of a sample."""
 
@@ -109,9 +118,22 @@ class Report(Figures):
     telemetry: Seen
     estimate: Estimate | None = None  # of the images that were not selected
     input: str = ""
+    files: InputFiles | None = None
     output: Whole | None = None
     last_run: "Report | None" = None  # the last run that had something to do, if this one had nothing
     shards: dict[str, dict[str, Any]] | None = None  # by name, if the output was merged from shards
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether each image has an answer."""
+        files = self.files
+        return not (self.images.failed or self.failed_chunks or (files and (files.failed or files.not_begun)))
+
+    @property
+    def came_to_its_end(self) -> bool:
+        """Whether each image has an answer or a failure."""
+        files = self.files
+        return not (self.failed_chunks or (files and (files.failed or files.not_begun)))
 
     @property
     def quality_of_output(self) -> dict[str, Any]:
@@ -128,7 +150,7 @@ def write_report(path: Path, report: Report) -> None:
     """Replaces report.json."""
     content = report.model_dump(mode="json")
     for each in (content, content["last_run"] or {}):
-        for name in ("estimate", "shards", "output", "last_run"):
+        for name in ("estimate", "shards", "files", "output", "last_run"):
             if each.get(name) is None:
                 each.pop(name, None)
     write_json(path, content)

@@ -1,6 +1,6 @@
 """Summarizes a report in words and tables."""
 
-from vllm_annotate.report.report import Report
+from vllm_annotate.report.report import InputFiles, Report
 
 NAMED_CHUNKS = 10  # in a sentence; report.json has them all
 
@@ -46,7 +46,18 @@ def sentence(report: Report) -> str:
     if images.not_selected:
         parts.append(f"{images.not_selected} not selected")
     text = f"{images.distinct} images: " + ", ".join(parts)
-    return text + (f"; failed chunks: {chunk_names(report.failed_chunks)}" if report.failed_chunks else "")
+    text += f"; failed chunks: {chunk_names(report.failed_chunks)}" if report.failed_chunks else ""
+    return text + (f"; {in_words(report.files)}" if report.files else "")
+
+
+def in_words(files: InputFiles) -> str:
+    """What came of the input files."""
+    parts = [f"{files.finished:,} of {files.inputs:,} input files are finished"]
+    if files.failed:
+        parts.append(f"{len(files.failed):,} cannot be read: {chunk_names(list(files.failed))}")
+    if files.not_begun:
+        parts.append(f"{files.not_begun:,} are not begun")
+    return ", ".join(parts)
 
 
 def chunk_names(failed_chunks: list[str]) -> str:

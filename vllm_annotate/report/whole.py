@@ -7,6 +7,7 @@ from vllm_annotate.grounding.quality import Quality
 from vllm_annotate.inputs.done_index import count_lines
 from vllm_annotate.report.gallery import spread_lines
 from vllm_annotate.report.report import Report, Whole, read_report
+from vllm_annotate.results.finished import read_finished
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.workspace import Workspace
 
@@ -22,7 +23,8 @@ def with_whole(report: Report, workspace: Workspace) -> Report:
     for line in spread_lines(workspace.output, READ_BYTES, WINDOW_BYTES):
         quality.add(json_object(line) or {})
     # Not every row of the output is one of the run's input, or selected.
-    whole = Whole(images=count_lines(workspace), quality=quality.summary())
+    images = sum(entry.rows for entry in read_finished(workspace).values()) if workspace.is_folder else None
+    whole = Whole(images=count_lines(workspace) if images is None else images, quality=quality.summary())
     return report.model_copy(update={"output": whole})
 
 

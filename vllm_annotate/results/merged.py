@@ -17,6 +17,14 @@ class Merged:
     failures: Counter[str] = field(default_factory=Counter)
     quality: Quality = field(default_factory=Quality)
 
+    def add_all(self, other: "Merged") -> None:
+        """Counts what another merge moved."""
+        self.answered += other.answered
+        self.annotations_error += other.annotations_error
+        self.left_alone += other.left_alone
+        self.failures.update(other.failures)
+        self.quality.add_all(other.quality)
+
     def add(self, line: bytes, *, is_answer: bool) -> None:
         """Counts a row that moved."""
         if is_answer:

@@ -290,4 +290,6 @@ def output_files(
     stopped: threading.Event | None = None,
 ) -> Files:
     """Returns the files of an output, or of a shard of it, at a path or URL: a context manager."""
+    if isinstance(output, str) and not output.endswith(".jsonl"):
+        raise UsageError(f"output {output!r} must end in .jsonl: a folder is written on this machine only")
     return Files(Workspace.at(output, shard)) if isinstance(output, Path) else Mirror(output, shard, say, stopped)

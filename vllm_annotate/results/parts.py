@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from vllm_annotate.errors import ImageFailure, UsageError
+from vllm_annotate.errors import ImageFailure, InputFault
 from vllm_annotate.inputs.plan import read_chunk
 from vllm_annotate.inputs.plan_file import Chunk
 from vllm_annotate.inputs.rows import Row, caption_text
@@ -21,8 +21,8 @@ class Part:
     """The results of a chunk so far: answers in `<chunk>.jsonl`, failures in `<chunk>.failures.jsonl`."""
 
     def __init__(self, workspace: Workspace, chunk: Chunk) -> None:
-        self.chunk = chunk
-        self._answers = PartFile(answers_path(workspace, chunk))
+        self.path = answers_path(workspace, chunk)
+        self._answers = PartFile(self.path)
         self._failures = PartFile(failures_path(workspace, chunk))
 
     def close(self) -> None:
@@ -65,7 +65,8 @@ def part_lines(workspace: Workspace, chunk: Chunk) -> Iterator[tuple[WholeLines,
 
 def answer_files(workspace: Workspace) -> list[Path]:
     """Returns the files of answers that are not merged yet."""
-    return [path for path in workspace.parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl")]
+    folders = [workspace.parts, *workspace.states.glob("*/parts")]
+    return [path for parts in folders for path in parts.glob("*.jsonl") if not path.name.endswith(".failures.jsonl")]
 
 
 def pending_rows(workspace: Workspace, chunk: Chunk, source: Source) -> list[Row]:
@@ -90,10 +91,10 @@ def _attempts(line: bytes) -> int:
 
 
 def row_of(image_path: str, text: str, source: Source, workspace: Workspace) -> Row:
-    """Returns a planned row, with its caption. Raises UsageError if it is another image's."""
+    """Returns a planned row, with its caption. Raises InputFault if it is another image's."""
     columns, own = json_object(text), text_member(text, source.image_column)
     if columns is None or (own is not None and own != image_path and not source.is_parquet):
-        raise UsageError(
+        raise InputFault(
             f"the plan has the row of {own!r:.200} for {image_path!r:.200}: {source.given} was replaced while it was "
             f"read; delete the plan, {workspace.plan_file}, and run again"
         )

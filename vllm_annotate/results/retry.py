@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from vllm_annotate.errors import UsageError
 from vllm_annotate.results.asked_failures import put_back_asked
 from vllm_annotate.results.mirror import output_files
 from vllm_annotate.storage.atomic import replacing
@@ -14,6 +15,8 @@ from vllm_annotate.storage.workspace import Workspace
 def chosen_failures(output: Path | str, kinds: Sequence[str]) -> tuple[Workspace, Counter[str], Counter[str]]:
     """Splits the failures of an output at a path or URL; returns its workspace and the result of `split_failures`."""
     with output_files(output) as files, files.workspace.locked():
+        if files.workspace.is_folder:
+            raise UsageError(f"{output} is a folder: run annotate again on its input, which retries all failures")
         put_back_asked(files.workspace)
         return files.workspace, *split_failures(files.workspace, kinds)
 

@@ -78,6 +78,25 @@ Location = Annotated[Path | str, BeforeValidator(location), WithJsonSchema({"typ
 
 
 OptionalLocation = Annotated[Location | None, BeforeValidator(lambda value: None if value == "" else value)]
+WILD = re.compile(r"[*?\[]")  # in a pattern, or in the name of a file
+
+
+def locations(value: Any) -> Any:
+    """Returns one location, or a list of several. Raises ValueError for an invalid one."""
+    if not isinstance(value, list):
+        return location(value)
+    if not value:
+        raise ValueError("it is an empty list: write a path or a URL")
+    found = [location(each) for each in value]
+    return found if len(found) > 1 else found[0]
+
+
+_ONE = {"type": "string", "format": "path"}
+Given = Annotated[
+    Path | str | list[Path | str],
+    BeforeValidator(locations),
+    WithJsonSchema({"anyOf": [_ONE, {"type": "array", "items": _ONE}]}),
+]
 
 
 def name_of(where: Path | str) -> str:

@@ -33,6 +33,34 @@ def check_replaceable(output: Path) -> None:
             pass
 
 
+def check_output(path: Path, given: str) -> None:
+    """Raises UsageError unless a path may be that of an output: a .jsonl file, or a folder, which has no ending."""
+    if path.suffix not in ("", ".jsonl"):
+        raise UsageError(
+            f"output {given!r} must end in .jsonl: the result has one JSON object per line; without an ending it is a "
+            "folder, with a file for each input file"
+        )
+    check_names(path)
+    if path.name.endswith(".failures.jsonl"):
+        raise UsageError(f"output {given!r} is the name of a failures file: choose one without .failures")
+    if path.suffix and path.is_dir():
+        raise UsageError(f"output {given!r} is a directory: name a file in it, such as {path}/labeled.jsonl")
+    if not path.suffix and path.exists() and not path.is_dir():
+        raise UsageError(f"output {given!r} is a file without an ending: choose another --output")
+    if not path.parent.is_dir():
+        raise UsageError(f"the folder of output {given!r} does not exist: create it, or correct the path")
+
+
+def check_folder(path: Path, given: str) -> None:
+    """Raises UsageError if a folder that no run has written has other files than outputs, images for example."""
+    for where, _, names in os.walk(path):
+        if other := next((name for name in names if not name.endswith(".jsonl")), ""):
+            raise UsageError(
+                f"output {given!r} is a folder with other files, such as {os.path.join(where, other)}: choose a new "  # noqa: PTH118
+                f"folder, or name a file in it, such as {path}/labeled.jsonl"
+            )
+
+
 def check_names(output: Path) -> None:
     """Raises UsageError if a name beside an output would be too long: better now than after the last answer."""
     longest = output.with_name(output.stem + ".failures.jsonl")

@@ -1,0 +1,82 @@
+"""The files of an input, and their names."""
+
+from pathlib import Path
+
+import pytest
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.listing import list_inputs, names_one_file
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A folder with tars in two folders, and what is no input."""
+    folder = tmp_path / "corpus"
+    for name in ("a/0.tar", "a/1.tar", "b/0.tar", ".hidden/2.tar", "a/.3.tar", "a/readme.md"):
+        folder.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
+        folder.joinpath(name).write_text(name)
+    return folder
+
+
+def names(given: Path | str | list[Path | str]) -> list[str]:
+    return [file.name for file in list_inputs(given).files]
+
+
+def test_a_file_a_glob_a_folder_and_a_list_have_names_from_their_common_folder(corpus: Path) -> None:
+    assert names(corpus) == ["a/0.tar", "a/1.tar", "b/0.tar"]
+    assert names(corpus / "*" / "0.tar") == ["a/0.tar", "b/0.tar"]
+    assert names(corpus / "**" / "*.tar") == ["a/0.tar", "a/1.tar", "b/0.tar"]
+    assert names(corpus / "a") == names(corpus / "a" / "*.tar") == ["0.tar", "1.tar"]
+    assert names(corpus / "a" / "0.tar") == ["0.tar"]
+    assert names([corpus / "b", corpus / "a" / "0.tar"]) == ["a/0.tar", "b/0.tar"]
+    assert names([corpus / "a", corpus / "a" / "0.tar"]) == ["0.tar", "1.tar"], "each once"
+
+
+def test_a_file_knows_its_version_its_size_and_the_name_of_its_answers(corpus: Path) -> None:
+    (file,) = list_inputs(corpus / "b").files
+    status = corpus.joinpath("b/0.tar").stat()
+    assert (file.version, file.size) == ([status.st_size, status.st_mtime_ns], status.st_size)
+    assert file.output_name == "0.jsonl"
+    corpus.joinpath("b/0.tar").rename(corpus / "b/captions.v2.jsonl.zst")
+    assert [file.output_name for file in list_inputs(corpus / "b").files] == ["captions.v2.jsonl"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "x[1].jsonl"
+    path.write_text("{}")
+    assert names_one_file(path)
+    assert names(path) == ["x[1].jsonl"]
+    assert not names_one_file(tmp_path / "x*.jsonl")
+    assert not names_one_file(tmp_path)
+    assert names_one_file([path])
+    assert not names_one_file([path, path])
+    assert names_one_file("s3://bucket/a.parquet")
+    assert not names_one_file("s3://bucket/a")
+    assert not names_one_file("s3://bucket/*.parquet")
+
+
+def test_files_of_several_forms_are_refused_with_an_example(corpus: Path) -> None:
+    corpus.joinpath("b/1.parquet").write_text("")
+    with pytest.raises(UsageError, match=r"forms, 'a/0\.tar' \(tar\) and 'b/1\.parquet' \(parquet\): give those"):
+        list_inputs(corpus)
+
+
+def test_files_whose_answers_would_be_in_one_file_are_refused(tmp_path: Path) -> None:
+    for name in ("x.jsonl", "x.jsonl.gz"):
+        tmp_path.joinpath(name).write_text("")
+    with pytest.raises(UsageError, match=r"to 'x\.jsonl' and 'x\.jsonl\.gz' would both be in 'x\.jsonl': rename"):
+        list_inputs(tmp_path)
+
+
+@pytest.mark.parametrize("given", ["nowhere.jsonl", "nowhere/*.tar", "empty"])
+def test_no_files_are_refused(tmp_path: Path, given: str) -> None:
+    tmp_path.joinpath("empty").mkdir()
+    with pytest.raises(UsageError, match=r"does not exist: give a \.jsonl|has no files: give a \.jsonl"):
+        list_inputs(tmp_path / given)
+
+
+def test_the_outputs_own_files_are_never_inputs(corpus: Path) -> None:
+    out = corpus / "a" / "labeled"
+    out.mkdir()
+    out.joinpath("0.jsonl").write_text("")
+    assert [file.name for file in list_inputs(corpus, [out]).files] == ["a/0.tar", "a/1.tar", "b/0.tar"]

@@ -1,0 +1,63 @@
+"""The images inside the files of an input, by image path: for pages, which show a few of them."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from vllm_annotate.errors import ImageFailure, UsageError
+from vllm_annotate.inputs.inside import Inside, open_inside
+from vllm_annotate.inputs.listing import InputFile
+
+OPEN_FILES = 4
+
+
+class InputImages:
+    """The images of files with images inside. An image path begins with the name of its file."""
+
+    def __init__(self, files: Iterable[InputFile], image_column: str) -> None:
+        self._files = {file.name: file for file in files}
+        self._image_column = image_column
+        self.is_remote = any(isinstance(file.where, str) for file in self._files.values())
+        self._opened = lru_cache(maxsize=OPEN_FILES)(self._open)
+
+    def __str__(self) -> str:
+        return f"the {len(self._files):,} files of the input"
+
+    def read(self, image_path: str, max_bytes: int) -> bytes:
+        """Returns the first bytes of an image. Raises ImageFailure and OSError."""
+        inside = self._inside(image_path)
+        if inside is None:
+            raise ImageFailure("missing", f"{image_path!r:.300} does not begin with the name of a file of the input")
+        return inside.read(image_path, max_bytes)
+
+    def place_of(self, image_path: str) -> int:
+        """Its file, and its place in that."""
+        try:
+            inside = self._inside(image_path)
+        except ImageFailure:
+            return 0
+        number = next((at for at, name in enumerate(self._files) if image_path.startswith(f"{name}/")), 0)
+        return 0 if inside is None else (number << 48) + inside.place_of(image_path)
+
+    def is_empty(self) -> bool:
+        """Whether there are no files."""
+        return not self._files
+
+    def has(self, image_path: str) -> bool:
+        """Whether a file has this image."""
+        try:
+            inside = self._inside(image_path)
+        except ImageFailure:
+            return False
+        return inside is not None and inside.has(image_path)
+
+    def _inside(self, image_path: str) -> Inside | None:
+        ends = [at for at, character in enumerate(image_path) if character == "/"]
+        names = (image_path[:end] for end in reversed([*ends, len(image_path)]))
+        name = next((name for name in names if name in self._files), "")
+        return self._opened(name) if name else None
+
+    def _open(self, name: str) -> Inside | None:
+        try:
+            return open_inside(self._files[name].where, self._image_column, name=name)
+        except UsageError as error:
+            raise ImageFailure("unreadable", str(error)) from None

@@ -1,0 +1,174 @@
+"""The input files of a run: of a file, a glob, a folder or a list of these, here or in an object store."""
+
+import glob
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.storage.file_states import Version, file_version
+from vllm_annotate.storage.locations import WILD, Given, file_system, reaching, unreachable, version_of
+
+Found = tuple[str, Version, int]  # where, version and size in bytes
+ENDING = re.compile(
+    r"\.(?:(?P<jsonl>(?:jsonl|ndjson)(?:\.gz|\.zst)?)|(?P<parquet>parquet|pq|parq)|(?P<tar>tar))$", re.I
+)
+SAYS = "give a .jsonl (also .gz, .zst), .parquet or .tar file"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of the input. Its name is its path below the folder that all files of the input have in common."""
+
+    name: str
+    where: Path | str
+    version: Version
+    size: int  # bytes
+
+    @property
+    def output_name(self) -> str:
+        """The name of its answers below the output folder."""
+        return f"{ENDING.sub('', self.name)}.jsonl"
+
+    @property
+    def form(self) -> str:
+        """What its name says: jsonl, parquet or tar."""
+        found = ENDING.search(self.name)
+        return next((form for form, ending in found.groupdict().items() if ending), "") if found else "jsonl"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files of an input, sorted by name, below a common folder."""
+
+    folder: str  # ends with a slash
+    files: list[InputFile]
+
+
+def names_one_file(given: Given) -> bool:
+    """Whether an input names one file: no list of several, no glob and no folder."""
+    if isinstance(given, list):
+        return len(given) == 1 and names_one_file(given[0])
+    if isinstance(given, Path):
+        path = given.expanduser()
+        return path.is_file() or not (path.is_dir() or WILD.search(str(given)))
+    return bool(ENDING.search(given)) and not WILD.search(given)
+
+
+def list_inputs(given: Given, but: Sequence[Path] = ()) -> Inputs:
+    """Returns the files of an input, without those that are, or are in, other paths: the output's own.
+
+    Raises UsageError if there are none, if they are of several forms, or if two would have one output file.
+    """
+    items = given if isinstance(given, list) else [given]
+    listed = [_here(item) if isinstance(item, Path) else _there(item) for item in items]
+    left_out = [str(path) for path in but]
+    places = {
+        found[0]: found
+        for _, files in listed
+        for found in files
+        if found[0] not in left_out and not found[0].startswith(tuple(f"{path}/" for path in left_out))
+    }
+    if not places:
+        raise UsageError(f"input {shown(given)!r} has no files: {SAYS}, or a folder of them")
+    folder = _common_folder([base for base, _ in listed])
+    local = all(isinstance(item, Path) for item in items)
+    files = [
+        InputFile(where[len(folder) :], Path(where) if local else where, version, size)
+        for where, version, size in places.values()
+    ]
+    files.sort(key=lambda file: file.name)
+    _check(files)
+    return Inputs(folder, files)
+
+
+def shown(given: Given) -> str:
+    """The input in words."""
+    return ", ".join(map(str, given)) if isinstance(given, list) else str(given)
+
+
+def _common_folder(folders: Sequence[str]) -> str:
+    """The folder that all are in or are, with a slash at its end. Raises UsageError if there is none."""
+    first, *others = (folder.split("/") for folder in folders)
+    count = min((_equal(first, other) for other in others), default=len(first))
+    if count < (1 if first[0] == "" else 3):  # a URL begins with its scheme, nothing and a bucket
+        raise UsageError(f"inputs {folders[0]!r} and {folders[1]!r} have no folder in common: run them one by one")
+    return "/".join(first[:count]).rstrip("/") + "/"
+
+
+def _equal(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many parts at the beginning are equal."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _check(files: Sequence[InputFile]) -> None:
+    forms = {file.form: file.name for file in reversed(files)}
+    if len(forms) > 1:
+        names = " and ".join(f"{name!r} ({form})" for form, name in sorted(forms.items(), key=lambda item: item[1])[:2])
+        raise UsageError(f"the input has files of several forms, {names}: give those of one form, such as '*.tar'")
+    ((output_name, times),) = Counter(file.output_name for file in files).most_common(1)
+    if times > 1:
+        one, other, *_ = (file.name for file in files if file.output_name == output_name)
+        raise UsageError(
+            f"the answers to {one!r} and {other!r} would both be in {output_name!r}: rename one, or run them into two "
+            "outputs"
+        )
+
+
+def _here(item: Path) -> tuple[str, list[Found]]:
+    """The folder of a file, a folder itself or what a glob begins with; and the files."""
+    path = Path(os.path.abspath(item.expanduser()))  # noqa: PTH100 - links keep their names
+    if path.is_file():
+        base, found = path.parent, [str(path)]
+    elif path.is_dir():
+        base, found = path, list(_below(path))
+    elif WILD.search(str(item)):
+        fixed = next(at for at, part in enumerate(path.parts) if WILD.search(part))
+        base = Path(*path.parts[:fixed])
+        found = [name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)]  # noqa: PTH113, PTH207
+    else:
+        raise UsageError(f"input {str(item)!r} does not exist: {SAYS}")
+    versions = ((name, file_version(Path(name))) for name in found)
+    return str(base), [(name, version, version[0]) for name, version in versions if version is not None]
+
+
+def _below(folder: Path) -> Iterator[str]:
+    for where, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if ENDING.search(name) and not name.startswith("."):
+                yield os.path.join(where, name)  # noqa: PTH118
+
+
+def _refuse(error: OSError) -> None:
+    raise UsageError(f"input folder {error.filename} cannot be read: {error.strerror}; change its permissions")
+
+
+def _there(url: str) -> tuple[str, list[Found]]:
+    """The same in an object store."""
+    fs, path = file_system(url)
+    found: dict[str, Any]
+    try:
+        with reaching(url):
+            if wild := WILD.search(path):
+                base, found = posixpath.dirname(path[: wild.start()]), fs.glob(path, detail=True)
+            elif ENDING.search(path):
+                base, found = posixpath.dirname(path), {path: fs.info(path)}
+            else:
+                base = path.rstrip("/")
+                found = {name: info for name, info in fs.find(path, detail=True).items() if ENDING.search(name)}
+    except FileNotFoundError:
+        raise UsageError(f"input {url!r} does not exist: {SAYS}") from None
+    except OSError as error:
+        raise unreachable(url, error) from None
+    files = (info | {"name": name} for name, info in found.items() if info.get("type") == "file")
+    return str(fs.unstrip_protocol(base)), [
+        (str(fs.unstrip_protocol(info["name"])), version_of(info), int(info.get("size") or 0))
+        for info in files
+        if not posixpath.basename(info["name"]).startswith(".")
+    ]

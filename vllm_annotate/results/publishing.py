@@ -1,0 +1,70 @@
+"""Finishes the output of an input file: from its state folder to its place in the output folder, at once."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.storage.atomic import replacing, replacing_path, sync_folder
+from vllm_annotate.storage.workspace import Workspace
+
+
+def publish(workspace: Workspace) -> Workspace:
+    """Moves the grown output of an input file to its final path, synced; returns the workspace with that path.
+
+    Raises UsageError if another program has put a file there meanwhile.
+    """
+    final, growing = workspace.final, workspace.output
+    if final is None or final == growing:
+        return workspace
+    _make_folder(final.parent)
+    if final.exists():
+        raise UsageError(f"another program has written {final}: move it away, and run again; all answers are saved")
+    try:
+        growing.rename(final)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # the output folder is on another file system
+            raise
+        with replacing_path(final) as path:
+            shutil.copyfile(growing, path)
+        growing.unlink()
+    sync_folder(final.parent)
+    return replace(workspace, output=final)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, so that they survive a power loss."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def remove_state(workspace: Workspace) -> None:
+    """Removes the state folder of a finished input file; its failures stay."""
+    if workspace.state is None:
+        return
+    for path in workspace.state.iterdir():
+        if path == workspace.failures:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if not workspace.failures.exists():
+        shutil.rmtree(workspace.state, ignore_errors=True)
+
+
+def compose_failures(whole: Workspace, files: Iterable[Workspace]) -> None:
+    """Replaces the failures file of a folder with the failures of these input files; removes it if there are none."""
+    with replacing(whole.failures) as file:
+        for workspace in files:
+            if workspace.failures.is_file():
+                with workspace.failures.open("rb") as failures:
+                    shutil.copyfileobj(failures, file)
+    if not whole.failures.stat().st_size:
+        os.unlink(whole.failures)  # noqa: PTH108
+        sync_folder(whole.failures.parent)
