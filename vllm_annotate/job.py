@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from vllm_annotate.inputs.listing import names_one_file
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.atomic import write_json
 from vllm_annotate.storage.json_text import json_object
-from vllm_annotate.storage.locations import WILD, Given, Location, OptionalLocation, read_object
+from vllm_annotate.storage.locations import WILD, Given, Location, OptionalLocation, locations, read_object
+from vllm_annotate.storage.output_paths import OutputPaths
 from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 
@@ -151,8 +153,10 @@ def absolute(where: Path | str) -> str:
 
 
 def images_of(fields: Mapping[str, Any]) -> Any:
-    """Where the images of a job with these fields are; None if it does not say."""
-    return fields.get("image_root") or fields.get("input")
+    """Where the images of a job with these fields are; None if it does not say, or if they are inside several files."""
+    if (root := fields.get("image_root")) or not (given := fields.get("input")):
+        return root
+    return given if names_one_file(locations(given)) else None
 
 
 def images_known(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +176,10 @@ def remembered_job(output: Path | str) -> dict[str, Any]:
     if isinstance(output, Path):
         workspace = Workspace.at(output)
         shards = sorted(shards_folder(workspace.output).glob(f"*{workspace.work.suffix}/{workspace.job.name}"))
-        content = next((path.read_bytes() for path in (workspace.job, *shards) if path.is_file()), b"")
+        folders = [OutputPaths(folder) for folder in workspace.output.parents[:-1]]
+        of_folder = [folder.job for folder in folders if folder.finished.is_file()]  # the output is a file in one
+        jobs = (workspace.job, *shards, *of_folder)
+        content = next((path.read_bytes() for path in jobs if path.is_file()), b"")
     else:
         content = read_object(f"{output.removesuffix('.jsonl')}.work/job.json")
     fields = json_object(content.decode(errors="replace")) or {}

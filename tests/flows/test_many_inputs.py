@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -13,7 +14,7 @@ from typing import Any
 
 from flows.annotate import annotate_images
 from stand_in.process import StandIn
-from tests.conftest import Job, lines_of, read_prefect
+from tests.conftest import ROOT, Job, lines_of, read_prefect
 from tests.support.tars import write_webdataset
 
 MakeJob = Callable[..., Job]
@@ -25,6 +26,13 @@ def running(server: StandIn) -> float:
         found = re.search(r"^vllm:num_requests_running\S* (\S+)", response.read().decode(), re.MULTILINE)
     assert found is not None
     return float(found[1])
+
+
+def command(*words: Any) -> "subprocess.CompletedProcess[str]":
+    program = "from vllm_annotate.cli.start import start; start()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 class Corpus:
@@ -223,8 +231,18 @@ def test_tars_keep_their_folders_and_a_broken_one_fails_alone(make_job: MakeJob,
     assert corpus.answers() == {
         f"{folder}/00000.jsonl": [f"{folder}/00000.tar/{name}" for name in names] for folder in ("a", "b")
     }
-    page = job.folder.joinpath("labeled.report.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 12
+    page = job.folder / "labeled.report.html"
+    assert page.read_text().count("data:image/jpeg;base64,") == 12
+    page.unlink()
+    assert command("report", "--output", corpus.output).returncode == 0
+    assert page.read_text().count("data:image/jpeg;base64,") == 12
+    output, truth = corpus.output / "b/00000.jsonl", job.folder / "truth.jsonl"
+    box = {"name": "purple star", "bbox": [1, 2, 30, 40]}
+    truth.write_text(
+        "".join(json.dumps({"image_path": row["image_path"], "objects": [box]}) + "\n" for row in lines_of(output))
+    )
+    assert command("evaluate", "--output", output, "--truth", truth).returncode == 0
+    assert corpus.output.joinpath("b/00000.evaluation.html").read_text().count("data:image/jpeg;base64,") == 6
 
 
 def test_several_files_need_a_folder_as_output(make_job: MakeJob, stand_in: StandIn) -> None:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.input_images import images_inside
 from vllm_annotate.inputs.inside import DEFAULT_COLUMN, image_root_at
-from vllm_annotate.job import images_of, remembered_job
+from vllm_annotate.job import remembered_job
 from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.locations import location
 
@@ -12,18 +13,20 @@ from vllm_annotate.storage.locations import location
 def image_root_of(output: Path, given: Path | str | None) -> ImageRoot | None:
     """The image root that is given, or that the output's run had; None if neither is known."""
     had = remembered_job(output) if output.suffix == ".jsonl" and output.is_file() else {}
-    known = images_of(had) if given is None else given
-    if known is None:
-        return None
+    known = had.get("image_root") if given is None else given
+    root: ImageRoot | None
     try:
-        root = image_root_at(location(known), had.get("image_column", DEFAULT_COLUMN))
+        if known is None:
+            root = images_inside(had)
+        else:
+            root = image_root_at(location(known), had.get("image_column", DEFAULT_COLUMN))
     except ValueError as error:
         raise UsageError(f"--image-root {str(known)!r}: {error}") from None
     except UsageError:  # of a file with images inside
         if given is None:
             return None
         raise
-    if not isinstance(root, Path) or root.is_dir():
+    if not isinstance(root, Path) or (known is not None and root.is_dir()):
         return root
     if given is None:
         return None

@@ -1,13 +1,25 @@
 """The images inside the files of an input, by image path: for pages, which show a few of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import Any
 
 from vllm_annotate.errors import ImageFailure, UsageError
-from vllm_annotate.inputs.inside import Inside, open_inside
-from vllm_annotate.inputs.listing import InputFile
+from vllm_annotate.inputs.inside import DEFAULT_COLUMN, Inside, image_root_at, open_inside
+from vllm_annotate.inputs.listing import InputFile, list_inputs, names_one_file
+from vllm_annotate.storage.image_roots import ImageRoot
+from vllm_annotate.storage.locations import locations
 
 OPEN_FILES = 4
+
+
+def images_inside(fields: Mapping[str, Any]) -> ImageRoot | None:
+    """The images of a job with these fields, which are inside its input; None if it has no input. Raises UsageError."""
+    if not (given := fields.get("input")):
+        return None
+    column = fields.get("image_column", DEFAULT_COLUMN)
+    found = locations(given)
+    return image_root_at(found, column) if names_one_file(found) else InputImages(list_inputs(found).files, column)
 
 
 class InputImages:

@@ -22,6 +22,7 @@ READ_BYTES, WINDOW_BYTES = 256 * 1024 * 1024, 4 * 1024 * 1024  # of a larger fil
 TAIL_BYTES = 256 * 1024
 NEWEST_PARTS = 8
 MOST_FILES = 32  # of a folder
+BESIDE = (".failures.jsonl", ".audit.jsonl", ".reviewed.jsonl")  # what commands write beside an output
 LONGEST_LINE_BYTES = 1024 * 1024
 SAMPLED, FLAGGED_EACH, FAILED_EACH, MOST = 100, 12, 8, 200
 MOST_MARKS, MOST_KINDS = 8, 40  # per row, in total
@@ -152,7 +153,7 @@ def spread_lines(path: Path, read_bytes: int = 0, window_bytes: int = 0) -> Iter
     """
     most, window = read_bytes or READ_BYTES, window_bytes or WINDOW_BYTES
     if path.is_dir():
-        files = sorted(path.rglob("*.jsonl"))
+        files = sorted(file for file in path.rglob("*.jsonl") if not file.name.endswith(BESIDE))
         chosen = files[:: -(-len(files) // MOST_FILES) or 1]
         for each in chosen:
             share = most // len(chosen)
