@@ -22,7 +22,7 @@ from vllm_annotate.pipeline.session import Run
 from vllm_annotate.pipeline.work import Work
 from vllm_annotate.report import markdown
 from vllm_annotate.report.figures import telemetry_charts, telemetry_figures
-from vllm_annotate.report.gallery import newest_parts, newest_rows, with_images
+from vllm_annotate.report.gallery import newest_files, newest_parts, newest_rows, with_images
 from vllm_annotate.report.report import Report
 from vllm_annotate.report.summary import sentence
 from vllm_annotate.storage.image_roots import ImageRoot
@@ -75,7 +75,7 @@ class Artifacts:
         await self._show_verdict()
         await self._show_proof()
         await self._show_gpus(charts)
-        await self._show_samples([workspace.output])
+        await self._show_samples(newest_files(workspace.output))
         await self._show_progress(self._percent() if report.failed_chunks else 100.0, final)
 
     async def _show_live(self, *, pictures: bool) -> None:

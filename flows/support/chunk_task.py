@@ -49,7 +49,8 @@ class ChunkTasks:
     async def _run(self, run: Run, of: str, chunk: Chunk) -> BaseException | None:
         self._left -= 1
         if self._left >= 0:
-            return await run_chunk(run, f"chunk {chunk.number}{of}", chunk)
+            name = f"chunk {chunk.number}{of}".replace("{", "{{").replace("}", "}}")  # Prefect formats it
+            return await run_chunk(run, name, chunk)
         if self._left == -1:
             self._logger.info("Prefect shows no further chunks: they run the same way")
         return await run_without_task(run, self._logger, chunk)

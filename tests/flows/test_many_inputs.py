@@ -285,6 +285,30 @@ def test_a_common_folder_that_moved_up_is_refused(make_job: MakeJob, stand_in: S
     done = corpus.run(stand_in)
     assert done.returncode == 2
     assert f"began below {corpus.folder}/0/ before, and begin below {corpus.folder}/ now" in done.stderr
+    corpus.folder.joinpath("1/01.jsonl").rename(corpus.folder / "1/00.jsonl")  # another file of the same name
+    done = corpus.run(stand_in, "--input", str(corpus.folder / "1"))
+    assert done.returncode == 2
+    assert f"began below {corpus.folder}/0/ before, and begin below {corpus.folder}/1/ now" in done.stderr
+    corpus.folder.joinpath("0").rename(corpus.job.folder / "moved")
+    assert corpus.run(stand_in, "--input", str(corpus.job.folder / "moved")).returncode == 0
+
+
+def test_answers_that_grow_are_kept_when_a_file_appears_in_their_place(make_job: MakeJob) -> None:
+    corpus = Corpus(make_job(40, distinct=5), 1)
+    with StandIn.started("--canned", "--prefill-seconds", "0.05") as server:
+        run = corpus.job.start_with(corpus.arguments(server, "--max-concurrency", "2", "--chunk-size", "5"))
+        while not any(path.stat().st_size for path in corpus.work.glob("files/*/growing.jsonl")):
+            assert run.poll() is None
+            time.sleep(0.005)
+        run.kill()
+        run.communicate()
+        corpus.output.joinpath("0").mkdir(parents=True)
+        corpus.output.joinpath("0/00.jsonl").write_text('{"image_path": "0039.jpg", "of": "another program"}\n')
+        done = corpus.run(server)
+        assert done.returncode == 0, done.stderr
+        assert sum(server.asked().values()) <= 40 + 4
+    assert {name: sorted(paths) for name, paths in corpus.answers().items()} == corpus.asked()
+    assert lines_of(corpus.output / "0/00.jsonl")[0]["of"] == "another program"
 
 
 def test_a_limit_counts_over_all_files(make_job: MakeJob, stand_in: StandIn) -> None:
@@ -299,6 +323,7 @@ def test_a_limit_counts_over_all_files(make_job: MakeJob, stand_in: StandIn) -> 
 
 async def test_the_flow_shows_the_chunks_of_all_files(make_job: MakeJob, stand_in: StandIn, prefect_api: str) -> None:
     corpus = Corpus(make_job(8), 2)
+    corpus.folder.joinpath("1/01.jsonl").rename(corpus.folder / "1/{b}.jsonl")
     server: Any = {"endpoints": [f"{stand_in.url}/v1"]}
     files: Any = sorted(corpus.folder.rglob("*.jsonl"))
     state = await annotate_images(files, corpus.job.images, corpus.output, server, return_state=True)
@@ -306,4 +331,4 @@ async def test_the_flow_shows_the_chunks_of_all_files(make_job: MakeJob, stand_i
     assert corpus.answers() == corpus.asked()
     graph = read_prefect(prefect_api, f"/flow_runs/{state.state_details.flow_run_id}/graph")
     names = {task["name"] for task in graph}
-    assert {"plan", "prove", "chunk 1 of 1 of 0/00.jsonl", "chunk 1 of 1 of 1/01.jsonl", "merge", "report"} == names
+    assert {"plan", "prove", "chunk 1 of 1 of 0/00.jsonl", "chunk 1 of 1 of 1/{b}.jsonl", "merge", "report"} == names

@@ -1,5 +1,6 @@
 """The files of an input, and their names."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_a_file(tmp_path: Path) -> None:
     assert names_one_file([path])
     assert not names_one_file([path, path])
     assert names_one_file("s3://bucket/a.parquet")
-    assert not names_one_file("s3://bucket/a")
+    assert not names_one_file("s3://bucket/a/")
     assert not names_one_file("s3://bucket/*.parquet")
 
 
@@ -80,3 +81,18 @@ def test_the_outputs_own_files_are_never_inputs(corpus: Path) -> None:
     out.mkdir()
     out.joinpath("0.jsonl").write_text("")
     assert [file.name for file in list_inputs(corpus, [out]).files] == ["a/0.tar", "a/1.tar", "b/0.tar"]
+
+
+def test_links_into_the_output_and_in_circles_are_not_followed(corpus: Path, tmp_path: Path) -> None:
+    out = corpus / "a" / "labeled"
+    out.mkdir()
+    out.joinpath("0.tar").write_text("")
+    corpus.joinpath("a/round").symlink_to(corpus, target_is_directory=True)
+    tmp_path.joinpath("link").symlink_to(corpus, target_is_directory=True)
+    assert len(list_inputs(tmp_path / "link", [out]).files) == 3
+
+
+def test_a_name_that_is_not_utf_8_is_refused(corpus: Path) -> None:
+    Path(os.fsdecode(os.fsencode(corpus) + b"/a/\xff.tar")).touch()
+    with pytest.raises(UsageError, match="is not UTF-8: rename"):
+        list_inputs(corpus)

@@ -55,8 +55,9 @@ def saved_answers(given: Mapping[str, Any]) -> str:
         workspace = Workspace.at(where, known.get("shard", ""))
     except (UsageError, ValueError):
         return "nothing was written"
-    saved = sum(path.read_bytes().count(b"\n") for path in answer_files(workspace))
+    files = [*answer_files(workspace), *workspace.states.glob("*/growing.jsonl")]
+    saved = sum(path.read_bytes().count(b"\n") for path in files)
     if not workspace.parts.is_dir():
         return "nothing was written"
-    before = f", all before them in {workspace.output}" if workspace.output.is_file() else ""
-    return f"{saved} answers so far are saved in {workspace.parts}{before}"
+    before = f", all before them in {workspace.output}" if workspace.output.exists() else ""
+    return f"{saved} answers so far are saved in {workspace.work if workspace.is_folder else workspace.parts}{before}"

@@ -1,6 +1,7 @@
 """The images inside the files of an input, by image path: for pages, which show a few of them."""
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -41,14 +42,18 @@ class InputImages:
             raise ImageFailure("missing", f"{image_path!r:.300} does not begin with the name of a file of the input")
         return inside.read(image_path, max_bytes)
 
-    def place_of(self, image_path: str) -> int:
-        """Its file, and its place in that."""
-        try:
-            inside = self._inside(image_path)
-        except ImageFailure:
-            return 0
-        number = next((at for at, name in enumerate(self._files) if image_path.startswith(f"{name}/")), 0)
-        return 0 if inside is None else (number << 48) + inside.place_of(image_path)
+    def in_turn(self, image_paths: Sequence[str]) -> Iterable[int]:
+        """File by file, so that each is opened once."""
+        by_name: defaultdict[str, list[int]] = defaultdict(list)
+        for number, path in enumerate(image_paths):
+            by_name[self._name_in(path)].append(number)
+        for name, numbers in by_name.items():
+            try:
+                inside = self._opened(name) if name else None
+            except ImageFailure:
+                inside = None
+            places = range(len(numbers)) if inside is None else inside.in_turn([image_paths[at] for at in numbers])
+            yield from (numbers[place] for place in places)
 
     def is_empty(self) -> bool:
         """Whether there are no files."""
@@ -63,13 +68,19 @@ class InputImages:
         return inside is not None and inside.has(image_path)
 
     def _inside(self, image_path: str) -> Inside | None:
-        ends = [at for at, character in enumerate(image_path) if character == "/"]
-        names = (image_path[:end] for end in reversed([*ends, len(image_path)]))
-        name = next((name for name in names if name in self._files), "")
+        name = self._name_in(image_path)
         return self._opened(name) if name else None
 
+    def _name_in(self, image_path: str) -> str:
+        ends = [at for at, character in enumerate(image_path) if character == "/"]
+        names = (image_path[:end] for end in reversed([*ends, len(image_path)]))
+        return next((name for name in names if name in self._files), "")
+
     def _open(self, name: str) -> Inside | None:
+        where = self._files[name].where
+        if isinstance(where, str):  # nearly all of it would be read again
+            raise ImageFailure("missing", "images inside files of an object store are not shown")
         try:
-            return open_inside(self._files[name].where, self._image_column, name=name)
+            return open_inside(where, self._image_column, name=name)
         except UsageError as error:
             raise ImageFailure("unreadable", str(error)) from None

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def names_one_file(given: Given) -> bool:
     if isinstance(given, Path):
         path = given.expanduser()
         return path.is_file() or not (path.is_dir() or WILD.search(str(given)))
-    return bool(ENDING.search(given)) and not WILD.search(given)
+    return not (given.endswith("/") or "*" in given or "[" in given)
 
 
 def list_inputs(given: Given, but: Sequence[Path] = ()) -> Inputs:
@@ -67,13 +68,12 @@ def list_inputs(given: Given, but: Sequence[Path] = ()) -> Inputs:
     """
     items = given if isinstance(given, list) else [given]
     listed = [_here(item) if isinstance(item, Path) else _there(item) for item in items]
-    left_out = [str(path) for path in but]
-    places = {
-        found[0]: found
-        for _, files in listed
-        for found in files
-        if found[0] not in left_out and not found[0].startswith(tuple(f"{path}/" for path in left_out))
-    }
+    places = {found[0]: found for _, files in listed for found in files}
+    real = lru_cache(os.path.realpath)
+    for where in list(places):  # links may lead into an output
+        folder, name = os.path.split(where)
+        if "://" not in where and any(f"{real(folder)}/{name}/".startswith(f"{path}/") for path in but):
+            del places[where]
     if not places:
         raise UsageError(f"input {shown(given)!r} has no files: {SAYS}, or a folder of them")
     folder = _common_folder([base for base, _ in listed])
@@ -107,6 +107,13 @@ def _equal(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def _check(files: Sequence[InputFile]) -> None:
+    for file in files:
+        if ".." in file.name.split("/"):
+            raise UsageError(f"the name {file.name!r} leads out of its folder: rename it")
+        try:
+            file.name.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"the name {file.name!r} is not UTF-8: rename the file or folder") from None
     forms = {file.form: file.name for file in reversed(files)}
     if len(forms) > 1:
         names = " and ".join(f"{name!r} ({form})" for form, name in sorted(forms.items(), key=lambda item: item[1])[:2])
@@ -138,8 +145,14 @@ def _here(item: Path) -> tuple[str, list[Found]]:
 
 
 def _below(folder: Path) -> Iterator[str]:
+    seen = set[tuple[int, int]]()  # links may lead in circles
     for where, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        status = os.stat(where)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if ENDING.search(name) and not name.startswith("."):
                 yield os.path.join(where, name)  # noqa: PTH118

@@ -1,7 +1,7 @@
 """Parquet files with the images inside, as data sets on hubs have them: a column of bytes, or of {bytes, path}."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -155,9 +155,9 @@ class ParquetImages:
         self._check_version()
         return images
 
-    def place_of(self, image_path: str) -> int:
-        """The number of its row."""
-        return self._rows.get(image_path, 0)
+    def in_turn(self, image_paths: Sequence[str]) -> Iterable[int]:
+        """By their rows."""
+        return sorted(range(len(image_paths)), key=lambda at: self._rows.get(image_paths[at], 0))
 
     def _check_version(self) -> None:
         if file_version(self.where) != self.version:

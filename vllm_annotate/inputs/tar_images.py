@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vllm_annotate.errors import ImageFailure, InputFault
@@ -114,10 +114,10 @@ class TarImages:
         """Whether the tar is gone. Raises OSError."""
         return self._tar.is_gone()
 
-    def place_of(self, image_path: str) -> int:
-        """Where it is in the tar."""
-        place = self._places.get(image_path)
-        return place.offset if isinstance(place, Place) else 0
+    def in_turn(self, image_paths: Sequence[str]) -> Iterable[int]:
+        """By their places in the tar."""
+        places = [self._places.get(path) for path in image_paths]
+        return sorted(range(len(places)), key=lambda at: place.offset if isinstance(place := places[at], Place) else 0)
 
     def has(self, image_path: str) -> bool:
         """Whether the tar has this image."""

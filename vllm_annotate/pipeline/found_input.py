@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.inside import DEFAULT_COLUMN, image_columns, image_root_at, open_inside
+from vllm_annotate.inputs.listing import shown
 from vllm_annotate.inputs.parquet_images import ParquetImages
 from vllm_annotate.inputs.source import Source, check_source
 from vllm_annotate.inputs.tar_images import TarImages
@@ -35,7 +36,8 @@ def find_input(
     `retried` is where a retry has its rows; paths of images inside begin with `name`. Setting
     `stopped` cancels a download. Raises UsageError if input or image root cannot be read, or a column is missing.
     """
-    assert not isinstance(job.input, list)  # noqa: S101 - for the type checker
+    if isinstance(job.input, list):
+        raise UsageError(f"input {shown(job.input)!r} are several files: name one")
     root = None if job.image_root is None else found_image_root(job.image_root, job.image_column, stopped)
     # What a run writes has its paths in image_path; the images may be in a column of another name, in a file.
     is_ours = job.input == retried or isinstance(root, TarImages | ParquetImages)

@@ -1,8 +1,10 @@
 """The work of a run over several input files, whose output is a folder."""
 
 import asyncio
+import threading
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from threading import Lock
 
 from vllm_annotate.errors import ServerFault, UsageError
@@ -10,31 +12,20 @@ from vllm_annotate.inputs.done_index import count_lines
 from vllm_annotate.inputs.input_images import InputImages
 from vllm_annotate.inputs.listing import InputFile
 from vllm_annotate.inputs.plan import input_has_changed, keep_plan, remove_plan
-from vllm_annotate.inputs.plan_file import Counts, Plan
-from vllm_annotate.inputs.selection import Selection
+from vllm_annotate.inputs.plan_file import Counts
 from vllm_annotate.pipeline.annotating import Fatal, Logger, MakeRunner, start_chunks
-from vllm_annotate.pipeline.files import warn_about
-from vllm_annotate.pipeline.found_input import FoundInput, find_input
-from vllm_annotate.pipeline.session import Run, plan_or_resume, record_run
+from vllm_annotate.pipeline.planned_file import PlannedFile, plan_file
+from vllm_annotate.pipeline.session import Run, record_run
 from vllm_annotate.report.report import InputFiles
-from vllm_annotate.results.files import Files
 from vllm_annotate.results.finished import Finished, compact, is_current, note_finished, read_finished
 from vllm_annotate.results.merge import Merge
 from vllm_annotate.results.merged import Merged
 from vllm_annotate.results.publishing import compose_failures, publish, remove_state
 from vllm_annotate.storage.atomic import replacing
+from vllm_annotate.storage.disk_errors import stops_the_run
 from vllm_annotate.storage.file_states import file_version
 from vllm_annotate.storage.workspace import Workspace
 from vllm_annotate.threads import run_to_end
-
-
-@dataclass(frozen=True)
-class PlannedFile:
-    """An input file with its plan, and the run of it alone."""
-
-    file: InputFile
-    run: Run
-    plan: Plan
 
 
 class ManyInputs:
@@ -63,7 +54,8 @@ class ManyInputs:
         self._stopped: dict[str, list[int]] = {}  # file → chunks
         self._failed: dict[str, str] = {}  # file → why it could not be read
         self._finished = len(self._all) - len(self._todo)
-        self._not_begun = 0
+        self._stopping = threading.Event()
+        self._looks_ahead = False
         self._said: set[str] = set()
 
     def _is_current(self, file: InputFile) -> bool:
@@ -73,6 +65,8 @@ class ManyInputs:
             return False
         assert entry is not None  # noqa: S101 - for the type checker
         if (workspace := self._of(file)).work.name in self._states:  # a kill came before it was removed
+            if any(workspace.parts.glob("*")):
+                return False
             remove_plan(workspace)
             remove_state(workspace)
         self.counts = self.counts.plus(replace(entry.counts, already_done=entry.counts.distinct, taken=0))
@@ -94,8 +88,13 @@ class ManyInputs:
     @property
     def files(self) -> InputFiles:
         """What came of the files."""
+        all_are_begun = self._run.job.limit and not self._left
+        left = len(self._all) - self._finished - len(self._failed) - len(self._stopped)
         return InputFiles(
-            inputs=len(self._all), finished=self._finished, failed=self._failed, not_begun=self._not_begun
+            inputs=len(self._all),
+            finished=self._finished,
+            failed=self._failed,
+            not_begun=0 if all_are_begun else left,
         )
 
     async def plan(self) -> None:
@@ -105,21 +104,20 @@ class ManyInputs:
         """
         self._check_folder()
         record_run(self._run, images_are_inside=isinstance(self._run.files.image_root, InputImages))
-        todo = {file.name for file in self._todo}
-        # An image that is asked again is in no failures file meanwhile.
-        await run_to_end(self._compose, [file for file in self._all if file.name not in todo])
-        self._logger.info("%d input files: %d are finished, %d to do", len(self._all), self._finished, len(todo))
+        todo = len(self._todo)
+        self._logger.info("%d input files: %d are finished, %d to do", len(self._all), self._finished, todo)
         self._first = await self._next_open()
 
     def _check_folder(self) -> None:
-        """Raises UsageError if the input files lay in a folder above or below: with other names, all would be new."""
+        """Raises UsageError if the input files lay in another folder: they would be taken for these, or be new."""
         assert self._run.files.inputs is not None  # noqa: S101 - for the type checker
         path, folder = self._workspace.common_folder, self._run.files.inputs.folder
         before = path.read_text() if path.exists() else folder
-        if before != folder and (before.startswith(folder) or folder.startswith(before)):
+        is_around = before.startswith(folder) or folder.startswith(before)
+        if before != folder and (is_around or "://" in before or Path(before).is_dir()):
             raise UsageError(
-                f"the names of the input files began below {before} before, and begin below {folder} now, so all would "
-                f"be annotated again: give the folder {before} as the input, or choose another --output"
+                f"the names of the input files began below {before} before, and begin below {folder} now: give the "
+                f"input as before, choose another --output, or delete {path} if it is the same corpus elsewhere"
             )
         with replacing(path) as file:
             file.write(folder.encode())
@@ -127,10 +125,16 @@ class ManyInputs:
     async def annotate(self, make_runner: MakeRunner) -> None:
         """Runs all chunks of all files; see `Work`."""
         fatal, planned = Fatal(), self._first
+        self._looks_ahead = True
+        begun = {file.name for file in self._todo} | ({planned.file.name} if planned else set())
+        # An image that is asked again is in no failures file meanwhile.
+        await run_to_end(self._compose, [file for file in self._all if file.name not in begun])
         try:
             async with asyncio.TaskGroup() as group:
                 while planned is not None:
-                    merge = Merge(planned.run.workspace, planned.plan, warn=self._run.files.warn)
+                    self._following = self._following or self._plan_next()
+                    self._begin(planned)
+                    merge = await run_to_end(self._merge_of, planned)
                     runner = make_runner(planned.run, planned.plan)
                     tasks = await start_chunks(planned.run, merge, runner, group, fatal)
                     group.create_task(self._finish_after(tasks, planned, merge, fatal))
@@ -138,15 +142,21 @@ class ManyInputs:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
+            self._stopping.set()
             if self._following is not None:
                 await asyncio.gather(self._following, return_exceptions=True)
+            await run_to_end(self._compose, self._all)
         fatal.raised()
-        if fatal.error is not None:
-            self._not_begun = len(self._todo) + (self._following is not None)
+
+    def _begin(self, planned: PlannedFile) -> None:
+        with self._lock:
+            self.counts = self.counts.plus(planned.plan.counts)
+
+    def _merge_of(self, planned: PlannedFile) -> Merge:
+        return Merge(planned.workspace, planned.plan, warn=self._run.files.warn)
 
     async def finish(self, logger: Logger) -> Merged:  # noqa: ARG002 - as that of one input
-        """Writes the failures file of the whole."""
-        await run_to_end(self._compose, self._all)
+        """Returns what came of all files, each of which is finished."""
         compact(self._workspace, self._entries)
         return self._merged
 
@@ -162,26 +172,24 @@ class ManyInputs:
             self._following = None
             planned = await planning
             if planned is not None and not planned.plan.rows:
-                await self._finish_after([], planned, Merge(planned.run.workspace, planned.plan), Fatal())
+                self._begin(planned)
+                await self._finished_now(planned)
                 planned = None
-            self._following = self._plan_next()
             if planned is not None:
+                self._following = self._plan_next() if self._looks_ahead else None
                 return planned
         return None
+
+    async def _finished_now(self, planned: PlannedFile) -> None:
+        try:
+            await run_to_end(self._finish, planned, await run_to_end(self._merge_of, planned))
+        except UsageError as error:
+            self._fail(planned.file, error)
 
     def _plan_next(self) -> "asyncio.Task[PlannedFile | None] | None":
         if not self._todo or (self._run.job.limit and not self._left):
             return None
-        return asyncio.create_task(run_to_end(self._plan, self._todo.popleft()))
-
-    def _check_numbers(self, file: InputFile, found: FoundInput) -> None:
-        """Raises UsageError if image paths are row numbers of another version of the file."""
-        entry = self._entries.get(file.name)
-        if entry is not None and entry.version != file.version and getattr(found.images, "is_numbered", False):
-            raise UsageError(
-                f"{file.where} has changed, and its rows are known by their numbers, which may be those of other "
-                f"images now: restore it, or move {self._workspace.output / file.output_name} away to annotate it again"
-            )
+        return asyncio.create_task(run_to_end(self._plan, self._todo.popleft(), give_up=self._stopping.set))
 
     def _warn_once(self, message: str) -> None:
         """What is true of one file is mostly true of all."""
@@ -191,35 +199,25 @@ class ManyInputs:
 
     def _plan(self, file: InputFile) -> PlannedFile | None:
         """Plans a file, or resumes it; returns None if it cannot be read."""
-        workspace = self._of(file)
-        workspace.parts.mkdir(parents=True, exist_ok=True)
-        job = self._run.job.model_copy(update={"input": file.where, "limit": self._left})
         try:
-            found = find_input(job, workspace.work, name=file.name)
-            self._check_numbers(file, found)
-            warn_about(found, job, self._warn_once)
-            source = replace(found.source, selection=Selection(limit=self._left))
-            files = replace(
-                self._run.files,
-                source=source,
-                image_root=found.images,
-                output=Files(workspace),
-                inputs=None,
-                name=file.name,
-            )
-            run = replace(self._run, job=job, files=files)
-            plan = plan_or_resume(run)
-        except UsageError as error:
-            self._failed[file.name] = str(error)
-            self._logger.error("%s: %s", file.name, error)  # noqa: TRY400
+            entry = self._entries.get(file.name)
+            planned = plan_file(self._run, file, self._left, entry, self._stopping, self._warn_once)
+        except (UsageError, OSError) as error:
+            for each in (error, error.__context__):  # a full disk is no fault of the file
+                if isinstance(each, OSError) and stops_the_run(each):
+                    raise each from None
+            self._fail(file, error)
+            self._bytes -= file.size
             return None
-        counts = plan.counts
-        self._left -= min(self._left, counts.distinct)
-        self._planned_bytes, self._planned_rows = self._planned_bytes + file.size, self._planned_rows + plan.rows
-        with self._lock:
-            self.counts = self.counts.plus(counts)
-        self._logger.info("%s: %d of %d images are open", file.name, plan.rows, counts.distinct)
-        return PlannedFile(file, run, plan)
+        rows, found = planned.plan.rows, planned.plan.counts.distinct
+        self._left -= min(self._left, found)
+        self._planned_bytes, self._planned_rows = self._planned_bytes + file.size, self._planned_rows + rows
+        self._logger.info("%s: %d of %d images are open", file.name, rows, found)
+        return planned
+
+    def _fail(self, file: InputFile, error: BaseException) -> None:
+        self._failed[file.name] = str(error)
+        self._logger.error("%s: %s", file.name, error)
 
     async def _finish_after(
         self, chunks: "list[asyncio.Task[None]]", planned: PlannedFile, merge: Merge, fatal: Fatal
@@ -231,7 +229,7 @@ class ManyInputs:
         try:
             await run_to_end(self._finish, planned, merge)
         except UsageError as error:
-            self._failed[planned.file.name] = str(error)
+            self._fail(planned.file, error)
         except OSError as error:
             fatal.error = fatal.error or error
 
@@ -250,7 +248,7 @@ class ManyInputs:
         workspace = publish(run.workspace)
         failures = dict(merged.failures) | ({"left alone": merged.left_alone} if merged.left_alone else {})
         entry = Finished(
-            file.name, file.version, file_version(workspace.output), self._columns, {"limit": run.job.limit},
+            file.name, planned.version, file_version(workspace.output), self._columns, {"limit": run.job.limit},
             plan.counts, count_lines(workspace), failures,
         )  # fmt: skip
         with self._lock:
@@ -259,6 +257,7 @@ class ManyInputs:
             self._finished += 1
         remove_plan(workspace)
         remove_state(workspace)
+        planned.remove_copy()
 
 
 async def plan_many(run: Run, logger: Logger) -> ManyInputs:

@@ -21,7 +21,7 @@ from vllm_annotate.storage.workspace import Workspace
 READ_BYTES, WINDOW_BYTES = 256 * 1024 * 1024, 4 * 1024 * 1024  # of a larger file, evenly spaced windows
 TAIL_BYTES = 256 * 1024
 NEWEST_PARTS = 8
-MOST_FILES = 32  # of a folder
+MOST_FILES = 12  # of a folder
 BESIDE = (".failures.jsonl", ".audit.jsonl", ".reviewed.jsonl")  # what commands write beside an output
 LONGEST_LINE_BYTES = 1024 * 1024
 SAMPLED, FLAGGED_EACH, FAILED_EACH, MOST = 100, 12, 8, 200
@@ -116,6 +116,13 @@ def newest_parts(workspace: Workspace, suffix: str) -> list[Path]:
     return found[-NEWEST_PARTS:]
 
 
+def newest_files(output: Path) -> list[Path]:
+    """The output, or of a folder the newest files."""
+    if not output.is_dir():
+        return [output]
+    return nlargest(NEWEST_PARTS, output.rglob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+
+
 def newest_rows(paths: Sequence[Path], count: int) -> list[dict[str, Any]]:
     """The last rows of the files, at most `count`."""
     rows: list[dict[str, Any]] = []
@@ -134,8 +141,7 @@ def with_images(rows: Sequence[dict[str, Any]], image_root: ImageRoot, side: int
         yield from (_example(row, image_root, side) for row in rows)
         return
     paths = [text_of(row.get("image_path")) for row in rows]
-    in_turn = sorted(range(len(rows)), key=lambda at: image_root.place_of(paths[at]))
-    examples = {at: _example(rows[at], image_root, side) for at in in_turn}
+    examples = {at: _example(rows[at], image_root, side) for at in image_root.in_turn(paths)}
     yield from (examples[at] for at in range(len(rows)))
 
 

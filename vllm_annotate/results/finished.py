@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vllm_annotate.inputs.listing import InputFile
 from vllm_annotate.inputs.plan_file import Counts
-from vllm_annotate.storage.atomic import replacing
+from vllm_annotate.storage.atomic import replacing, sync_folder
 from vllm_annotate.storage.file_states import Version, file_version
 from vllm_annotate.storage.json_text import dumped, object_line
 from vllm_annotate.storage.workspace import Workspace
@@ -65,6 +65,8 @@ def note_finished(workspace: Workspace, entry: Finished) -> None:
         file.write((b"\n" if torn else b"") + object_line(dumped(asdict(entry))))
         file.flush()
         os.fsync(file.fileno())
+    if not size:
+        sync_folder(workspace.work)
 
 
 def compact(workspace: Workspace, entries: Mapping[str, Finished]) -> None:

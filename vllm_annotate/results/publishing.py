@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.results.append import appending
+from vllm_annotate.results.merge import append_unplanned
 from vllm_annotate.storage.atomic import replacing, replacing_path, sync_folder
+from vllm_annotate.storage.file_states import file_state
 from vllm_annotate.storage.workspace import Workspace
 
 
@@ -22,7 +25,7 @@ def publish(workspace: Workspace) -> Workspace:
         return workspace
     _make_folder(final.parent)
     if final.exists():
-        raise UsageError(f"another program has written {final}: move it away, and run again; all answers are saved")
+        raise UsageError(f"another program has written {final}: run again; its rows count as answered")
     try:
         growing.rename(final)
     except OSError as error:
@@ -33,6 +36,16 @@ def publish(workspace: Workspace) -> Workspace:
         growing.unlink()
     sync_folder(final.parent)
     return replace(workspace, output=final)
+
+
+def settle_growing(workspace: Workspace) -> None:
+    """Appends grown answers to an output that was put at their final path meanwhile."""
+    growing = workspace.work / "growing.jsonl"
+    if workspace.final is None or workspace.output != workspace.final or not growing.exists():
+        return
+    with appending(workspace, file_state(workspace.output)) as output:
+        append_unplanned(workspace, [growing], output)
+    growing.unlink()
 
 
 def _make_folder(folder: Path) -> None:

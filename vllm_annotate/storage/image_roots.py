@@ -4,6 +4,7 @@ import errno
 import math
 import posixpath
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,8 +22,8 @@ class ImageReader(Protocol):
     def read(self, image_path: str, max_bytes: int) -> bytes:
         """Returns the first `max_bytes` bytes of an image. Raises ImageFailure, and OSError as reading a file does."""
 
-    def place_of(self, image_path: str) -> int:
-        """Images are read fastest in the order of their places."""
+    def in_turn(self, image_paths: Sequence[str]) -> Iterable[int]:
+        """Returns the numbers of the images in the order in which they are read fastest."""
 
     def is_empty(self) -> bool:
         """Whether nothing can be read any more. Raises OSError."""
@@ -76,9 +77,9 @@ class RemoteFolder:
                 raise
         return data
 
-    def place_of(self, image_path: str) -> int:  # noqa: ARG002
+    def in_turn(self, image_paths: Sequence[str]) -> Iterable[int]:
         """All are equally far."""
-        return 0
+        return range(len(image_paths))
 
     def is_empty(self) -> bool:
         """Whether there is nothing under the URL, as of EMPTY_SECONDS ago. Raises OSError if the store is at fault."""

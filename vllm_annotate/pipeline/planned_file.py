@@ -1,0 +1,82 @@
+"""One input file of several: its plan, and the run of it alone."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.listing import InputFile
+from vllm_annotate.inputs.plan_file import Plan
+from vllm_annotate.inputs.selection import Selection
+from vllm_annotate.pipeline.files import RunFiles, warn_about
+from vllm_annotate.pipeline.found_input import FoundInput, find_input
+from vllm_annotate.pipeline.session import Run, plan_or_resume
+from vllm_annotate.results.files import Files
+from vllm_annotate.results.finished import Finished
+from vllm_annotate.results.publishing import settle_growing
+from vllm_annotate.storage.file_states import Version
+from vllm_annotate.storage.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """An input file with its plan."""
+
+    file: InputFile
+    run: Run
+    plan: Plan
+
+    @property
+    def workspace(self) -> Workspace:
+        """Its files."""
+        return self.run.workspace
+
+    @property
+    def version(self) -> Version:
+        """The version whose rows were read, as far as that is known."""
+        source = self.run.source
+        return self.file.version if source.origin is None else source.origin_version
+
+    def remove_copy(self) -> None:
+        """Removes the copy of a file from an object store: a corpus may be larger than this disk."""
+        source = self.run.source
+        copy = source.path if source.origin is None else source.origin
+        if isinstance(self.file.where, str) and isinstance(copy, Path):
+            for path in (copy, copy.with_name(f"{copy.name}.version")):
+                path.unlink(missing_ok=True)
+
+
+def plan_file(
+    run: Run,
+    file: InputFile,
+    limit: int,
+    entry: Finished | None,
+    stopped: threading.Event,
+    warn: Callable[[str], None],
+) -> PlannedFile:
+    """Plans an input file, or resumes it. `entry` is of the time when it was finished.
+
+    Raises UsageError if it cannot be read. Setting `stopped` ends it.
+    """
+    workspace = run.workspace.of_input(file.name, file.output_name)
+    workspace.parts.mkdir(parents=True, exist_ok=True)
+    settle_growing(workspace)
+    job = run.job.model_copy(update={"input": file.where, "limit": limit})
+    found = find_input(job, workspace.work, stopped=stopped, name=file.name)
+    if entry is not None and workspace.output == workspace.final:
+        check_numbers(file, found, entry, workspace)
+    warn_about(found, job, warn)
+    source = replace(found.source, selection=Selection(limit=limit))
+    files = RunFiles(source, found.images, Files(workspace), run.files.warn, name=file.name)
+    alone = replace(run, job=job, files=files)
+    return PlannedFile(file, alone, plan_or_resume(alone))
+
+
+def check_numbers(file: InputFile, found: FoundInput, entry: Finished, workspace: Workspace) -> None:
+    """Raises UsageError if image paths in the output are row numbers of another version of the file."""
+    if getattr(found.images, "is_numbered", False) and entry.version != found.source.origin_version:
+        raise UsageError(
+            f"{file.where} has changed, and its rows are known by their numbers, which may be those of other images "
+            f"now: restore it, or move {workspace.output} away to annotate it again"
+        )
