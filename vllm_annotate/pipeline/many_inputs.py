@@ -203,6 +203,8 @@ class ManyInputs:
             entry = self._entries.get(file.name)
             planned = plan_file(self._run, file, self._left, entry, self._stopping, self._warn_once)
         except (UsageError, OSError) as error:
+            if self._stopping.is_set():
+                return None
             for each in (error, error.__context__):  # a full disk is no fault of the file
                 if isinstance(each, OSError) and stops_the_run(each):
                     raise each from None
