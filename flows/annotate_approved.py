@@ -110,7 +110,9 @@ async def annotate_approved(
 
 def of_the_whole(job: Job, approval: Approval) -> dict[str, Any]:
     """The parameters of the run of the whole, but for its blocks. The deployment's own values hold for the others."""
-    parameters = job.model_dump(mode="json", exclude_unset=True, exclude={"server", "recipe", *SELECTING})
+    parameters = job.model_dump(
+        mode="json", exclude_unset=True, exclude_none=True, exclude={"server", "recipe", *SELECTING}
+    )
     asked = {"max_concurrency": approval.max_concurrency} if approval.max_concurrency else {}
     return parameters | {"shard": "", "limit": approval.limit} | asked
 

@@ -99,7 +99,9 @@ async def annotate_sharded(
         await run_to_end(check_input, job)
         await asyncio.to_thread(check_count, output, shards)
         blocks = {"server": run_parameter(server), "recipe": run_parameter(recipe)}
-        parameters = job.model_dump(mode="json", exclude={"server", "recipe", "shard", *SELECTING}) | blocks
+        parameters = (
+            job.model_dump(mode="json", exclude={"server", "recipe", "shard", *SELECTING}, exclude_none=True) | blocks
+        )
         await check_deployment(deployment)
         async with ended_by_sigterm():
             lost = await run_shards(shards, at_once, shard_retries, deployment, parameters)

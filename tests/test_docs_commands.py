@@ -12,6 +12,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import polars as pl
 import pytest
 import yaml
 
@@ -21,6 +22,7 @@ from tests.conftest import ROOT, Job, lines_of
 from tests.serving.conftest import make_model, qwen_config, vllm  # noqa: F401 - fixtures
 from tests.support.pages import ENGLISH, ON_A_SERVER, Command, blocks_of, commands_of, inline_commands
 from tests.support.s3 import Bucket
+from tests.support.tars import write_webdataset
 from vllm_annotate.serving.command import NEWEST, serve_command
 from vllm_annotate.serving.launch import Launch
 
@@ -39,9 +41,9 @@ NOT_RUN = {  # how a command begins → why no test runs it
     "python -m vllm.entrypoints.openai.api_server ": "fails, as its page says, in a real vLLM",
 }
 RUN_HERE = (
-    "README.md", "audit.md", "contributing.md", "evaluation.md", "export.md", "object-storage.md", "observability.md",
-    "output.md", "pilot.md", "proof.md", "quickstart.md", "resume.md", "review.md", "scale-out.md", "servers.md",
-    "three-24gb-gpus.md", "troubleshooting.md",
+    "README.md", "audit.md", "contributing.md", "evaluation.md", "export.md", "inputs.md", "object-storage.md",
+    "observability.md", "output.md", "pilot.md", "proof.md", "quickstart.md", "resume.md", "review.md", "scale-out.md",
+    "servers.md", "three-24gb-gpus.md", "troubleshooting.md",
 )  # fmt: skip
 
 
@@ -168,6 +170,25 @@ def test_quickstart(place: Place) -> None:
     written = Command("quickstart.md", f"python - <<'END'\n{script}END")
     assert "24 images: 24 answered, 0 failed" in place.run(written)
     assert place.answered() == place.job.names
+
+
+def test_inputs(place: Place) -> None:
+    paths = write_webdataset(place.folder / "00000.tar", place.job)
+    images = [place.job.images.joinpath(name).read_bytes() for name in place.job.names]
+    data = pl.DataFrame({"image": images, "caption": place.job.names})
+    data.write_parquet(place.folder / "train-00000-of-00041.parquet")
+    place.folder.joinpath("laion").mkdir()
+    for name in ("00000.tar", "00001.tar"):
+        shutil.copy(place.folder / "00000.tar", place.folder / "laion" / name)
+    tar, parquet, several = commands("inputs.md")
+    for command in (tar, parquet, several):
+        place.run(command, more=" --without-prefect")
+    assert [row["image_path"] for row in lines_of(place.folder / "00000.jsonl")] == paths
+    assert len(lines_of(place.folder / "train-00000.jsonl")) == 24
+    found = [*place.folder.glob("labeled.*"), *place.folder.glob("labeled/*")]
+    listed = next(block.text for block in blocks_of(BY_PAGE["inputs.md"]) if block.text.startswith("laion/"))
+    written = {Path(word).name for word in listed.split() if word.startswith("labeled")}
+    assert {path.name for path in found} == written - {"labeled.failures.jsonl"}
 
 
 def test_output(place: Place) -> None:

@@ -111,12 +111,12 @@ def of_a_folder(scenario: Scenario) -> None:
 
 
 def of_a_folder_whose_files_are_others(scenario: Scenario) -> None:
-    """One has failures, one has grown since, one was only touched, and one is new."""
-    scenario.write_inputs({"0.jsonl": PATHS[:2], "1.jsonl": PATHS[2:4], "2.jsonl": PATHS[4:6]})
+    """One has a failure and has grown since, the other was only touched."""
+    scenario.write_inputs({"0.jsonl": PATHS[:2], "1.jsonl": PATHS[2:4]})
     scenario.prepare("annotate_folder", failing=["01.jpg"])
-    scenario.write_inputs({"0.jsonl": PATHS[:2], "1.jsonl": [PATHS[2], "new.jpg", PATHS[3]], "3.jsonl": PATHS[6:]})
-    os.utime(scenario.folder / "inputs" / "2.jsonl", (1, 1))
-    scenario.step, scenario.parameters = "annotate_folder", {"failing": ["02.jpg", "05.jpg"]}
+    scenario.write_inputs({"0.jsonl": [PATHS[0], "new.jpg", PATHS[1]]})
+    os.utime(scenario.folder / "inputs" / "1.jsonl", (1, 1))
+    scenario.step, scenario.parameters = "annotate_folder", {"failing": ["new.jpg"]}
 
 
 def of_a_folder_with_a_chunk_that_was_stopped(scenario: Scenario) -> None:

@@ -73,11 +73,15 @@ def location(value: Any) -> Any:
     return value if URL.match(value) else Path(value)
 
 
-# Shown as one text field in the form of the Prefect UI.
-Location = Annotated[Path | str, BeforeValidator(location), WithJsonSchema({"type": "string", "format": "path"})]
+ONE_FIELD = {"type": "string", "format": "path"}  # of text in the form of the Prefect UI
+Location = Annotated[Path | str, BeforeValidator(location), WithJsonSchema(ONE_FIELD)]
 
 
-OptionalLocation = Annotated[Location | None, BeforeValidator(lambda value: None if value == "" else value)]
+OptionalLocation = Annotated[
+    Path | str | None,
+    BeforeValidator(lambda value: None if value in (None, "") else location(value)),
+    WithJsonSchema(ONE_FIELD),
+]
 WILD = re.compile(r"[*?\[]")  # in a pattern, or in the name of a file
 
 
@@ -91,12 +95,7 @@ def locations(value: Any) -> Any:
     return found if len(found) > 1 else found[0]
 
 
-_ONE = {"type": "string", "format": "path"}
-Given = Annotated[
-    Path | str | list[Path | str],
-    BeforeValidator(locations),
-    WithJsonSchema({"anyOf": [_ONE, {"type": "array", "items": _ONE}]}),
-]
+Given = Annotated[Path | str | list[Path | str], BeforeValidator(locations), WithJsonSchema(ONE_FIELD)]
 
 
 def name_of(where: Path | str) -> str:
