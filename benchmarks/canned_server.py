@@ -10,18 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from demo.processes import stand_in
-from stand_in.gateway import nginx
+from stand_in.gateway import PROCESS, nginx
 from stand_in.ports import free_port
 from vllm_annotate.proof.scenes import MARKS
 
 MODEL = "qwen2.5-vl-canned"
-CONFIGURATION = """
-load_module modules/ngx_http_echo_module.so;
-worker_processes 1;
-pid {folder}/pid;
-error_log {folder}/error.log;
-daemon off;
-events {{ worker_connections 1024; }}
+CONFIGURATION = (
+    "load_module modules/ngx_http_echo_module.so;"
+    + PROCESS
+    + """
 http {{
     access_log off;
     keepalive_requests 1000000;
@@ -55,6 +52,7 @@ http {{
     }}
 }}
 """
+)
 
 
 def canned_answer() -> str:

@@ -28,26 +28,24 @@ from benchmarks.capacity import look, slots_server
 from benchmarks.images import LEFT_OUT, described, draw_mix, within_budget, write_input
 from benchmarks.programs import IN_FLIGHT, Cost, measured, spread
 from demo.processes import stand_in
-from stand_in.gateway import nginx
+from stand_in.gateway import PROCESS, nginx
 from stand_in.ports import free_port
 
 PROGRAM = Path(sys.executable).with_name("vllm-annotate")
 ANSWERS = ("0.2", "0", "0")  # seconds, and no spread
 FILES = "files"  # the form that others are compared with
 ALL, ONE = "all", "one"  # names of folders, and of buckets
-STORE = """
+STORE = (
+    PROCESS
+    + """
 user root;  # temporary folders are closed to others
-worker_processes 1;
-pid {folder}/pid;
-error_log {folder}/error.log;
-daemon off;
-events {{ worker_connections 1024; }}
 http {{
     access_log off;
     keepalive_requests 1000000;
     server {{ listen 127.0.0.1:{port}; root {folder}; }}
 }}
 """
+)
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null", "AWS_EC2_METADATA_DISABLED": "true",

@@ -11,12 +11,16 @@ from pathlib import Path
 
 from stand_in.ports import free_port
 
-CONFIGURATION = """
+PROCESS = """
 worker_processes 1;
 pid {folder}/pid;
 error_log {folder}/error.log;
 daemon off;
 events {{ worker_connections 1024; }}
+"""  # how every configuration begins
+CONFIGURATION = (
+    PROCESS
+    + """
 http {{
     access_log off;
     client_max_body_size 64m;
@@ -33,6 +37,7 @@ http {{
     }}
 }}
 """
+)
 ITS_OWN_HEALTH = "location = /health { return 200 ''; }"
 ITS_OWN_404 = "error_page 502 504 =404 /none; location = /none { internal; return 404; }"
 ITS_OWN_504 = "error_page 502 504 =504 /none; location = /none { internal; return 504; }"

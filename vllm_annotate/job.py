@@ -118,11 +118,6 @@ class Job(BaseModel):
         """Returns the job in a flow's parameters, and ignores those of other names."""
         return cls(**{name: value for name, value in parameters.items() if name in cls.model_fields})
 
-    @property
-    def images(self) -> Path | str | list[Path | str]:
-        """Where the images are: inside the input if there is no image root."""
-        return self.input if self.image_root is None else self.image_root
-
     def remember(self, path: Path) -> None:
         """Saves the job for later commands on the same output."""
         write_json(path, self.without_secrets())

@@ -26,7 +26,7 @@ class Fatal:
 
     error: BaseException | None = None
 
-    def raised(self) -> None:
+    def raise_it(self) -> None:
         """Raises it, unless it is the server, after which the answers so far are merged."""
         if self.error is not None and not isinstance(self.error, ServerFault):
             raise self.error

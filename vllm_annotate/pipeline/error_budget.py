@@ -23,7 +23,7 @@ class ErrorBudget:
     def failed(self, failure: ImageFailure, images: int) -> None:
         """Takes note of a failure in a chunk with so many images, if fewer than LAST_IMAGES the number that is judged.
 
-        Raises ErrorBudgetExceeded, and forgets what it counted: the next chunk starts anew.
+        Raises ErrorBudgetExceeded, and forgets what it counted: the next chunk starts from zero.
         """
         self._last.append(failure.kind)
         judged = min(images, LAST_IMAGES)

@@ -64,6 +64,7 @@ class RunFiles:
                     await self._keep(chunk)
                 except UsageError as error:
                     stop(error)
+                    return
 
         repeating = asyncio.create_task(keep_again())
         try:

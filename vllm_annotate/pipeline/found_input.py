@@ -33,8 +33,8 @@ def find_input(
 ) -> FoundInput:
     """The input of a job, one file, downloaded if needed. The rows of one with images inside are written to the folder.
 
-    `retried` is where a retry has its rows; paths of images inside begin with `name`. Setting
-    `stopped` cancels a download. Raises UsageError if input or image root cannot be read, or a column is missing.
+    `retried` is where a retry has its rows; paths of images inside begin with `name`. Setting `stopped` cancels a
+    download. Raises UsageError if input or image root cannot be read, or a column is missing.
     """
     if isinstance(job.input, list):
         raise UsageError(f"input {shown(job.input)!r} are several files: name one")
@@ -52,8 +52,8 @@ def find_input(
     source = Source(local_copy(job.input, state_folder() / "inputs", stopped), column, job.caption_column, shard)
     columns = check_source(source)
     if root is None:
-        columns = image_columns(job.input)
-        named = f", or image_column to that with the images: {', '.join(map(repr, columns))}" if columns else ""
+        with_images = ", ".join(map(repr, image_columns(job.input)))
+        named = f", or image_column to that with the images: {with_images}" if with_images else ""
         raise UsageError(f"no image is inside {job.input}: set image_root to the folder with the images{named}")
     return FoundInput(source, columns, root, is_inside=False)
 

@@ -146,7 +146,7 @@ class ManyInputs:
             if self._following is not None:
                 await asyncio.gather(self._following, return_exceptions=True)
             await run_to_end(self._compose, self._all)
-        fatal.raised()
+        fatal.raise_it()
 
     def _begin(self, planned: PlannedFile) -> None:
         with self._lock:

@@ -41,7 +41,7 @@ class OneInput:
         fatal = Fatal()
         async with asyncio.TaskGroup() as group:
             await start_chunks(self._run, self._merge, make_runner(self._run, self._plan), group, fatal)
-        fatal.raised()
+        fatal.raise_it()
 
     async def finish(self, logger: Logger) -> Merged:
         """Moves the last answers into the output and writes the failures file; removes the plan if nothing stopped."""

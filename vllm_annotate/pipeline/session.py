@@ -204,7 +204,8 @@ def plan_or_resume(run: Run) -> Plan:
             plan = make_plan(run.source, workspace, run.job.chunk_size)
             if run.source.origin is None:
                 _check_image_root(run, plan)
-            if taken := take_pilot(workspace, plan, run.source, images_in(run), run.recipe_fingerprint):
+            images = images_known(run.job.without_secrets())
+            if taken := take_pilot(workspace, plan, run.source, images, run.recipe_fingerprint):
                 plan = plan_with_taken(workspace, run.source, plan, taken)
         if plan.rows:
             check_root(run.files.image_root)
@@ -226,11 +227,6 @@ def record_run(run: Run, *, images_are_inside: bool) -> None:
         return
     used = run.job.model_copy(update={"image_root": None}) if images_are_inside else run.job
     used.remember(run.workspace.job)
-
-
-def images_in(run: Run) -> dict[str, Any]:
-    """What tells where the images of a run are."""
-    return images_known(run.job.without_secrets())
 
 
 def _check_image_root(run: Run, plan: Plan) -> None:

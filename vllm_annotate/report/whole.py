@@ -23,9 +23,11 @@ def with_whole(report: Report, workspace: Workspace) -> Report:
     for line in spread_lines(workspace.output, READ_BYTES, WINDOW_BYTES):
         quality.add(json_object(line) or {})
     # Not every row of the output is one of the run's input, or selected.
-    images = sum(entry.rows for entry in read_finished(workspace).values()) if workspace.is_folder else None
-    whole = Whole(images=count_lines(workspace) if images is None else images, quality=quality.summary())
-    return report.model_copy(update={"output": whole})
+    if workspace.is_folder:
+        images = sum(entry.rows for entry in read_finished(workspace).values())
+    else:
+        images = count_lines(workspace)
+    return report.model_copy(update={"output": Whole(images=images, quality=quality.summary())})
 
 
 def with_last_run(report: Report, workspace: Workspace) -> Report:
