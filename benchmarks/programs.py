@@ -72,7 +72,7 @@ def measured(command: list[str], log: Path, since: Path | None = None) -> Cost:
         if not counts and since is not None and since.exists():
             Path(f"/proc/{pid}/clear_refs").write_text("5")  # resets VmHWM
             counts = True
-        peak = max(peak, _peak_mebibytes(pid)) if counts else peak
+        peak = max(peak, peak_mebibytes(pid)) if counts else peak
         time.sleep(0.02)
     _, status, usage = ended
     if status:
@@ -80,7 +80,7 @@ def measured(command: list[str], log: Path, since: Path | None = None) -> Cost:
     return Cost(usage.ru_utime + usage.ru_stime, time.monotonic() - begun, peak)
 
 
-def _peak_mebibytes(pid: int) -> float:
+def peak_mebibytes(pid: int) -> float:
     """The peak resident set of a process; 0 while it ends."""
     _, found, rest = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")
     return int(rest.split()[0]) / 1024 if found else 0

@@ -1,0 +1,98 @@
+"""What many input files cost: planning, memory, a run without news, and one new file beside all that are done.
+
+`python -m benchmarks.folders [FILES ROWS]`, by default 100 files of 50,000 rows. In the first run each file has all its
+rows answered but ten, which a stand-in answers. Rows have 90 bytes, answers only their image paths. Whole processes,
+without Prefect.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.programs import peak_mebibytes
+from benchmarks.scale import rows, write_lines
+from demo.processes import stand_in
+from demo.scenes import draw_scene
+
+PROGRAM = Path(sys.executable).with_name("vllm-annotate")
+OPEN = 10  # rows of each file without an answer, in the first run
+EARLY = 10  # files
+
+
+def write_corpus(folder: Path, files: int, count: int) -> None:
+    """Writes the input files, the images of their open rows, and the outputs with all others."""
+    for name in ("inputs", "images", "labeled"):
+        folder.joinpath(name).mkdir()
+    draw_scene(random.Random(1), 196, 168, 1).image.save(folder / "one.jpg", quality=90)
+    for number in range(files):
+        write_file(folder, f"{number:05d}", count)
+
+
+def write_file(folder: Path, name: str, count: int) -> None:
+    """Writes an input file and, if it has more rows, the output with all but the first OPEN of them."""
+    paths = [f"{name}/{number:09d}.jpg" for number in range(count)]
+    lines = (row.partition(" ")[2].partition(" ")[2] for row in rows(count))
+    write_lines(
+        folder / "inputs" / f"{name}.jsonl",
+        (f'{{"image_path": "{path}", {rest}}}\n' for path, rest in zip(paths, lines, strict=True)),
+    )
+    (folder / "images" / name).mkdir()
+    for path in paths[:OPEN]:
+        os.link(folder / "one.jpg", folder / "images" / path)
+    if count > OPEN:
+        answered = (f'{{"image_path": "{path}"}}\n' for path in paths[OPEN:])
+        write_lines(folder / "labeled" / f"{name}.jsonl", answered)
+
+
+def run(folder: Path, url: str) -> tuple[float, list[float]]:
+    """Annotates; returns seconds, and the peak MiB once EARLY files are finished, and at the end."""
+    paths = ["--input", folder / "inputs", "--image-root", folder / "images", "--output", folder / "labeled"]
+    begun = time.monotonic()
+    process = subprocess.Popen(
+        [str(PROGRAM), "annotate", *map(str, paths), "--api-base", f"{url}/v1", "--without-prefect"],
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "log").open("wb"),
+    )
+    peaks: list[float] = []
+    last = 0.0
+    while process.poll() is None:
+        last = peak_mebibytes(process.pid) or last
+        if not peaks and finished(folder) >= EARLY:
+            peaks.append(last)
+        time.sleep(0.02)
+    if process.returncode:
+        raise SystemExit((folder / "log").read_text())
+    return time.monotonic() - begun, [*peaks, last]
+
+
+def finished(folder: Path) -> int:
+    """How many files the run says are finished."""
+    path = folder / "labeled.work" / "finished.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def main(files: int = 100, count: int = 50_000) -> None:
+    """Prints the figures of three runs."""
+    with tempfile.TemporaryDirectory(prefix="folders-", dir=os.environ.get("TMPDIR")) as name:
+        folder = Path(name)
+        write_corpus(folder, files, count)
+        with stand_in("--canned") as url:
+            seconds, peaks = run(folder, url)
+            rate, mebibytes = files * count / seconds, " and ".join(f"{peak:.0f}" for peak in peaks)
+            print(
+                f"{files} files of {count:,} rows, {OPEN} open in each: {seconds:.1f} s, with all the rest {rate:,.0f} "
+                f"rows a second; peak {mebibytes} MiB (once {EARLY} files were finished, and at the end)"
+            )
+            seconds, peaks = run(folder, url)
+            print(f"again, with nothing new: {seconds:.1f} s, peak {peaks[-1]:.0f} MiB")
+            write_file(folder, f"{files:05d}", OPEN)
+            seconds, peaks = run(folder, url)
+            print(f"a new file with {OPEN} rows: {seconds:.1f} s, peak {peaks[-1]:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
