@@ -23,17 +23,17 @@ OPEN = 10  # rows of each file without an answer, in the first run
 EARLY = 10  # files
 
 
-def write_corpus(folder: Path, files: int, count: int) -> None:
-    """Writes the input files, the images of their open rows, and the outputs with all others."""
+def write_corpus(folder: Path, files: int, count: int, left: int = OPEN) -> None:
+    """Writes the input files, the images of their `left` open rows, and the outputs with all others."""
     for name in ("inputs", "images", "labeled"):
         folder.joinpath(name).mkdir()
     draw_scene(random.Random(1), 196, 168, 1).image.save(folder / "one.jpg", quality=90)
     for number in range(files):
-        write_file(folder, f"{number:05d}", count)
+        write_file(folder, f"{number:05d}", count, left)
 
 
-def write_file(folder: Path, name: str, count: int) -> None:
-    """Writes an input file and, if it has more rows, the output with all but the first OPEN of them."""
+def write_file(folder: Path, name: str, count: int, left: int = OPEN) -> None:
+    """Writes an input file and, if it has more rows, the output with all but the first `left` of them."""
     paths = [f"{name}/{number:09d}.jpg" for number in range(count)]
     lines = (row.partition(" ")[2].partition(" ")[2] for row in rows(count))
     write_lines(
@@ -41,10 +41,10 @@ def write_file(folder: Path, name: str, count: int) -> None:
         (f'{{"image_path": "{path}", {rest}}}\n' for path, rest in zip(paths, lines, strict=True)),
     )
     (folder / "images" / name).mkdir()
-    for path in paths[:OPEN]:
+    for path in paths[:left]:
         os.link(folder / "one.jpg", folder / "images" / path)
-    if count > OPEN:
-        answered = (f'{{"image_path": "{path}"}}\n' for path in paths[OPEN:])
+    if count > left:
+        answered = (f'{{"image_path": "{path}"}}\n' for path in paths[left:])
         write_lines(folder / "labeled" / f"{name}.jsonl", answered)
 
 

@@ -19,15 +19,17 @@ from flows.support.sub_runs import check_deployment, ended_run, run_parameter
 from flows.support.termination import ended_by_sigterm
 from vllm_annotate.errors import UsageError
 from vllm_annotate.job import SELECTING, Job
-from vllm_annotate.pipeline.files import check_distinct
+from vllm_annotate.pipeline.files import check_distinct, check_single, input_files, several_images
 from vllm_annotate.pipeline.found_input import find_input
 from vllm_annotate.pipeline.publish_shards import merge_and_publish
 from vllm_annotate.report.report import Report
 from vllm_annotate.report.summary import sentence
 from vllm_annotate.results.shard_files import shards_begun, shards_left
 from vllm_annotate.storage.disk_errors import explained
-from vllm_annotate.storage.locations import Location, OptionalLocation, name_of, run_name
+from vllm_annotate.storage.locations import Given, Location, OptionalLocation, name_of, run_name
+from vllm_annotate.storage.output_paths import names_folder
 from vllm_annotate.storage.shard import MAX_SHARDS, Shard
+from vllm_annotate.storage.workspace import Workspace
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
@@ -41,7 +43,7 @@ def flow_run_name() -> str:
 
 @flow(name="annotate-sharded", flow_run_name=flow_run_name, version=VERSION)
 async def annotate_sharded(
-    input: Location,  # noqa: A002 - as in annotate_images
+    input: Given,  # noqa: A002 - as in annotate_images
     image_root: OptionalLocation = None,
     output: Location = REQUIRED,
     shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = REQUIRED,
@@ -67,12 +69,13 @@ async def annotate_sharded(
 
     Args:
         input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row, or a
-            WebDataset .tar or a .parquet file with the images inside. A path, or a URL such as
-            s3://bucket/captions.jsonl.
+            WebDataset .tar or a .parquet file with the images inside. A path, a URL such as
+            s3://bucket/captions.jsonl, a folder, a pattern such as tars/*.tar, or several of these.
         image_root: Folder or URL that image paths are relative to; nothing outside it is read. Empty if the images are
             inside the input.
-        output: The result, a .jsonl file or URL; images that are already in it are skipped.
-        shards: Into how many shards the input is split.
+        output: The result: a .jsonl file or URL, or without that ending a folder with a file for each input file.
+            Images that are already in it are skipped.
+        shards: Into how many shards the input is split; of several files, at most as many.
         at_once: How many of them run at the same time; 0 leaves it to the workers.
         shard_retries: How often a shard whose run was lost or failed is restarted.
         deployment: What runs a shard, as flow/deployment.
@@ -96,8 +99,7 @@ async def annotate_sharded(
     await hide_secrets(server)
     try:
         check_distinct(input, output)
-        await run_to_end(check_input, job)
-        await asyncio.to_thread(check_count, output, shards)
+        await run_to_end(check_input, job, shards)
         blocks = {"server": run_parameter(server), "recipe": run_parameter(recipe)}
         parameters = (
             job.model_dump(mode="json", exclude={"server", "recipe", "shard", *SELECTING}, exclude_none=True) | blocks
@@ -164,10 +166,15 @@ async def merge_and_report(job: Job, lost: Mapping[Shard, str]) -> Report:
     return report
 
 
-def check_input(job: Job) -> None:
-    """Raises UsageError if input or images cannot be read: better here than in each shard."""
+def check_input(job: Job, count: int) -> None:
+    """Raises UsageError if input or images cannot be read in so many shards: better here than in each shard."""
+    if names_folder(job.output):
+        several_images(job, input_files(job.model_copy(update={"shard": f"1/{count}"}), Workspace.at(job.output)))
+        return
+    check_single(job)
     with TemporaryDirectory(prefix="vllm-annotate-") as folder:
         find_input(job, Path(folder))
+    check_count(job.output, count)
 
 
 def check_count(output: Path | str, count: int) -> None:

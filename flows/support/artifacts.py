@@ -69,20 +69,20 @@ class Artifacts:
 
     async def _show_final(self, report: Report, charts: Sequence[str]) -> None:
         workspace, final = self._run.workspace, sentence(report)
-        await self._show("annotate-summary", markdown.summary(report, str(workspace.output)), final)
+        await self._show("annotate-summary", markdown.summary(report, str(workspace.answers)), final)
         rows = await asyncio.to_thread(newest_rows, [workspace.failures], FAILURE_EXAMPLES)
         await self._show("annotate-failures", markdown.failures(report.failures, rows), final)
         await self._show_verdict()
         await self._show_proof()
         await self._show_gpus(charts)
-        await self._show_samples(newest_files(workspace.output))
+        await self._show_samples(newest_files(workspace.answers))
         await self._show_progress(self._percent() if report.failed_chunks else 100.0, final)
 
     async def _show_live(self, *, pictures: bool) -> None:
         run, name = self._run, self._run.workspace.output.name
         figures = live_figures(run, self._work, time.monotonic() - self.telemetry.started)
         await self._show_progress(self._percent(), f"{name}: {figures['Answered']} answered, {figures['Left']} left")
-        summary = markdown.live_summary(figures, str(run.workspace.output))
+        summary = markdown.live_summary(figures, str(run.workspace.answers))
         await self._show("annotate-summary", summary, f"{name}, so far")
         parts = await asyncio.to_thread(newest_parts, run.workspace, "failures.jsonl")
         rows = await asyncio.to_thread(newest_rows, parts, FAILURE_EXAMPLES)

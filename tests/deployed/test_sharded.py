@@ -11,7 +11,8 @@ import pytest
 
 from stand_in.process import StandIn
 from tests.conftest import Job, ask_prefect, lines_of
-from tests.deployed.conftest import ON_BOTH_DATABASES, Deployed, descendants
+from tests.deployed.conftest import Deployed, descendants
+from tests.flows.test_many_inputs import Corpus
 
 MakeJob = Callable[..., Job]
 Parameters = Callable[..., dict[str, Any]]
@@ -27,17 +28,23 @@ def runs_shards(deployed: Deployed, run: str, worker: int) -> bool:
     return any(deployed.pid_of(shard) in descendants(worker) for shard in running)
 
 
-@ON_BOTH_DATABASES
+@pytest.mark.parametrize(
+    ("database", "files"), [("sqlite", 1), ("postgresql", 10)], indirect=["database"], ids=["file", "folder"]
+)
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("no_worker")
 def test_two_workers_do_five_shards_though_one_is_killed(
-    deployed: Deployed, make_job: MakeJob, parameters: Parameters
+    deployed: Deployed, make_job: MakeJob, parameters: Parameters, files: int
 ) -> None:
+    """Of one file each shard has some rows; of ten files each has two."""
     with StandIn.started("--canned", "--prefill-seconds", "0.3") as server:
         job, whole = make_job(240), make_job(240, folder=deployed.folder / "whole")
+        corpus = Corpus(job, files)
+        several = {"input": str(corpus.folder), "output": str(corpus.output)} if files > 1 else {}
         doomed, other = (deployed.start_worker(name, "--limit", "3") for name in ("doomed", "other"))
         try:
-            run = deployed.run(SHARDED, **parameters(job, server.url, shards=5, at_once=3, max_concurrency=4))
+            given = parameters(job, server.url, shards=5, at_once=3, max_concurrency=4)
+            run = deployed.run(SHARDED, **given | several)
             while len(server.asked()) < 20:
                 time.sleep(0.1)
             if deployed.pid_of(run) in descendants(doomed.pid):  # the worker with the coordinating run must live
@@ -63,6 +70,9 @@ def test_two_workers_do_five_shards_though_one_is_killed(
         assert 0 < states.count("Crashed") <= 3, "those that the dead worker had"
         repeated = sum(server.asked().values()) - 240
         assert repeated <= 3 * (4 + 4), "only what was in flight when the worker died"
+        if files > 1:
+            assert corpus.answers() == corpus.asked()
+            return
         server.forget()
         assert whole.run(server.url, PREFECT_API_URL=deployed.api).returncode == 0
     assert job.output.read_bytes() == whole.output.read_bytes()

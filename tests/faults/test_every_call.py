@@ -154,7 +154,8 @@ def files_of(folder: Path) -> dict[str, Any]:
     seen: dict[str, Any] = {path.name: path.read_bytes() for path in folder.glob("labeled.*jsonl")}
     # Chunks of several files are at work at once, and one that is stopped does not hold back the next one's answers.
     seen |= {path.name: sorted(path.read_bytes().splitlines()) for path in folder.glob("labeled/*")}
-    left = [path for path in folder.rglob("*") if path.parent.name == "parts" or path.name.startswith(("plan", "."))]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    left = [path for path in files if path.parent.name == "parts" or path.name.startswith(("plan", "."))]
     left += folder.glob("labeled.work/files/*/growing.jsonl")
     return seen | {"left over": sorted(path.name for path in left if path.name != "plan.keys")}
 

@@ -35,7 +35,7 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     check_distinct(job.input, job.output)
     report = merge_and_publish(job, [], console.say)
     console.show(sentence(report))
-    return 1 if report.images.failed or report.failed_chunks else 0
+    return 0 if report.is_complete else 1
 
 
 def interrupted(_: Mapping[str, Any]) -> str:

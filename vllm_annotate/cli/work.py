@@ -35,7 +35,7 @@ def files_of(job: Job) -> dict[str, str]:
     if not isinstance(job.output, Path):
         return {"Answers:": job.output, "Report:": f"{job.output.removesuffix('.jsonl')}.report.html"}
     workspace = Workspace.at(job.output, job.shard)
-    files = {"Answers:": workspace.output, "Failures:": workspace.failures, "Report:": workspace.page}
+    files = {"Answers:": workspace.answers, "Failures:": workspace.failures, "Report:": workspace.page}
     return {
         what: f"{path}{' (open it in a browser)' if path == workspace.page else ''}"
         for what, path in files.items()
@@ -59,5 +59,5 @@ def saved_answers(given: Mapping[str, Any]) -> str:
     saved = sum(path.read_bytes().count(b"\n") for path in files)
     if not workspace.parts.is_dir():
         return "nothing was written"
-    before = f", all before them in {workspace.output}" if workspace.output.exists() else ""
+    before = f", all before them in {workspace.answers}" if workspace.answers.exists() else ""
     return f"{saved} answers so far are saved in {workspace.work if workspace.is_folder else workspace.parts}{before}"

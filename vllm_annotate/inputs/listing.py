@@ -6,7 +6,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from vllm_annotate.errors import UsageError
 from vllm_annotate.storage.file_states import Version, file_version
 from vllm_annotate.storage.locations import WILD, Given, file_system, reaching, unreachable, version_of
+from vllm_annotate.storage.shard import Shard
 
 Found = tuple[str, Version, int]  # where, version and size in bytes
 ENDING = re.compile(
@@ -49,6 +50,18 @@ class Inputs:
 
     folder: str  # ends with a slash
     files: list[InputFile]
+
+    def of_shard(self, shard: Shard) -> "Inputs":
+        """The files that a shard has to do: dealt in turn, so that shards have equally many.
+
+        Raises UsageError if it has none.
+        """
+        if shard.count > len(self.files):
+            raise UsageError(
+                f"there are {len(self.files)} input files and {shard.count} shards, and a shard of several files has "
+                f"at least one: use at most {len(self.files)} shards, or split a file by an output for it alone"
+            )
+        return replace(self, files=self.files[shard.number - 1 :: shard.count])
 
 
 def names_one_file(given: Given) -> bool:

@@ -42,7 +42,7 @@ def _counted_all(job: Job, files: RunFiles) -> tuple[int, int, int]:
     assert files.inputs is not None  # noqa: S101 - for the type checker
     counts, left = [0, 0, 0], job.limit
     for file in files.inputs.files:
-        one = job.model_copy(update={"input": file.where})
+        one = job.model_copy(update={"input": file.where, "shard": ""})
         with TemporaryDirectory(prefix="vllm-annotate-") as folder:
             source = replace(find_input(one, Path(folder), name=file.name).source, selection=Selection(left))
             counted = _counted(files.workspace.of_input(file.name, file.output_name), source)

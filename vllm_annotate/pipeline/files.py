@@ -4,8 +4,8 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ from vllm_annotate.results.files import Files
 from vllm_annotate.results.lines import OUR_FIELDS
 from vllm_annotate.results.mirror import output_files
 from vllm_annotate.storage.image_roots import ImageRoot
+from vllm_annotate.storage.shard import Shard, shards_folder
 from vllm_annotate.storage.workspace import Workspace
 from vllm_annotate.threads import in_thread, run_to_end
 
@@ -39,6 +40,7 @@ class RunFiles:
     inputs: Inputs | None = None  # the files of an output that is a folder
     name: str = ""  # of an input file among several
     keep_seconds: float = KEEP_SECONDS
+    held: ExitStack = field(default_factory=ExitStack)  # locks of input files
 
     @property
     def workspace(self) -> Workspace:
@@ -94,13 +96,11 @@ async def run_files(job: Job, say: Callable[[str], None], warn: Callable[[str], 
     async with AsyncExitStack() as stack:
         files = await stack.enter_async_context(output)
         if files.workspace.is_folder:
-            yield await run_to_end(_several, job, files, warn)
+            several = await run_to_end(_several, job, files, warn)
+            with several.held:
+                yield several
             return
-        if not names_one_file(job.input):
-            raise UsageError(
-                f"input {shown(job.input)!r} may be several files, and output {str(job.output)!r} is one: choose a "
-                f"folder, which has no ending, such as --output {str(job.output).removesuffix('.jsonl')}"
-            )
+        check_single(job)
         folder = stack.enter_context(TemporaryDirectory(prefix="vllm-annotate-"))
         looking = partial(find_input, job, Path(folder), files.workspace.retried, stopped)
         found = await run_to_end(looking, give_up=stopped.set)
@@ -114,10 +114,31 @@ def _several(job: Job, files: Files, warn: Callable[[str], None]) -> RunFiles:
     workspace = files.workspace
     if job.sample:
         raise UsageError("sample needs an output that is one file: end it in .jsonl, or set limit")
-    inputs = list_inputs(job.input, [workspace.output, workspace.work, workspace.failures])
+    inputs = input_files(job, workspace)
+    return RunFiles(None, several_images(job, inputs), files, warn, inputs)
+
+
+def check_single(job: Job) -> None:
+    """Raises UsageError if several files would go into an output that is one."""
+    if not names_one_file(job.input):
+        raise UsageError(
+            f"input {shown(job.input)!r} may be several files, and output {str(job.output)!r} is one: choose a "
+            f"folder, which has no ending, such as --output {str(job.output).removesuffix('.jsonl')}"
+        )
+
+
+def input_files(job: Job, workspace: Workspace) -> Inputs:
+    """The files of a job's input or of its shard, without those of its output. Raises UsageError as `list_inputs`."""
+    whole = Workspace(workspace.answers)
+    inputs = list_inputs(job.input, [whole.output, whole.work, whole.failures, shards_folder(whole.output)])
+    return inputs.of_shard(Shard.parse(job.shard)) if job.shard else inputs
+
+
+def several_images(job: Job, inputs: Inputs) -> ImageRoot:
+    """The images of a job with these input files. Raises UsageError if its image root cannot be read."""
     if job.image_root is None:
-        return RunFiles(None, InputImages(inputs.files, job.image_column), files, warn, inputs)
-    return RunFiles(None, found_image_root(job.image_root, job.image_column), files, warn, inputs)
+        return InputImages(inputs.files, job.image_column)
+    return found_image_root(job.image_root, job.image_column)
 
 
 def warn_about(found: FoundInput, job: Job, warn: Callable[[str], None]) -> None:

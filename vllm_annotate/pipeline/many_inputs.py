@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -17,10 +18,17 @@ from vllm_annotate.pipeline.annotating import Fatal, Logger, MakeRunner, start_c
 from vllm_annotate.pipeline.planned_file import PlannedFile, plan_file
 from vllm_annotate.pipeline.session import Run, record_run
 from vllm_annotate.report.report import InputFiles
-from vllm_annotate.results.finished import Finished, compact, is_current, note_finished, read_finished
+from vllm_annotate.results.finished import (
+    Finished,
+    compact,
+    is_current,
+    note_finished,
+    read_finished,
+    shards_and_whole,
+)
 from vllm_annotate.results.merge import Merge
 from vllm_annotate.results.merged import Merged
-from vllm_annotate.results.publishing import compose_failures, publish, remove_state
+from vllm_annotate.results.publishing import compose_failures, publish, remove_leftovers, remove_state
 from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.disk_errors import stops_the_run
 from vllm_annotate.storage.file_states import file_version
@@ -67,8 +75,9 @@ class ManyInputs:
         if (workspace := self._of(file)).work.name in self._states:  # a kill came before it was removed
             if any(workspace.parts.glob("*")):
                 return False
-            remove_plan(workspace)
-            remove_state(workspace)
+            with suppress(UsageError), workspace.claimed(file.name):
+                remove_plan(workspace)
+                remove_state(workspace)
         self.counts = self.counts.plus(replace(entry.counts, already_done=entry.counts.distinct, taken=0))
         return True
 
@@ -104,6 +113,7 @@ class ManyInputs:
         """
         self._check_folder()
         record_run(self._run, images_are_inside=isinstance(self._run.files.image_root, InputImages))
+        remove_leftovers(self._workspace)
         todo = len(self._todo)
         self._logger.info("%d input files: %d are finished, %d to do", len(self._all), self._finished, todo)
         self._first = await self._next_open()
@@ -112,7 +122,8 @@ class ManyInputs:
         """Raises UsageError if the input files lay in another folder: they would be taken for these, or be new."""
         assert self._run.files.inputs is not None  # noqa: S101 - for the type checker
         path, folder = self._workspace.common_folder, self._run.files.inputs.folder
-        before = path.read_text() if path.exists() else folder
+        places = [self._workspace, *shards_and_whole(self._workspace)]
+        before = next((known.common_folder.read_text() for known in places if known.common_folder.exists()), folder)
         is_around = before.startswith(folder) or folder.startswith(before)
         if before != folder and (is_around or "://" in before or Path(before).is_dir()):
             raise UsageError(
@@ -157,7 +168,7 @@ class ManyInputs:
 
     async def finish(self, logger: Logger) -> Merged:  # noqa: ARG002 - as that of one input
         """Returns what came of all files, each of which is finished."""
-        compact(self._workspace, self._entries)
+        compact(self._workspace)
         return self._merged
 
     def _compose(self, files: list[InputFile]) -> None:
@@ -259,6 +270,7 @@ class ManyInputs:
             self._finished += 1
         remove_plan(workspace)
         remove_state(workspace)
+        planned.release()
         planned.remove_copy()
 
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class PlannedFile:
     file: InputFile
     run: Run
     plan: Plan
+    release: Callable[[], None] = lambda: None  # its lock
 
     @property
     def workspace(self) -> Workspace:
@@ -57,12 +59,28 @@ def plan_file(
 ) -> PlannedFile:
     """Plans an input file, or resumes it. `entry` is of the time when it was finished.
 
-    Raises UsageError if it cannot be read. Setting `stopped` ends it.
+    Locks it, as another run may be at work on other files of this output. Raises UsageError if one has this file, or
+    if it cannot be read. Setting `stopped` ends it.
     """
+    with ExitStack() as held:
+        held.enter_context(run.workspace.of_input(file.name, file.output_name).claimed(file.name))
+        planned = _planned(run, file, limit, entry, stopped, warn)
+        release = held.pop_all().close
+    run.files.held.callback(release)  # a run may end before the file is finished
+    return replace(planned, release=release)
+
+
+def _planned(
+    run: Run,
+    file: InputFile,
+    limit: int,
+    entry: Finished | None,
+    stopped: threading.Event,
+    warn: Callable[[str], None],
+) -> PlannedFile:
     workspace = run.workspace.of_input(file.name, file.output_name)
-    workspace.parts.mkdir(parents=True, exist_ok=True)
     settle_growing(workspace)
-    job = run.job.model_copy(update={"input": file.where, "limit": limit})
+    job = run.job.model_copy(update={"input": file.where, "limit": limit, "shard": ""})
     found = find_input(job, workspace.work, stopped=stopped, name=file.name)
     if entry is not None and workspace.output == workspace.final:
         check_numbers(file, found, entry, workspace)

@@ -63,7 +63,7 @@ def choose_rows(workspace: Workspace) -> list[dict[str, Any]]:
     rng = random.Random(0)
     sampled = Reservoir[bytes](SAMPLED, rng)
     marked: defaultdict[str, Reservoir[bytes]] = defaultdict(lambda: Reservoir(FLAGGED_EACH, rng))
-    for line in spread_lines(workspace.output):
+    for line in spread_lines(workspace.answers):
         sampled.offer(line)
         for mark in _marks(line):
             marked[mark if mark in marked or len(marked) < MOST_KINDS else OTHERS].offer(line)
@@ -74,7 +74,7 @@ def choose_rows(workspace: Workspace) -> list[dict[str, Any]]:
             failed[kind if kind in failed or len(failed) < MOST_KINDS else OTHERS].offer(line)
     in_turn = [*_round_robin(marked), *_round_robin(failed)][: MOST - len(sampled.items)]
     rows = (json_object(line) for line in dict.fromkeys([*in_turn, *sampled.items]))
-    return doubtful_first([row for row in rows if row is not None], Audited(workspace.output))
+    return doubtful_first([row for row in rows if row is not None], Audited(workspace.answers))
 
 
 def doubtful_first(rows: Sequence[dict[str, Any]], audited: Audited) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ OF_THE_OUTPUT: dict[str, Any] = {"output": None, "last_run": None, "made_by": []
 def with_whole(report: Report, workspace: Workspace) -> Report:
     """The report with the figures of the whole output, which it reads: call it in a thread."""
     quality = Quality()
-    for line in spread_lines(workspace.output, READ_BYTES, WINDOW_BYTES):
+    for line in spread_lines(workspace.answers, READ_BYTES, WINDOW_BYTES):
         quality.add(json_object(line) or {})
     # Not every row of the output is one of the run's input, or selected.
     if workspace.is_folder:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -12,6 +13,7 @@ from vllm_annotate.inputs.plan_file import Counts
 from vllm_annotate.storage.atomic import replacing, sync_folder
 from vllm_annotate.storage.file_states import Version, file_version
 from vllm_annotate.storage.json_text import dumped, object_line
+from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 
 
@@ -33,13 +35,27 @@ FINISHED = TypeAdapter(Finished)
 
 
 def read_finished(workspace: Workspace) -> dict[str, Finished]:
-    """Returns the last entry of each name. Without those that are damaged: such a file is planned again."""
+    """Returns the last entry of each name, whichever shard wrote it.
+
+    Without those that are damaged: such a file is planned again.
+    """
+    files = {path for of in (workspace, *shards_and_whole(workspace)) if (path := of.finished).exists()}
+    found: dict[str, Finished] = {}
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
+        found |= _read(path)
+    return found
+
+
+def shards_and_whole(workspace: Workspace) -> list[Workspace]:
+    """The workspaces that share the states of an output's input files: the whole, and its shards, by name."""
+    whole = Workspace(workspace.answers)
+    works = shards_folder(whole.output).glob("*.work")
+    return [whole, *(Workspace(work.with_suffix(""), whole=whole.output) for work in sorted(works))]
+
+
+def _read(path: Path) -> dict[str, Finished]:
     found = {}
-    try:
-        lines = workspace.finished.read_bytes().splitlines()
-    except FileNotFoundError:
-        return {}
-    for line in lines:
+    for line in path.read_bytes().splitlines():
         try:
             entry = FINISHED.validate_json(line)
         except ValidationError:
@@ -52,8 +68,15 @@ def is_current(entry: Finished | None, file: InputFile, workspace: Workspace, li
     """Whether a file needs no look: nothing failed, and neither it, its output nor how it is read has changed."""
     if entry is None or entry.failures or (entry.columns, entry.selected) != (like["columns"], like["selected"]):
         return False
-    output: Version = file_version(workspace.output / file.output_name)
-    return entry.version == file.version and entry.output == output
+    return is_finished(entry, file, workspace)
+
+
+def is_finished(entry: Finished | None, file: InputFile, workspace: Workspace) -> bool:
+    """Whether all images of a file have an answer or a failure."""
+    if entry is None or entry.version != file.version:
+        return False
+    output: Version = file_version(workspace.answers / file.output_name)
+    return entry.output == output
 
 
 def note_finished(workspace: Workspace, entry: Finished) -> None:
@@ -69,13 +92,18 @@ def note_finished(workspace: Workspace, entry: Finished) -> None:
         sync_folder(workspace.work)
 
 
-def compact(workspace: Workspace, entries: Mapping[str, Finished]) -> None:
-    """Replaces the entries with the last of each, once most are older ones."""
+def compact(workspace: Workspace) -> None:
+    """Replaces the entries of a workspace with the last of each, once most are older ones."""
     try:
         with workspace.finished.open("rb") as file:
             lines = sum(1 for _ in file)
     except FileNotFoundError:
         return
-    if lines > 2 * len(entries) + 100:
-        with replacing(workspace.finished) as file:
-            file.writelines(object_line(dumped(asdict(entry))) for entry in entries.values())
+    if lines > 2 * len(entries := _read(workspace.finished)) + 100:
+        write_finished(workspace, entries)
+
+
+def write_finished(workspace: Workspace, entries: Mapping[str, Finished]) -> None:
+    """Replaces the entries of a workspace."""
+    with replacing(workspace.finished) as file:
+        file.writelines(object_line(dumped(asdict(entry))) for entry in entries.values())

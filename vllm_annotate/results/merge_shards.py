@@ -42,7 +42,7 @@ def merge_shards(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
     with ExitStack() as locks:
         for workspace in (whole, *shards):
             locks.enter_context(workspace.locked())
-        _check_recipes(whole, shards)
+        check_recipes(whole, shards)
         for workspace in (whole, *shards):  # killed runs left answers in their parts
             repair_output(workspace)
             put_back_asked(workspace)
@@ -87,7 +87,7 @@ def _merge_lines(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
     return plan, merged
 
 
-def _check_recipes(whole: Workspace, shards: Sequence[Workspace]) -> None:
+def check_recipes(whole: Workspace, shards: Sequence[Workspace]) -> None:
     """Raises UsageError unless output and shards have one recipe; records it for the output."""
     recipe = next(filter(None, (read_recipe(shard) for shard in shards)), None)
     if recipe is None:

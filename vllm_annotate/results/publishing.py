@@ -58,17 +58,20 @@ def _make_folder(folder: Path) -> None:
 
 def remove_state(workspace: Workspace) -> None:
     """Removes the state folder of a finished input file; its failures stay."""
-    if workspace.state is None:
+    if not workspace.failures.exists():
+        workspace.remove_work()
         return
-    for path in workspace.state.iterdir():
-        if path == workspace.failures:
-            continue
+    for path in workspace.work.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        else:
+        elif path not in (workspace.failures, workspace.lock):
             path.unlink(missing_ok=True)
-    if not workspace.failures.exists():
-        shutil.rmtree(workspace.state, ignore_errors=True)
+
+
+def remove_leftovers(workspace: Workspace) -> None:
+    """Removes what is left of states whose removal a kill cut off."""
+    for path in workspace.states.glob(".*.unfinished.*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def compose_failures(whole: Workspace, files: Iterable[Workspace]) -> None:

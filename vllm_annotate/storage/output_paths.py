@@ -4,6 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+def names_folder(output: Path | str) -> bool:
+    """Whether an output, at a path or URL, is a folder: it has no ending."""
+    return not str(output).endswith(".jsonl")
+
+
 @dataclass(frozen=True)
 class OutputPaths:
     """Paths beside the output `labeled.jsonl`; `labeled.work/` is internal.
@@ -11,7 +16,8 @@ class OutputPaths:
     A shard has its own workspace: its output is `labeled.shards/03-of-16.jsonl`, its `whole` is `labeled.jsonl`.
 
     The output of several input files is a folder, `labeled/`. Each input file has a workspace of its own: its `state`
-    is a folder in `labeled.work/files/`, where its output grows until it is finished, and its `final` path.
+    is a folder in `labeled.work/files/`, where its output grows until it is finished, and its `final` path. A shard of
+    such an output has its report and its work folder in `labeled.shards/`, and its answers in `labeled/`.
     """
 
     output: Path
@@ -22,12 +28,17 @@ class OutputPaths:
     @property
     def is_folder(self) -> bool:
         """Whether the output is a folder."""
-        return self.output.suffix != ".jsonl"
+        return names_folder(self.output)
+
+    @property
+    def answers(self) -> Path:
+        """Where the answers are in the end: the output, or the folder that all shards write into."""
+        return self.whole if self.whole is not None and self.is_folder else self.output
 
     @property
     def states(self) -> Path:
-        """The folder of the states of input files, of an output that is a folder."""
-        return self.work / "files"
+        """The folder of the states of input files, of an output that is a folder. Shards share it."""
+        return self.answers.with_name(f"{self.answers.stem}.work") / "files" if self.is_folder else self.work / "files"
 
     @property
     def finished(self) -> Path:
@@ -61,6 +72,11 @@ class OutputPaths:
     def work(self) -> Path:
         """The work folder."""
         return self._beside(".work") if self.state is None else self.state
+
+    @property
+    def lock(self) -> Path:
+        """The lock of the run that writes this output."""
+        return self.work / "lock"
 
     @property
     def parts(self) -> Path:

@@ -32,24 +32,19 @@ class Workspace(OutputPaths):
         path = Path(os.path.realpath(Path(output).expanduser()))
         check_output(path, str(output))
         workspace = cls(path)
-        if workspace.is_folder:
-            if shard:
-                raise UsageError(f"output {str(output)!r} is a folder, and shards need a file: end it in .jsonl")
-            if not workspace.work.exists():
-                check_folder(path, str(output))
-            check_regular(workspace.failures, workspace.report, workspace.page, folder=workspace.work)
-            return workspace
+        if workspace.is_folder and not workspace.work.exists():
+            check_folder(path, str(output))
         if shard:
             workspace = workspace.of_shard(Shard.parse(shard))
-        files = (workspace.output, workspace.failures, workspace.report, workspace.page)
-        check_regular(*files, folder=workspace.work)
+        files = [workspace.failures, workspace.report, workspace.page]
+        check_regular(*files if workspace.is_folder else [workspace.output, *files], folder=workspace.work)
         return workspace
 
     def of_input(self, name: str, output_name: str) -> "Workspace":
         """Returns the workspace of an input file, of an output that is a folder."""
         short = os.fsencode(name.rpartition("/")[2])[:60].decode(errors="ignore")
         state = self.states / f"{short}.{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
-        final = self.output / output_name
+        final = self.answers / output_name
         return Workspace(final if final.exists() else state / "growing.jsonl", state=state, final=final)
 
     @classmethod
@@ -62,7 +57,8 @@ class Workspace(OutputPaths):
 
     def of_shard(self, shard: Shard) -> "Workspace":
         """Returns the workspace of a shard of this output."""
-        return Workspace(shards_folder(self.output) / f"{shard.name}.jsonl", whole=self.output)
+        name = shard.name if self.is_folder else f"{shard.name}.jsonl"
+        return Workspace(shards_folder(self.output) / name, whole=self.output)
 
     @property
     def pilot(self) -> "Workspace":
@@ -84,12 +80,25 @@ class Workspace(OutputPaths):
             finally:
                 # A refused run leaves nothing behind except the log of a server that did not start.
                 if fresh and not self.recipe.exists() and not any(self.logs.glob("*")):
-                    self._remove()
+                    self.remove_work()
                     if self.whole is not None:
                         with suppress(OSError):  # other shards use it
                             self.output.parent.rmdir()
 
-    def _remove(self) -> None:
+    @contextmanager
+    def claimed(self, name: str) -> Iterator[None]:
+        """Creates and locks the state of an input file: runs of other shards share its folder.
+
+        Raises UsageError if another run has it.
+        """
+        with ExitStack() as held:
+            try:
+                self._enter_lock(held)
+            except AlreadyLockedError as holder:
+                raise UsageError(f"{name} is being annotated by another run ({holder}): run again after it") from None
+            yield
+
+    def remove_work(self) -> None:
         """Removes the work folder atomically: a run that starts meanwhile creates its own."""
         removed = self.work.with_name(f"{unfinished_name(self.work.name)}.{os.getpid()}")
         with suppress(OSError):
@@ -122,7 +131,7 @@ class Workspace(OutputPaths):
         for tries_left in reversed(range(LOCK_TRIES)):
             try:
                 self.parts.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(self.work / "lock"))
+                held.enter_context(locked(self.lock))
             except FileNotFoundError:  # a refused run is removing the folder
                 if not tries_left:
                     raise
