@@ -272,7 +272,12 @@ def test_resume(place: Place) -> None:
 
 
 def test_scale_out(place: Place) -> None:
-    shard, merge, of_an_array = commands("scale-out.md")
+    shard, merge, of_files, of_an_array = commands("scale-out.md")
+    place.folder.joinpath("laion").mkdir()
+    for number in range(16):
+        write_webdataset(place.folder / f"laion/{number:05d}.tar", place.job)
+    place.run(of_files, more=" --without-prefect")
+    assert [path.name for path in place.folder.glob("laion-labeled/*")] == ["00002.jsonl"]
     place.run(shard, more=" --without-prefect")
     place.run(merge, code=1)
     done = place.answered()
@@ -345,9 +350,14 @@ def test_object_storage(place: Place, bucket: Bucket) -> None:
         bucket.fs.put_file(str(place.job.images / name), f"{bucket.url}/images/{name}")
     place.own["s3://corpus"] = bucket.url
     place.environment |= os.environ | {"PATH": place.environment["PATH"]}
-    (command,) = commands("object-storage.md")
-    place.run(command, more=" --without-prefect")
+    one, several = commands("object-storage.md")
+    place.run(one, more=" --without-prefect")
     assert bucket.lines("labeled.jsonl").count(b"\n") == 24
+    for name in ("00000.tar", "00001.tar"):
+        write_webdataset(place.folder / name, place.job)
+        bucket.fs.put_file(str(place.folder / name), f"{bucket.url}/laion/{name}")
+    place.run(several, more=" --without-prefect")
+    assert bucket.lines("laion-labeled/00001.jsonl").count(b"\n") == 24
 
 
 def test_troubleshooting(place: Place) -> None:

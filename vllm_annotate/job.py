@@ -12,7 +12,15 @@ from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.serving.settings import Server
 from vllm_annotate.storage.atomic import write_json
 from vllm_annotate.storage.json_text import json_object
-from vllm_annotate.storage.locations import WILD, Given, Location, OptionalLocation, locations, read_object
+from vllm_annotate.storage.locations import (
+    WILD,
+    Given,
+    Location,
+    OptionalLocation,
+    first_object,
+    locations,
+    read_object,
+)
 from vllm_annotate.storage.output_paths import OutputPaths
 from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
@@ -176,6 +184,7 @@ def remembered_job(output: Path | str) -> dict[str, Any]:
         jobs = (workspace.job, *shards, *of_folder)
         content = next((path.read_bytes() for path in jobs if path.is_file()), b"")
     else:
-        content = read_object(f"{output.removesuffix('.jsonl')}.work/job.json")
+        name = output.removesuffix(".jsonl")
+        content = read_object(f"{name}.work/job.json") or first_object(f"{name}.shards/*.work/job.json")
     fields = json_object(content.decode(errors="replace")) or {}
     return {name: value for name, value in fields.items() if name in Job.model_fields}

@@ -20,7 +20,8 @@ import pytest
 
 from tests.support.s3 import Bucket
 from vllm_annotate.inputs.plan_file import Chunk
-from vllm_annotate.results.mirror import Mirror, output_files
+from vllm_annotate.results.mirror import Mirror
+from vllm_annotate.results.output_files import output_files
 from vllm_annotate.storage.downloads import local_copy
 from vllm_annotate.storage.uploads import ObjectChangedError, upload, version_there
 from vllm_annotate.threads import in_thread

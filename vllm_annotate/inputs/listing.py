@@ -74,7 +74,7 @@ def names_one_file(given: Given) -> bool:
     return not (given.endswith("/") or "*" in given or "[" in given)
 
 
-def list_inputs(given: Given, but: Sequence[Path] = ()) -> Inputs:
+def list_inputs(given: Given, but: Sequence[Path | str] = ()) -> Inputs:
     """Returns the files of an input, without those that are, or are in, other paths: the output's own.
 
     Raises UsageError if there are none, if they are of several forms, or if two would have one output file.
@@ -85,7 +85,8 @@ def list_inputs(given: Given, but: Sequence[Path] = ()) -> Inputs:
     real = lru_cache(os.path.realpath)
     for where in list(places):  # links may lead into an output
         folder, name = os.path.split(where)
-        if "://" not in where and any(f"{real(folder)}/{name}/".startswith(f"{path}/") for path in but):
+        place = where if "://" in where else f"{real(folder)}/{name}"
+        if any(f"{place}/".startswith(f"{path}/") for path in but):
             del places[where]
     if not places:
         raise UsageError(f"input {shown(given)!r} has no files: {SAYS}, or a folder of them")

@@ -20,7 +20,7 @@ from vllm_annotate.job import Job
 from vllm_annotate.pipeline.found_input import FoundInput, find_input, found_image_root
 from vllm_annotate.results.files import Files
 from vllm_annotate.results.lines import OUR_FIELDS
-from vllm_annotate.results.mirror import output_files
+from vllm_annotate.results.output_files import output_files
 from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.shard import Shard, shards_folder
 from vllm_annotate.storage.workspace import Workspace
@@ -130,7 +130,9 @@ def check_single(job: Job) -> None:
 def input_files(job: Job, workspace: Workspace) -> Inputs:
     """The files of a job's input or of its shard, without those of its output. Raises UsageError as `list_inputs`."""
     whole = Workspace(workspace.answers)
-    inputs = list_inputs(job.input, [whole.output, whole.work, whole.failures, shards_folder(whole.output)])
+    own = [whole.output, whole.work, whole.failures, shards_folder(whole.output)]
+    there = job.output.rpartition("/")[0] if isinstance(job.output, str) else ""
+    inputs = list_inputs(job.input, [f"{there}/{path.name}" for path in own] if there else own)
     return inputs.of_shard(Shard.parse(job.shard)) if job.shard else inputs
 
 

@@ -31,7 +31,6 @@ from vllm_annotate.results.merged import Merged
 from vllm_annotate.results.publishing import compose_failures, publish, remove_leftovers, remove_state
 from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.disk_errors import stops_the_run
-from vllm_annotate.storage.file_states import file_version
 from vllm_annotate.storage.workspace import Workspace
 from vllm_annotate.threads import run_to_end
 
@@ -69,7 +68,7 @@ class ManyInputs:
     def _is_current(self, file: InputFile) -> bool:
         entry = self._entries.get(file.name)
         like = {"columns": self._columns, "selected": self._selected}
-        if self._selected["limit"] or not is_current(entry, file, self._workspace, like):
+        if self._selected["limit"] or not is_current(entry, file, self._run.files.output.output_version(file), like):
             return False
         assert entry is not None  # noqa: S101 - for the type checker
         if (workspace := self._of(file)).work.name in self._states:  # a kill came before it was removed
@@ -259,13 +258,15 @@ class ManyInputs:
         if input_has_changed(run.workspace, run.source):
             self._run.files.warn(f"{file.name} has changed since this run planned it: run again")
         workspace = publish(run.workspace)
+        planned.run.files.output.publish()
         failures = dict(merged.failures) | ({"left alone": merged.left_alone} if merged.left_alone else {})
         entry = Finished(
-            file.name, planned.version, file_version(workspace.output), self._columns, {"limit": run.job.limit},
-            plan.counts, count_lines(workspace), failures,
+            file.name, planned.version, self._run.files.output.output_version(file), self._columns,
+            {"limit": run.job.limit}, plan.counts, count_lines(workspace), failures,
         )  # fmt: skip
         with self._lock:
             note_finished(self._workspace, entry)
+            self._run.files.output.keep_entries()
             self._entries[file.name] = entry
             self._finished += 1
         remove_plan(workspace)

@@ -13,7 +13,6 @@ from vllm_annotate.inputs.selection import Selection
 from vllm_annotate.pipeline.files import RunFiles, warn_about
 from vllm_annotate.pipeline.found_input import FoundInput, find_input
 from vllm_annotate.pipeline.session import Run, plan_or_resume
-from vllm_annotate.results.files import Files
 from vllm_annotate.results.finished import Finished
 from vllm_annotate.results.publishing import settle_growing
 from vllm_annotate.storage.file_states import Version
@@ -78,7 +77,8 @@ def _planned(
     stopped: threading.Event,
     warn: Callable[[str], None],
 ) -> PlannedFile:
-    workspace = run.workspace.of_input(file.name, file.output_name)
+    output = run.files.output.of_input(file)
+    workspace = output.workspace
     settle_growing(workspace)
     job = run.job.model_copy(update={"input": file.where, "limit": limit, "shard": ""})
     found = find_input(job, workspace.work, stopped=stopped, name=file.name)
@@ -86,7 +86,7 @@ def _planned(
         check_numbers(file, found, entry, workspace)
     warn_about(found, job, warn)
     source = replace(found.source, selection=Selection(limit=limit))
-    files = RunFiles(source, found.images, Files(workspace), run.files.warn, name=file.name)
+    files = RunFiles(source, found.images, output, run.files.warn, name=file.name)
     alone = replace(run, job=job, files=files)
     return PlannedFile(file, alone, plan_or_resume(alone))
 

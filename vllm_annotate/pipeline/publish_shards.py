@@ -36,6 +36,7 @@ def merge_and_publish(job: Job, unfinished: Sequence[str], warn: Callable[[str],
             report, images = _merged_folder(job, files, unfinished)
         else:
             report, images = _merged_file(job, files, unfinished, Path(folder))
+        files[0].fetch_shown()
         report = with_whole(report, whole)
         write_report(whole.report, report)
         try:
@@ -64,7 +65,7 @@ def _merged_file(job: Job, files: Sequence[Files], unfinished: Sequence[str], fo
 def _merged_folder(job: Job, files: Sequence[Files], unfinished: Sequence[str]) -> tuple[Report, ImageRoot]:
     whole, *shards = (each.workspace for each in files)
     inputs, makers, reports = input_files(job, whole), makers_in(whole.report), shard_reports(shards)
-    counts, merged, finished = merge_folder(inputs, whole, shards)
+    counts, merged, finished = merge_folder(inputs, files[0], shards)
     last = [report.last.images for report in reports.values()]
     merged.answered = sum(images.answered for images in last)
     merged.annotations_error = sum(images.annotations_error for images in last)

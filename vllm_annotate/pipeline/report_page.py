@@ -13,7 +13,7 @@ from vllm_annotate.report.figures import telemetry_charts
 from vllm_annotate.report.page import write_page
 from vllm_annotate.report.report import Report, read_report
 from vllm_annotate.report.whole import with_whole
-from vllm_annotate.results.mirror import output_files
+from vllm_annotate.results.output_files import output_files
 from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.locations import location
 from vllm_annotate.storage.workspace import Workspace

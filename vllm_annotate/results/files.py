@@ -4,9 +4,11 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from vllm_annotate.inputs.listing import InputFile
 from vllm_annotate.inputs.plan_file import Chunk
 from vllm_annotate.results.parts import answers_path
 from vllm_annotate.storage.atomic import sync_file
+from vllm_annotate.storage.file_states import Version, file_version
 from vllm_annotate.storage.workspace import Workspace
 
 
@@ -27,10 +29,24 @@ class Files:
     ) -> None:
         """Releases the output."""
 
+    def of_input(self, file: InputFile) -> "Files":
+        """Returns the files of an input file, of an output that is a folder, up to date with its output."""
+        return Files(self.workspace.of_input(file.name, file.output_name))
+
+    def output_version(self, file: InputFile) -> Version:
+        """Returns the version of the finished output of an input file; None if there is none."""
+        return file_version(self.workspace.answers / file.output_name)
+
     def keep(self, chunk: Chunk) -> None:
         """Saves the answers of a chunk so far, also from a power loss. Raises OSError."""
         with suppress(FileNotFoundError):
             sync_file(answers_path(self.workspace, chunk))
+
+    def fetch_shown(self) -> None:
+        """Brings some answers of a folder here, for the report's page."""
+
+    def keep_entries(self) -> None:
+        """Saves which input files are finished, also from the loss of this machine."""
 
     def publish(self) -> None:
         """Publishes output, failures and reports from the workspace. Raises OSError."""

@@ -1,6 +1,5 @@
 """Which input files of a folder are finished: their entries tell a run what it need not open."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,8 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from vllm_annotate.inputs.listing import InputFile
 from vllm_annotate.inputs.plan_file import Counts
-from vllm_annotate.storage.atomic import replacing, sync_folder
-from vllm_annotate.storage.file_states import Version, file_version
+from vllm_annotate.storage.atomic import append_line, replacing
+from vllm_annotate.storage.file_states import Version
 from vllm_annotate.storage.json_text import dumped, object_line
 from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
@@ -23,7 +22,7 @@ class Finished:
 
     name: str
     version: list[int] | str | None
-    output: list[int] | None  # version of the file with its answers
+    output: list[int] | str | None  # version of the file or the object with its answers
     columns: dict[str, str]  # that it was read with
     selected: dict[str, int]  # which of its images
     counts: Counts
@@ -64,32 +63,21 @@ def _read(path: Path) -> dict[str, Finished]:
     return found
 
 
-def is_current(entry: Finished | None, file: InputFile, workspace: Workspace, like: Mapping[str, Any]) -> bool:
+def is_current(entry: Finished | None, file: InputFile, output: Version, like: Mapping[str, Any]) -> bool:
     """Whether a file needs no look: nothing failed, and neither it, its output nor how it is read has changed."""
     if entry is None or entry.failures or (entry.columns, entry.selected) != (like["columns"], like["selected"]):
         return False
-    return is_finished(entry, file, workspace)
+    return is_finished(entry, file, output)
 
 
-def is_finished(entry: Finished | None, file: InputFile, workspace: Workspace) -> bool:
-    """Whether all images of a file have an answer or a failure."""
-    if entry is None or entry.version != file.version:
-        return False
-    output: Version = file_version(workspace.answers / file.output_name)
-    return entry.output == output
+def is_finished(entry: Finished | None, file: InputFile, output: Version) -> bool:
+    """Whether all images of a file have an answer or a failure, as far as the versions of it and its output tell."""
+    return entry is not None and entry.version == file.version and entry.output == output
 
 
 def note_finished(workspace: Workspace, entry: Finished) -> None:
-    """Appends an entry, after a line that a kill may have cut off."""
-    with workspace.finished.open("ab+") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        torn = size > 0 and file.read(1) != b"\n"
-        file.write((b"\n" if torn else b"") + object_line(dumped(asdict(entry))))
-        file.flush()
-        os.fsync(file.fileno())
-    if not size:
-        sync_folder(workspace.work)
+    """Appends an entry."""
+    append_line(workspace.finished, object_line(dumped(asdict(entry))))
 
 
 def compact(workspace: Workspace) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.listing import Inputs
 from vllm_annotate.inputs.plan_file import Counts
+from vllm_annotate.results.files import Files
 from vllm_annotate.results.finished import Finished, is_finished, read_finished, write_finished
 from vllm_annotate.results.merge_shards import check_recipes
 from vllm_annotate.results.merged import Merged
@@ -15,11 +16,12 @@ from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 
 
-def merge_folder(inputs: Inputs, whole: Workspace, shards: Sequence[Workspace]) -> tuple[Counts, Merged, int]:
+def merge_folder(inputs: Inputs, files: Files, shards: Sequence[Workspace]) -> tuple[Counts, Merged, int]:
     """Gathers entries and failures of all input files; returns their counts, and how many files are finished.
 
     Raises UsageError if a run is at work on the output or a shard, or if recipes differ.
     """
+    whole = files.workspace
     if not shards:
         raise UsageError(f"{shards_folder(whole.output)} has no shards: run them with --shard, such as --shard 1/16")
     with ExitStack() as locks:
@@ -29,9 +31,12 @@ def merge_folder(inputs: Inputs, whole: Workspace, shards: Sequence[Workspace]) 
         entries = read_finished(whole)
         write_finished(whole, entries)
         compose_failures(whole, (whole.of_input(file.name, file.output_name) for file in inputs.files))
-    found = [entries.get(file.name) for file in inputs.files]
-    known = [entry for entry, file in zip(found, inputs.files, strict=True) if is_finished(entry, file, whole)]
-    return *_counted([entry for entry in known if entry is not None]), len(known)
+    finished = [
+        entry
+        for file in inputs.files
+        if (entry := entries.get(file.name)) is not None and is_finished(entry, file, files.output_version(file))
+    ]
+    return *_counted(finished), len(finished)
 
 
 def _counted(entries: Sequence[Finished]) -> tuple[Counts, Merged]:

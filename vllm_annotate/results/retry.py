@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.results.asked_failures import put_back_asked
-from vllm_annotate.results.mirror import output_files
+from vllm_annotate.results.output_files import output_files
 from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.workspace import Workspace

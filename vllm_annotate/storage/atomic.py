@@ -60,6 +60,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def append_line(path: Path, line: bytes) -> None:
+    """Appends a line, durably, and after what a kill may have cut off."""
+    with path.open("ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        torn = size > 0 and file.read(1) != b"\n"
+        file.write((b"\n" if torn else b"") + line)
+        file.flush()
+        os.fsync(file.fileno())
+    if not size:
+        sync_folder(path.parent)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Returns the JSON object in `path`, or None if the file does not exist. Raises ValueError for other content."""
     try:

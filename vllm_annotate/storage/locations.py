@@ -187,6 +187,14 @@ def error_code(error: OSError) -> str | None:
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 
 
+def first_object(pattern: str) -> bytes:
+    """Returns the content of the first object with such a name; empty if there is none. Raises OSError likewise."""
+    fs, path = file_system(pattern)
+    with reaching(pattern):
+        names = sorted(fs.glob(path))
+        return bytes(fs.cat_file(names[0])) if names else b""
+
+
 def read_object(url: str) -> bytes:
     """Returns the content of a small object; empty if it does not exist. Raises OSError if the store is at fault."""
     fs, path = file_system(url)

@@ -1,0 +1,180 @@
+"""An output that is a folder in an object store: any machine can resume, and each object is written once."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stand_in.process import StandIn
+from tests.conftest import Job
+from tests.flows.test_many_inputs import command
+from tests.support.s3 import Bucket
+
+MakeJob = Callable[[int], Job]
+
+pytestmark = [pytest.mark.deployed, pytest.mark.timeout(400)]
+
+
+class Corpus:
+    """Input files in a bucket, over the images of a job that are there too."""
+
+    def __init__(self, job: Job, bucket: Bucket, files: int) -> None:
+        self.job, self.bucket = job, bucket
+        self.url, self.output = f"{bucket.url}/inputs", f"{bucket.url}/labeled"
+        rows, each = job.rows(), len(job.names) // files
+        for number in range(files):
+            self.write(f"{number % 2}/{number:02d}.jsonl", rows[number * each : (number + 1) * each])
+
+    def write(self, name: str, rows: list[dict[str, Any]]) -> None:
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+        self.bucket.fs.pipe_file(f"{self.url}/{name}", content.encode())
+
+    def arguments(self, server: StandIn, *more: str) -> list[str]:
+        paths = ["--input", self.url, "--image-root", f"{self.bucket.url}/images", "--output", self.output]
+        return [*paths, "--api-base", f"{server.url}/v1", "--without-prefect", *more]
+
+    def run(self, server: StandIn, *more: str) -> Any:
+        return self.job.run_with(self.arguments(server, *more))
+
+    def rows_of(self, folder: str) -> dict[str, list[str]]:
+        """The image paths in each object of a folder."""
+        below = folder.removeprefix("s3://")
+        contents = {name: self.bucket.fs.cat_file(name) for name in self.bucket.fs.find(folder)}
+        return {
+            name.removeprefix(f"{below}/"): [json.loads(line)["image_path"] for line in content.splitlines()]
+            for name, content in contents.items()
+        }
+
+    def objects(self) -> dict[str, str]:
+        """The version of each object of the output."""
+        return {name: info["ETag"] for name, info in self.bucket.fs.find(self.output, detail=True).items()}
+
+    def left_over(self) -> list[str]:
+        """Objects that only a run needs."""
+        names = self.bucket.fs.find(self.bucket.url)
+        return [name for name in names if "/parts/" in name or name.endswith("/lease") or "/files/" in name]
+
+    def release(self) -> None:
+        """Removes the lease of a run that was killed: the next one would wait a minute for it."""
+        if self.bucket.fs.exists(lease := f"{self.output}.work/lease"):
+            self.bucket.fs.rm(lease)
+
+
+@pytest.fixture
+def corpus(make_remote_job: MakeJob, bucket: Bucket) -> Corpus:
+    """Four files of three images."""
+    return Corpus(make_remote_job(12), bucket, 4)
+
+
+def test_each_input_file_is_an_object_that_is_not_written_again(corpus: Corpus, stand_in: StandIn) -> None:
+    done = corpus.run(stand_in)
+    assert done.returncode == 0, done.stderr
+    assert corpus.rows_of(corpus.output) == corpus.rows_of(corpus.url)
+    assert corpus.left_over() == []
+    report = json.loads(corpus.bucket.lines("labeled.report.json"))
+    assert (report["output"]["images"], report["output"]["quality"]["answers"]) == (12, 12)
+    before = corpus.objects()
+    again = corpus.run(stand_in)
+    assert "4 input files: 4 are finished, 0 to do" in again.stderr
+    assert corpus.objects() == before
+    corpus.write("2/new.jsonl", corpus.job.rows()[:1])
+    assert corpus.run(stand_in).returncode == 0
+    assert corpus.rows_of(corpus.output) == corpus.rows_of(corpus.url)
+    assert corpus.objects().items() > before.items()
+    assert sum(stand_in.asked().values()) == 13
+
+
+def test_another_machine_knows_what_is_finished_and_what_failed(
+    corpus: Corpus, stand_in: StandIn, tmp_path: Path
+) -> None:
+    stand_in.set_faults({"kind": "400", "count": None, "match": "000[15]"})
+    failed = corpus.run(stand_in)
+    assert failed.returncode == 1, failed.stderr
+    assert len(corpus.bucket.lines("labeled.failures.jsonl").splitlines()) == 2
+    shutil.rmtree(tmp_path / "state")  # what this machine knows
+    stand_in.set_faults()
+    stand_in.forget()
+    done = corpus.run(stand_in)
+    assert done.returncode == 0, done.stderr
+    assert "4 input files: 2 are finished, 2 to do" in done.stderr
+    assert sum(stand_in.asked().values()) == 2
+    assert {name: sorted(paths) for name, paths in corpus.rows_of(corpus.output).items()} == corpus.rows_of(corpus.url)
+    assert corpus.bucket.lines("labeled.failures.jsonl") == b""
+    assert corpus.left_over() == []
+
+
+def test_runs_that_are_killed_on_one_machine_after_another_lose_and_repeat_nothing(
+    make_remote_job: MakeJob, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = Corpus(make_remote_job(60), bucket, 4)  # 15 images a file
+    with StandIn.started("--canned", "--prefill-seconds", "0.05") as server:
+        given = corpus.arguments(server, "--max-concurrency", "2", "--chunk-size", "5")
+        for kill in range(1, 4):
+            monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / f"state-{kill}"))
+            run = corpus.job.start_with(given)
+            while sum(server.asked().values()) < 14 * kill and run.poll() is None:
+                time.sleep(0.01)
+            run.kill()
+            run.communicate()
+            corpus.release()
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-1"))  # back on the first machine
+        done = corpus.job.run_with(given)
+        assert done.returncode == 0, done.stderr
+        assert sum(server.asked().values()) <= 60 + 3 * (2 * 5 + 2), "the chunks at work, whose answers were there only"
+    # Answers that other machines uploaded come first, in their order.
+    assert {name: sorted(paths) for name, paths in corpus.rows_of(corpus.output).items()} == corpus.rows_of(corpus.url)
+    assert corpus.left_over() == []
+
+
+def test_an_object_that_another_program_writes_is_not_overwritten(make_remote_job: MakeJob, bucket: Bucket) -> None:
+    corpus = Corpus(make_remote_job(12), bucket, 1)
+    theirs = b'{"image_path": "0003.jpg", "of": "another program"}\n'
+    with StandIn.started("--canned", "--prefill-seconds", "0.2") as server:
+        run = corpus.job.start_with(corpus.arguments(server, "--max-concurrency", "2"))
+        while not server.asked():
+            time.sleep(0.01)
+        bucket.fs.pipe_file(f"{corpus.output}/0/00.jsonl", theirs)
+        _, said = run.communicate(timeout=120)
+        assert run.returncode == 1
+        assert "another program has written" in said
+        assert bucket.fs.cat_file(f"{corpus.output}/0/00.jsonl") == theirs
+        done = corpus.run(server)
+        assert done.returncode == 0, done.stderr
+        assert sum(server.asked().values()) == 12
+    content = bucket.fs.cat_file(f"{corpus.output}/0/00.jsonl")
+    assert content.startswith(theirs)
+    assert sorted(json.loads(line)["image_path"] for line in content.splitlines()) == corpus.job.names
+
+
+def test_shards_write_into_one_folder_and_are_merged(corpus: Corpus, stand_in: StandIn) -> None:
+    for number in (1, 2):
+        done = corpus.run(stand_in, "--shard", f"{number}/2")
+        assert done.returncode == 0, done.stderr
+    merged = command("merge-shards", "--output", corpus.output)
+    assert merged.returncode == 0, merged.stderr
+    assert "12 images: 12 answered, 0 failed; 4 of 4 input files are finished" in merged.stdout
+    assert corpus.rows_of(corpus.output) == corpus.rows_of(corpus.url)
+    report = json.loads(corpus.bucket.lines("labeled.report.json"))
+    assert report["output"]["quality"]["answers"] == 12
+    assert "4 input files: 4 are finished, 0 to do" in corpus.run(stand_in).stderr
+    assert max(stand_in.asked().values()) == 1
+
+
+def test_outputs_beside_inputs_are_no_inputs(make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn) -> None:
+    corpus = Corpus(make_remote_job(4), bucket, 1)
+    corpus.output = f"{corpus.url}/labeled"
+    assert corpus.run(stand_in).returncode == 0
+    again = corpus.run(stand_in)
+    assert "1 input files: 1 are finished, 0 to do" in again.stderr
+
+
+def test_a_folder_with_other_objects_is_not_written_into(corpus: Corpus, stand_in: StandIn) -> None:
+    corpus.output = f"{corpus.bucket.url}/images"
+    done = corpus.run(stand_in)
+    assert done.returncode == 2
+    assert "is a folder with other files, such as" in done.stderr
+    assert not stand_in.asked()

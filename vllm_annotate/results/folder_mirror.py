@@ -1,0 +1,169 @@
+"""The files of an output that is a folder in an object store: an object for each input file, once that is finished."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.listing import InputFile
+from vllm_annotate.inputs.plan_file import Chunk
+from vllm_annotate.results.files import Files
+from vllm_annotate.results.mirror import RemoteFiles
+from vllm_annotate.results.mirrored import MirroredAnswers
+from vllm_annotate.storage.file_states import Version
+from vllm_annotate.storage.locations import reaching, version_of
+from vllm_annotate.storage.shard import shards_folder
+from vllm_annotate.storage.uploads import ObjectChangedError
+from vllm_annotate.storage.workspace import Workspace
+
+ENTRIES_SECONDS = 60.0  # of finished files, about, are looked at again after this machine is lost
+# Output files that stay here, or are downloaded, for the report's page: all of them may be more than this disk holds.
+SHOWN, FETCHED = 12, 4
+
+
+class FolderMirror(RemoteFiles):
+    """The whole of it: reports, failures, entries of finished files; and the files of each input file.
+
+    Shards each have a lease. What keeps two runs from one input file is that its output is uploaded on the condition
+    that it is still what it was.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        shard: str = "",
+        say: Callable[[str], None] = lambda _: None,
+        stopped: threading.Event | None = None,
+    ) -> None:
+        """The files of an output, or of a shard of it."""
+        super().__init__(url, shard, say, stopped)
+        self._versions: dict[str, str] = {}  # of finished outputs, by name
+        self._newest: deque[Path] = deque()
+        self._kept = time.monotonic()
+        self._pushing = threading.Lock()
+
+    def of_input(self, file: InputFile) -> Files:
+        """Returns the files of an input file, after a download of what the store has of them."""
+        workspace, final = self.workspace.of_input(file.name, file.output_name), self._output_of(file)
+        unpublished = workspace.work / "unpublished.jsonl"
+        answers = MirroredAnswers(workspace, final, self._copies, self._token, unpublished, self._lease.check)
+        with reaching(self.url):
+            answers.fetch()
+            workspace = self.workspace.of_input(file.name, file.output_name)  # an output may have come
+            answers.append(workspace)
+        return FileMirror(self, file, workspace, answers)
+
+    def _output_of(self, file: InputFile) -> Path:
+        return self.workspace.answers / file.output_name
+
+    def output_version(self, file: InputFile) -> Version:
+        """Returns the version of the finished output of an input file; None if there is none."""
+        return self._versions.get(file.output_name)
+
+    def note_output(self, file: InputFile, version: str | None) -> None:
+        """Takes note of an upload, and removes the copy of an output that is not among the newest."""
+        if version is not None:
+            self._versions[file.output_name] = version
+        with self._pushing:
+            self._newest.append(self._output_of(file))
+            while len(self._newest) > SHOWN:
+                self._copies.forget(self._newest.popleft())
+
+    def fetch_shown(self) -> None:
+        """Downloads some outputs for the page if none is here."""
+        if next(self.workspace.answers.rglob("*.jsonl"), None) is None:
+            names = sorted(name for name in self._versions if name.endswith(".jsonl"))
+            with reaching(self.url):
+                for name in names[:: -(-len(names) // FETCHED) or 1]:
+                    self._copies.fetch(self.workspace.answers / name)
+
+    def push_recipe(self) -> None:
+        """Uploads the recipe before answers."""
+        with self._pushing:
+            self._push_recipe()
+
+    def keep_entries(self) -> None:
+        """Uploads which input files are finished, from time to time: this file grows."""
+        if time.monotonic() - self._kept > ENTRIES_SECONDS:
+            self._kept = time.monotonic()
+            with reaching(self.url):
+                self._push_entries()
+
+    def publish(self) -> None:
+        """Uploads what changed. Raises OSError."""
+        with reaching(self.url):
+            self._push_entries()
+            with self._pushing:
+                self._lease.check()
+                self._copies.push(self.workspace.failures)
+                self._push_minor()
+
+    def _push_entries(self) -> None:
+        with self._pushing:
+            self._lease.check()
+            self._copies.push(self.workspace.common_folder)
+            self._copies.push(self.workspace.finished)
+
+    def _pull(self) -> None:
+        workspace, copies = self.workspace, self._copies
+        folder = copies.remote(workspace.answers)
+        for path, info in copies.fs.find(folder, detail=True).items():
+            self._versions[path.removeprefix(f"{folder}/")] = version_of(info)
+        if any(workspace.states.glob("*/parts/*.jsonl")) or any(workspace.states.glob("*/growing.jsonl")):
+            self._guard_recipe()
+        whole = Workspace(workspace.answers)
+        shared = [whole.format, whole.recipe, whole.finished, whole.common_folder]
+        for path in {*shared, workspace.failures, workspace.finished, workspace.common_folder}:
+            copies.fetch(path)
+        self._pull_minor()
+        names = (workspace.finished.name, workspace.common_folder.name)
+        of_shards = [name for name in copies.found(shards_folder(whole.output)) if name.endswith(names)]
+        of_files = [name for name in copies.found(workspace.states) if name.endswith("/of.failures.jsonl")]
+        for path in {copies.folder / name for name in (*of_shards, *of_files)} | {*workspace.states.glob("*/of.*")}:
+            copies.fetch(path)
+        self._check_is_ours()
+
+    def _check_is_ours(self) -> None:
+        """Raises UsageError if a folder that no run has written has other files than outputs."""
+        other = next((name for name in self._versions if not name.endswith(".jsonl")), "")
+        if other and not any(
+            path.exists() for path in (self.workspace.recipe, Workspace(self.workspace.answers).recipe)
+        ):
+            raise UsageError(
+                f"output {self.url!r} is a folder with other files, such as {self.url}/{other}: choose a new folder, "
+                f"or name a file in it, such as {self.url}/labeled.jsonl"
+            )
+
+    def _keep_all(self) -> None:
+        with reaching(self.url):
+            self._push_entries()
+
+
+class FileMirror(Files):
+    """The files of one input file."""
+
+    def __init__(self, whole: FolderMirror, file: InputFile, workspace: Workspace, answers: MirroredAnswers) -> None:
+        super().__init__(workspace)
+        self._whole, self._file, self._answers = whole, file, answers
+
+    def keep(self, chunk: Chunk) -> None:
+        """Uploads the chunk's answers so far."""
+        with reaching(self._whole.url):
+            self._answers.keep(chunk, self._whole.push_recipe)
+
+    def publish(self) -> None:
+        """Uploads failures and output, and removes the parts. Raises OSError.
+
+        Raises UsageError if another program has written the output meanwhile.
+        """
+        with reaching(self._whole.url):
+            try:
+                version = self._answers.publish()
+            except ObjectChangedError as error:
+                raise UsageError(
+                    f"another program has written {error.filename}: run again; its rows count as answered"
+                ) from None
+            self._answers.remove_parts()
+        self._whole.note_output(self._file, version)
