@@ -6,7 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.inputs.plan import POLARS_ERRORS, count_open
+from vllm_annotate.inputs.plan import POLARS_ERRORS
+from vllm_annotate.inputs.plan_rows import count_open
 from vllm_annotate.inputs.selection import Selection
 from vllm_annotate.inputs.source import Source
 from vllm_annotate.job import Job
