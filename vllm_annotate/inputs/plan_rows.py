@@ -16,12 +16,14 @@ from vllm_annotate.inputs.source import PATH_MISSING, Source, distinct_paths, in
 from vllm_annotate.storage.atomic import sync_file
 from vllm_annotate.storage.workspace import Workspace
 
+SMALL_BYTES = 16 * 1024**2
 ROW_GROUP = 8192  # of plan.parquet: reading a chunk decodes one or two
 
 
 def plan_rows(source: Source, workspace: Workspace, chunk_size: int) -> tuple[Counts, list[Chunk]]:
-    """Writes plan.parquet. Reads the input twice: for the keys, then for the pending rows."""
-    lines, written = input_lines(source), written_lines(workspace)
+    """Writes plan.parquet. Reads a large input twice: for the keys, then for the pending rows."""
+    lines = _held(input_lines(source), source.path)
+    written = _held(written_lines(workspace), *workspace.outputs)
     keys_file = workspace.plan_rows.with_suffix(".keys")
     keys = _keys(source, lines, keys_file)
     named, all_distinct, selected, pending = _pending(source, keys, written)
@@ -30,6 +32,7 @@ def plan_rows(source: Source, workspace: Workspace, chunk_size: int) -> tuple[Co
     total, with_path, found, distinct, broken_lines, pending_keys = pl.collect_all(
         [*(rows.select(pl.len()) for rows in counted), broken, pending], engine="streaming"
     )
+    is_any_skipped = total.item() > found.item()
     counts = Counts(
         input=total.item(),
         distinct=distinct.item(),
@@ -38,9 +41,11 @@ def plan_rows(source: Source, workspace: Workspace, chunk_size: int) -> tuple[Co
         duplicates=with_path.item() - found.item(),
         broken_in_output=broken_lines["len"].item(),
         first_broken=broken_lines["first"].item() or 0,
-        **_write_skipped(keys, workspace.skipped),
+        **(_write_skipped(keys, workspace.skipped) if is_any_skipped else {}),
     )
-    keys_file.unlink()
+    if not is_any_skipped:
+        workspace.skipped.unlink(missing_ok=True)
+    keys_file.unlink(missing_ok=True)
     if not counts.distinct and source.shard is None:
         raise UsageError(
             f"no row of {source.given} has an image path in column {source.image_column!r}: set --image-column to the "
@@ -56,16 +61,37 @@ def count_open(source: Source, *answered: Path) -> tuple[int, int, int]:
     Writes nothing beside them.
     """
     with TemporaryDirectory(prefix="vllm-annotate-") as folder:
-        keys = _keys(source, input_lines(source), Path(folder) / "keys.parquet")
+        lines = _held(input_lines(source), source.path)
+        keys = _keys(source, lines, Path(folder) / "keys.parquet")
         _, *counted = _pending(source, keys, output_lines(*answered))
         found, selected, pending = pl.collect_all([rows.select(pl.len()) for rows in counted], engine="streaming")
     return found.item(), selected.item(), pending.item()
 
 
+def _held(lines: pl.LazyFrame, *files: Path) -> pl.LazyFrame:
+    """The lines of files, read into memory if these are small: a corpus may have thousands of them."""
+    return lines.collect().lazy() if all(map(_is_small, files)) else lines
+
+
+def _is_small(path: Path) -> bool:
+    """Whether a file is text of few bytes. A compressed one may be any size."""
+    try:
+        with path.open("rb") as file:
+            return file.read(1) == b"{" and path.stat().st_size <= SMALL_BYTES
+    except FileNotFoundError:
+        return True
+
+
 def _keys(source: Source, lines: pl.LazyFrame, path: Path) -> pl.LazyFrame:
-    """Writes the keys of the lines to a file, and returns them without paths that cannot be."""
-    _write_keys(lines, path)
-    return without_broken_paths(source, pl.scan_parquet(path, glob=False))
+    """Returns columns line, image_path, and row for lines without one; without paths that cannot be.
+
+    Those of a small input are in memory, those of a large one are written to the file first.
+    """
+    keys = lines.select("line", "image_path", row=pl.when(PATH_MISSING).then("row"))
+    if not _is_small(source.path):
+        sink_rows(keys, path)
+        keys = pl.scan_parquet(path, glob=False)
+    return without_broken_paths(source, keys)
 
 
 def _pending(source: Source, keys: pl.LazyFrame, written: pl.LazyFrame) -> tuple[pl.LazyFrame, ...]:
@@ -79,12 +105,6 @@ def _pending(source: Source, keys: pl.LazyFrame, written: pl.LazyFrame) -> tuple
         selected,
         selected.join(distinct_paths(written), on="image_path", how="anti", maintain_order="left"),
     )
-
-
-def _write_keys(lines: pl.LazyFrame, path: Path) -> None:
-    """Writes columns line, image_path, and row for lines without an image path."""
-    row = pl.when(PATH_MISSING).then("row")
-    sink_rows(lines.select("line", "image_path", row=row), path)
 
 
 def _write_skipped(keys: pl.LazyFrame, path: Path) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Lines of the input and of outputs, with the image path of each."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,7 +89,7 @@ def check_source(source: Source) -> list[str]:
         what = "is not a file" if path.exists() else "does not exist"
         raise UsageError(f"input {str(given)!r} {what}: give a .jsonl (also .gz, .zst), .parquet or .tar file")
     try:
-        head = _scan(source).head(PROBED_ROWS).collect()
+        head = _head(source)
     except (pl.exceptions.PolarsError, OSError) as error:
         kind = "Parquet" if source.is_parquet else "JSON lines"
         raise UsageError(
@@ -129,7 +129,15 @@ def not_utf_8(source: Source) -> int:
     """Returns how many of the first rows have U+FFFD, as which bytes that are not UTF-8 are read."""
     if source.is_parquet:
         return 0
-    return int(_scan(source).head(PROBED_ROWS).collect()["row"].str.contains("\ufffd", literal=True).sum())
+    return int(_head(source)["row"].str.contains("\ufffd", literal=True).sum())
+
+
+def _head(source: Source) -> pl.DataFrame:
+    """The first rows, as `_scan`. Of lines no more are read than these, and no path but theirs is looked for."""
+    if source.is_parquet:
+        return _scan(source).head(PROBED_ROWS).collect()
+    lines = _scan_lines(source.path).head(PROBED_ROWS).collect()
+    return lines.with_columns(image_path=_image_path(source.image_column))
 
 
 def input_lines(source: Source) -> pl.LazyFrame:
@@ -253,13 +261,13 @@ def _scan_lines(text: Path | bytes, first_line: int = 1) -> pl.LazyFrame:
 
 def _image_path(column: str) -> pl.Expr:
     """Returns the image path in a JSON text; null if it is not an object or has none."""
-    json_path = f"$[{orjson.dumps(column).decode()}]"
+    found = pl.col("row").str.json_path_match(f"$[{orjson.dumps(column).decode()}]")
 
-    def paths(rows: pl.Series) -> pl.Series:
-        found = rows.str.json_path_match(json_path)
+    def paths(both: Sequence[pl.Series]) -> pl.Series:
+        found, rows = both
         return found if found.null_count() == 0 else _with_lenient(found, rows, column)
 
-    return pl.col("row").map_batches(paths, return_dtype=pl.String, is_elementwise=True)
+    return pl.map_batches([found, pl.col("row")], paths, return_dtype=pl.String, is_elementwise=True)
 
 
 def _with_lenient(found: pl.Series, rows: pl.Series, column: str) -> pl.Series:

@@ -34,11 +34,13 @@ from vllm_annotate.storage.disk_errors import stops_the_run
 from vllm_annotate.storage.workspace import Workspace
 from vllm_annotate.threads import run_to_end
 
+AT_ONCE = 2  # files that are planned at the same time: most of a plan uses one core
+
 
 class ManyInputs:
     """Input files in the order of their names.
 
-    The next one is planned while one is annotated, so that the servers always have work. Each is finished on its own.
+    The next ones are planned while one is annotated, so that the servers always have work. Each is finished on its own.
     """
 
     def __init__(self, run: Run, logger: Logger) -> None:
@@ -55,14 +57,14 @@ class ManyInputs:
         self._left = run.job.limit  # images that may still be selected
         self._bytes = sum(file.size for file in self._todo)
         self._planned_bytes = self._planned_rows = 0
-        self._following: asyncio.Task[PlannedFile | None] | None = None
+        self._planning = deque[asyncio.Task[PlannedFile | None]]()
         self._first: PlannedFile | None = None
         self._merged, self._lock = Merged(), Lock()
         self._stopped: dict[str, list[int]] = {}  # file → chunks
         self._failed: dict[str, str] = {}  # file → why it could not be read
         self._finished = len(self._all) - len(self._todo)
         self._stopping = threading.Event()
-        self._looks_ahead = False
+        self._at_once = 1
         self._said: set[str] = set()
 
     def _is_current(self, file: InputFile) -> bool:
@@ -135,14 +137,14 @@ class ManyInputs:
     async def annotate(self, make_runner: MakeRunner) -> None:
         """Runs all chunks of all files; see `Work`."""
         fatal, planned = Fatal(), self._first
-        self._looks_ahead = True
+        self._at_once = 1 if self._run.job.limit else AT_ONCE  # which of a file are selected depends on those before
         begun = {file.name for file in self._todo} | ({planned.file.name} if planned else set())
         # An image that is asked again is in no failures file meanwhile.
         await run_to_end(self._compose, [file for file in self._all if file.name not in begun])
         try:
             async with asyncio.TaskGroup() as group:
                 while planned is not None:
-                    self._following = self._following or self._plan_next()
+                    self._plan_ahead()
                     self._begin(planned)
                     merge = await run_to_end(self._merge_of, planned)
                     runner = make_runner(planned.run, planned.plan)
@@ -153,8 +155,7 @@ class ManyInputs:
             raise errors.exceptions[0] from None
         finally:
             self._stopping.set()
-            if self._following is not None:
-                await asyncio.gather(self._following, return_exceptions=True)
+            await asyncio.gather(*self._planning, return_exceptions=True)
             await run_to_end(self._compose, self._all)
         fatal.raise_it()
 
@@ -178,28 +179,28 @@ class ManyInputs:
 
     async def _next_open(self) -> PlannedFile | None:
         """The next file with an open image; those without one are finished at once."""
-        while (planning := self._following or self._plan_next()) is not None:
-            self._following = None
-            planned = await planning
+        while self._plan_ahead():
+            planned = await self._planning.popleft()
             if planned is not None and not planned.plan.rows:
                 self._begin(planned)
                 await self._finished_now(planned)
                 planned = None
             if planned is not None:
-                self._following = self._plan_next() if self._looks_ahead else None
                 return planned
         return None
+
+    def _plan_ahead(self) -> bool:
+        """Starts to plan the next files; returns whether any is being planned."""
+        while self._todo and len(self._planning) < self._at_once and not (self._run.job.limit and not self._left):
+            planning = run_to_end(self._plan, self._todo.popleft(), give_up=self._stopping.set)
+            self._planning.append(asyncio.create_task(planning))
+        return bool(self._planning)
 
     async def _finished_now(self, planned: PlannedFile) -> None:
         try:
             await run_to_end(self._finish, planned, await run_to_end(self._merge_of, planned))
         except UsageError as error:
             self._fail(planned.file, error)
-
-    def _plan_next(self) -> "asyncio.Task[PlannedFile | None] | None":
-        if not self._todo or (self._run.job.limit and not self._left):
-            return None
-        return asyncio.create_task(run_to_end(self._plan, self._todo.popleft(), give_up=self._stopping.set))
 
     def _warn_once(self, message: str) -> None:
         """What is true of one file is mostly true of all."""
@@ -219,11 +220,13 @@ class ManyInputs:
                 if isinstance(each, OSError) and stops_the_run(each):
                     raise each from None
             self._fail(file, error)
-            self._bytes -= file.size
+            with self._lock:
+                self._bytes -= file.size
             return None
         rows, found = planned.plan.rows, planned.plan.counts.distinct
-        self._left -= min(self._left, found)
-        self._planned_bytes, self._planned_rows = self._planned_bytes + file.size, self._planned_rows + rows
+        with self._lock:
+            self._left -= min(self._left, found)
+            self._planned_bytes, self._planned_rows = self._planned_bytes + file.size, self._planned_rows + rows
         self._logger.info("%s: %d of %d images are open", file.name, rows, found)
         return planned
 

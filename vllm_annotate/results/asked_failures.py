@@ -17,6 +17,8 @@ def take_out_asked(workspace: Workspace, *parts: Path) -> None:
     """
     put_back_asked(workspace)
     failures = workspace.failures
+    if not failures.exists():
+        return
     images = output_lines(*parts) if parts else pl.scan_parquet(workspace.plan_rows, glob=False)
     asked = _numbers(output_lines(failures).join(images.select("image_path"), on="image_path", how="semi"))
     if asked.is_empty():

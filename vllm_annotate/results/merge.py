@@ -47,7 +47,7 @@ class Merge:
         self._warn = warn
         self._ended: set[int] = set()  # numbers of chunks
         self._appended = 0  # the first so many chunks are in the output
-        self._merged_before = _merged_rows(workspace)
+        self._merged_before = _merged_rows(workspace) if plan.resumed else 0
         self._took_out = self._is_appending = False
         self._is_alone = True  # no other program has written to the output
         self._lock = Lock()  # of these fields; nothing is awaited under it
