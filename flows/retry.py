@@ -14,6 +14,7 @@ from flows.support.flow import flow
 from flows.support.outcome import ended, refused
 from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import FailureKind, UsageError
+from vllm_annotate.pipeline.retrying import retried_input
 from vllm_annotate.results.retry import chosen_failures, counted, nothing_to_retry
 from vllm_annotate.storage.locations import Location, OptionalLocation, run_name
 from vllm_annotate.threads import run_to_end
@@ -70,14 +71,14 @@ async def retry_failures(
         known = await run_to_end(of_earlier_run, output, settings, REMEMBERED)
         settings |= {"caption_column": "caption" if caption_column is None else caption_column} | known
         workspace, chosen, others = await run_to_end(chosen_failures, output, kinds)
+        again = await run_to_end(retried_input, output, workspace)
     except (UsageError, OSError) as error:
         return refused(error, output)
     if not chosen:
         return ended(Completed(message=nothing_to_retry(others, workspace)))
     get_run_logger().info("Retrying %s; not retrying %s", counted(chosen), counted(others) or "none")
     state: State[Any] = await annotate_images(
-        input=workspace.retried,
-        **settings,
+        **settings | again,
         error_budget=1,  # failed images are likely to fail again
         return_state=True,
     )

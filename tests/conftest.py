@@ -222,22 +222,27 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture
 def make_job(tmp_path: Path) -> Callable[..., Job]:
     """Makes a job of small one-shape images, all drawn or so many `distinct` ones under more names."""
-    from demo.scenes import draw_scene
 
     def make(count: int, folder: Path | None = None, distinct: int | None = None) -> Job:
-        where = folder or tmp_path / "job"
-        job = Job(where, [f"{number:04d}.jpg" for number in range(count)])
-        job.images.mkdir(parents=True, exist_ok=True)
-        rng = random.Random(count)
-        drawn, linked = job.names[:distinct], job.names[distinct:] if distinct else []
-        for name in drawn:
-            draw_scene(rng, 196, 168, 1).image.save(job.images / name, quality=90)
-        for number, name in enumerate(linked):
-            os.link(job.images / drawn[number % len(drawn)], job.images / name)
-        job.write_input(job.rows())
-        return job
+        return drawn_job(count, folder or tmp_path / "job", distinct)
 
     return make
+
+
+def drawn_job(count: int, folder: Path, distinct: int | None = None) -> Job:
+    """A job in a folder, as `make_job`."""
+    from demo.scenes import draw_scene
+
+    job = Job(folder, [f"{number:04d}.jpg" for number in range(count)])
+    job.images.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(count)
+    drawn, linked = job.names[:distinct], job.names[distinct:] if distinct else []
+    for name in drawn:
+        draw_scene(rng, 196, 168, 1).image.save(job.images / name, quality=90)
+    for number, name in enumerate(linked):
+        os.link(job.images / drawn[number % len(drawn)], job.images / name)
+    job.write_input(job.rows())
+    return job
 
 
 @pytest.fixture

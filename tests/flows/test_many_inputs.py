@@ -145,8 +145,24 @@ def test_failures_of_all_files_are_in_one_and_asked_again(make_job: MakeJob, sta
     assert corpus.run(stand_in).returncode == 0
     assert not corpus.failures.exists()
     assert {name: sorted(paths) for name, paths in corpus.answers().items()} == corpus.asked()
-    retry = corpus.job.run_with(corpus.arguments(stand_in, "--dry-run"))
-    assert "0 of 12 images are open" in retry.stdout
+    dry = corpus.job.run_with(corpus.arguments(stand_in, "--dry-run"))
+    assert "0 of 12 images are open" in dry.stdout
+
+
+def test_retry_asks_the_failures_of_a_folder_again(make_job: MakeJob, stand_in: StandIn) -> None:
+    corpus = Corpus(make_job(12), 3)
+    stand_in.set_faults({"kind": "400", "count": None, "match": "000[18]"})
+    assert corpus.run(stand_in, "--limit", "8").returncode == 1
+    stand_in.set_faults()
+    stand_in.forget()
+    refused = command("retry", "--output", corpus.output, "--kinds", "timeout", "--without-prefect")
+    assert refused.returncode == 2
+    assert "is a folder, of which all kinds of failures are retried: leave out kinds" in refused.stderr
+    retried = command("retry", "--output", corpus.output, "--without-prefect")
+    assert retried.returncode == 0, retried.stderr
+    assert "Retrying 2 rejected; not retrying none" in retried.stderr
+    assert sum(stand_in.asked().values()) == 2, "and no image beyond the limit of that run"
+    assert "nothing to retry" in command("retry", "--output", corpus.output, "--without-prefect").stderr
 
 
 def test_a_file_that_cannot_be_read_fails_alone_and_is_named(make_job: MakeJob, stand_in: StandIn) -> None:

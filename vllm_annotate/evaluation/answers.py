@@ -28,7 +28,7 @@ class Answers:
     """An output to read, and what was found in it that cannot be used."""
 
     def __init__(self, path: Path, names: Names, option: str = "--output") -> None:
-        check_file(path, option)
+        check_file(path, option, or_folder=True)
         self.path, self.named = path, f"{option} {str(path)!r}"
         self._names = names
         self.rows = self.malformed = self.unparsed = self.bad_boxes = self.left_out = 0

@@ -12,16 +12,21 @@ import polars as pl
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.source import Source, input_rows
+from vllm_annotate.results.written import output_files
 from vllm_annotate.storage.locations import local_path
 
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 LONGEST_LINE_BYTES = 64 << 20
 
 
-def check_file(path: Path, option: str) -> None:
-    """Raises UsageError if the path is not a file with content."""
+def check_file(path: Path, option: str, *, or_folder: bool = False) -> None:
+    """Raises UsageError if the path is not a file with content, nor a folder of outputs where that will do."""
     named = f"{option} {str(path)!r}"
     local_path(path, option)
+    if or_folder and path.is_dir():
+        if not any(file.stat().st_size for file in output_files(path)):
+            raise UsageError(f"{named} is a folder without .jsonl files: name the output of a run")
+        return
     if not path.is_file():
         raise UsageError(f"{named} {'is not a file' if path.exists() else 'does not exist'}: correct the path")
     if not path.stat().st_size:
@@ -31,8 +36,12 @@ def check_file(path: Path, option: str) -> None:
 def lines_of(path: Path, named: str, most: int = LONGEST_LINE_BYTES) -> Iterator[tuple[int, bytes]]:
     """Yields the lines that are not blank, with their numbers, those over `most` bytes in pieces.
 
-    Raises UsageError that begins with `named`.
+    Raises UsageError that begins with `named`. Of a folder the lines of all outputs in it.
     """
+    if path.is_dir():
+        for each in output_files(path):
+            yield from lines_of(each, f"{named}, {each.name}", most)
+        return
     if _start(path) == ZSTD:
         try:
             yield from _not_blank(row.encode() for row in input_rows(Source(path)))

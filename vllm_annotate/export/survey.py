@@ -14,6 +14,7 @@ from vllm_annotate.export.selection import Selection, Splits, digest_of
 from vllm_annotate.grounding.names import Category, name_key
 from vllm_annotate.results.audited import Audited
 from vllm_annotate.results.reviewed import Reviewed, is_reviewed_file
+from vllm_annotate.results.written import Written
 from vllm_annotate.storage.image_roots import ImageRoot
 
 CHUNK = 65_536
@@ -31,21 +32,15 @@ class Output:
     image_root: ImageRoot | None = None
 
     def __post_init__(self) -> None:
-        # A run may append meanwhile: all passes read what is there now.
-        self._bytes = self.path.stat().st_size
+        self._written = Written.of(self.path)
         self._repeated = b""  # for each row with an image, 1 to leave it out; empty until that is known
         self._reviewed = Reviewed(self.path)
         self._audited = Audited(self.path)
 
     def _lines(self) -> Iterator[bytes]:
-        with self.path.open("rb") as file:
-            left = self._bytes
-            for line in file:
-                left -= len(line)
-                if left < 0:
-                    return
-                if line.strip():
-                    yield self._reviewed.in_place_of(line)
+        for line in self._written.lines():
+            if line.strip():
+                yield self._reviewed.in_place_of(line)
 
     def _row(self, line: bytes) -> Labeled | str:
         """The row, with the agreement of its audit. What people corrected is not what was audited."""

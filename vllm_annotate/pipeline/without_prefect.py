@@ -12,6 +12,7 @@ from vllm_annotate.job import Job
 from vllm_annotate.pipeline.annotating import Logger, annotate_chunk, count_settled
 from vllm_annotate.pipeline.progress import showing_progress
 from vllm_annotate.pipeline.recording import recording
+from vllm_annotate.pipeline.retrying import retried_input
 from vllm_annotate.pipeline.session import CHUNK_RETRY_SECONDS, Run, open_run
 from vllm_annotate.pipeline.steps import plan, prove_servers, publish_report
 from vllm_annotate.report.report import Report
@@ -39,7 +40,7 @@ async def retry(job: Job, kinds: Sequence[str], logger: Logger) -> Report | None
         logger.info("%s", nothing_to_retry(others, workspace))
         return None
     logger.info("Retrying %s; not retrying %s", counted(chosen), counted(others) or "none")
-    return await annotate(job.model_copy(update={"input": workspace.retried}), logger)
+    return await annotate(job.model_copy(update=retried_input(job.output, workspace)), logger)
 
 
 async def run_chunk(run: Run, logger: Logger, chunk: Chunk) -> BaseException | None:

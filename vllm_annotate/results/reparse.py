@@ -1,5 +1,6 @@
 """Parses the stored texts of an output again without the model: with a newer parser, or for another family."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from vllm_annotate.grounding.quality import Quality
 from vllm_annotate.recipe.families import FAMILIES, Family, resolve_family
 from vllm_annotate.recipe.guard import read_recipe
 from vllm_annotate.results.lines import OUR_FIELDS, other_members
+from vllm_annotate.results.written import output_files
+from vllm_annotate.storage.atomic import sync_file, unfinished_name
 from vllm_annotate.storage.json_text import dumped, json_object, object_line, raw_members
-from vllm_annotate.storage.new_files import creating
+from vllm_annotate.storage.new_files import check_new, creating
 from vllm_annotate.storage.workspace import Workspace
 
 KEPT = ("vlm_output", "width", "height", "sent_size", "sent_as")
@@ -32,18 +35,38 @@ def family_of(output: Path) -> Family:
 
 
 def _check_file(source: Path) -> None:
-    if not source.is_file():
-        raise UsageError(f"input {str(source)!r} is not a file: name the output of a run")
+    if not output_files(source):
+        raise UsageError(f"input {str(source)!r} is not a file, nor a folder of them: name the output of a run")
 
 
 def reparse(source: Path, target: Path, family: Family) -> Quality:
-    """Writes every row of `source` to `target`, with its `vlm_output` parsed again.
+    """Writes every row of `source` to `target`, with its `vlm_output` parsed again; of a folder, to a new folder.
 
     Lines without a `vlm_output` are copied unchanged. Raises UsageError if a row lacks the sizes that parsing needs.
     """
     _check_file(source)
     quality = Quality()
-    with source.open("rb") as lines, creating("output", target) as [unfinished], unfinished.open("wb") as file:
+    if not source.is_dir():
+        with creating("output", target) as [unfinished]:
+            _reparse_file(source, unfinished, family, quality)
+        return quality
+    check_new("output", target)
+    folder = target.with_name(unfinished_name(target.name))
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        for path in output_files(source):
+            copy = folder / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            _reparse_file(path, copy, family, quality)
+            sync_file(copy)
+        folder.rename(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return quality
+
+
+def _reparse_file(source: Path, target: Path, family: Family, quality: Quality) -> None:
+    with source.open("rb") as lines, target.open("wb") as file:
         for number, line in enumerate(lines, start=1):
             row = json_object(line)
             if row is None or not isinstance(row.get("vlm_output"), str):
@@ -55,7 +78,6 @@ def reparse(source: Path, target: Path, family: Family) -> Quality:
             kept = {name: f"{written}:{value}" for name, (written, value) in raw_members(text).items() if name in KEPT}
             answer = kept.pop("vlm_output")
             file.write(object_line(*other_members(text, *OUR_FIELDS), answer, dumped(fields), *kept.values()))
-    return quality
 
 
 def reparsed(row: dict[str, Any], family: Family, where: str) -> dict[str, Any]:

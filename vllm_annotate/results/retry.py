@@ -16,9 +16,24 @@ def chosen_failures(output: Path | str, kinds: Sequence[str]) -> tuple[Workspace
     """Splits the failures of an output at a path or URL; returns its workspace and the result of `split_failures`."""
     with output_files(output) as files, files.workspace.locked():
         if files.workspace.is_folder:
-            raise UsageError(f"{output} is a folder: run annotate again on its input, which retries all failures")
+            return files.workspace, _counted_failures(files.workspace, kinds), Counter()
         put_back_asked(files.workspace)
         return files.workspace, *split_failures(files.workspace, kinds)
+
+
+def _counted_failures(workspace: Workspace, kinds: Sequence[str]) -> Counter[str]:
+    """Counts the failures of a folder, all of which are retried. Raises UsageError if only some kinds should be."""
+    if kinds:
+        raise UsageError(f"{workspace.output} is a folder, of which all kinds of failures are retried: leave out kinds")
+    if not workspace.failures.exists():
+        return Counter()
+    with workspace.failures.open("rb") as failures:
+        return Counter(map(_kind_of, failures))
+
+
+def _kind_of(line: bytes) -> str:
+    failure = (json_object(line) or {}).get("failure")
+    return str(failure.get("kind")) if isinstance(failure, dict) else "unknown"
 
 
 def split_failures(workspace: Workspace, kinds: Sequence[str]) -> tuple[Counter[str], Counter[str]]:
@@ -28,8 +43,7 @@ def split_failures(workspace: Workspace, kinds: Sequence[str]) -> tuple[Counter[
         return chosen, others
     with workspace.failures.open("rb") as failures, replacing(workspace.retried) as retried:
         for line in failures:
-            failure = (json_object(line) or {}).get("failure")
-            kind = str(failure.get("kind")) if isinstance(failure, dict) else "unknown"
+            kind = _kind_of(line)
             if kind in kinds or not kinds:
                 chosen[kind] += 1
                 retried.write(line)

@@ -8,6 +8,7 @@ from typing import Any
 from vllm_annotate.errors import UsageError
 from vllm_annotate.results.lines import OUR_FIELDS, other_members, path_of
 from vllm_annotate.results.reviewed import REVIEW_FIELDS, reviewed_file
+from vllm_annotate.results.written import Written
 from vllm_annotate.review.label_studio_export import Review, read_reviews
 from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.json_text import dumped, json_object, object_line
@@ -46,12 +47,11 @@ def import_reviews(output: Path, export: Path) -> Imported:
 
 def _rows(output: Path, reviews: dict[str, Review]) -> Iterator[tuple[str, bytes]]:
     found = set()
-    with output.open("rb") as file:
-        for line in file:
-            path = path_of(line)
-            if path in reviews and path not in found:
-                found.add(path)
-                yield path, reviewed_line(line.decode(errors="replace"), reviews[path])
+    for line in Written.of(output).lines():
+        path = path_of(line)
+        if path in reviews and path not in found:
+            found.add(path)
+            yield path, reviewed_line(line.decode(errors="replace"), reviews[path])
 
 
 def reviewed_line(text: str, review: Review) -> bytes:

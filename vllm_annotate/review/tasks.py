@@ -15,6 +15,7 @@ from vllm_annotate.results.audited import Audited
 from vllm_annotate.results.doubt import doubt
 from vllm_annotate.results.provenance import model_of
 from vllm_annotate.results.reviewed import Reviewed
+from vllm_annotate.results.written import Written
 from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.new_files import check_name, check_new, creating
@@ -57,22 +58,21 @@ def _most_doubtful(output: Path, most: int) -> tuple[list[Labeled], Counter[str]
     reviewed, audited = Reviewed(output), Audited(output)
     heap: list[tuple[float, int, Labeled]] = []
     spellings: Counter[str] = Counter()
-    with output.open("rb") as file:
-        for number, line in enumerate(file):
-            fields = json_object(line) or {}
-            row = read_fields(fields, line, unparsed=True)
-            if isinstance(row, str):
-                continue
-            if len(spellings) < MAX_NAMES:
-                spellings.update(item.name for item in row.objects)
-            agreement = audited.of(row.path)
-            entry = (doubt(fields, agreement), -number, replace(row, agreement=agreement, text=""))
-            if row.path in reviewed or (len(heap) == most and entry < heap[0]):
-                continue
-            if len(heap) == most:
-                heapreplace(heap, entry)
-            else:
-                heappush(heap, entry)
+    for number, line in enumerate(Written.of(output).lines()):
+        fields = json_object(line) or {}
+        row = read_fields(fields, line, unparsed=True)
+        if isinstance(row, str):
+            continue
+        if len(spellings) < MAX_NAMES:
+            spellings.update(item.name for item in row.objects)
+        agreement = audited.of(row.path)
+        entry = (doubt(fields, agreement), -number, replace(row, agreement=agreement, text=""))
+        if row.path in reviewed or (len(heap) == most and entry < heap[0]):
+            continue
+        if len(heap) == most:
+            heapreplace(heap, entry)
+        else:
+            heappush(heap, entry)
     return [row for _, _, row in sorted(heap, reverse=True)], spellings
 
 

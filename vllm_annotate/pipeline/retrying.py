@@ -1,0 +1,24 @@
+"""What a retry gives to annotate."""
+
+from pathlib import Path
+from typing import Any
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.job import remembered_job
+from vllm_annotate.storage.locations import locations
+from vllm_annotate.storage.workspace import Workspace
+
+
+def retried_input(output: Path | str, workspace: Workspace) -> dict[str, Any]:
+    """The fields of a job that asks again: the rows that were chosen, or of a folder the input of its last run.
+
+    Raises UsageError if that run is not recorded.
+    """
+    if not workspace.is_folder:
+        return {"input": workspace.retried}
+    had = remembered_job(output)
+    if not had.get("input"):
+        raise UsageError(
+            f"no run of {output} is recorded beside it: run annotate with its input, which retries failures"
+        )
+    return {"input": locations(had["input"]), "limit": had.get("limit", 0)}
