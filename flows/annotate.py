@@ -33,7 +33,7 @@ from vllm_annotate.pipeline.session import open_run
 from vllm_annotate.pipeline.steps import plan, prove_servers, publish_report
 from vllm_annotate.report.summary import sentence
 from vllm_annotate.storage.disk_errors import explained
-from vllm_annotate.storage.locations import Given, Location, OptionalLocation, run_name
+from vllm_annotate.storage.locations import Given, OptionalLocation, Output, run_name
 from vllm_annotate.version import VERSION
 
 Result = TypeVar("Result")
@@ -48,7 +48,7 @@ def flow_run_name() -> str:
 async def annotate_images(
     input: Given,  # noqa: A002 - the command line's --input
     image_root: OptionalLocation = None,
-    output: Location = REQUIRED,
+    output: Output = REQUIRED,
     server: VLLMServer | None = None,
     recipe: AnnotationRecipe | None = None,
     max_concurrency: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = "auto",

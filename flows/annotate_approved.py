@@ -19,7 +19,7 @@ from flows.support.sub_runs import begun_run, check_deployment, run_parameter
 from vllm_annotate.errors import UsageError
 from vllm_annotate.job import SELECTING, Job
 from vllm_annotate.pipeline.pilot import as_markdown
-from vllm_annotate.storage.locations import Location, OptionalLocation, name_of, run_name
+from vllm_annotate.storage.locations import Location, OptionalLocation, Output, name_of, run_name
 from vllm_annotate.version import VERSION
 
 POLL_SECONDS = 5
@@ -47,7 +47,7 @@ def flow_run_name() -> str:
 async def annotate_approved(
     input: Location,  # noqa: A002 - as in annotate_images
     image_root: OptionalLocation = None,
-    output: Location = REQUIRED,
+    output: Output = REQUIRED,
     server: VLLMServer | None = None,
     recipe: AnnotationRecipe | None = None,
     sample: Annotated[int, Field(ge=30)] = 200,

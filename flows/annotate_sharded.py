@@ -26,7 +26,7 @@ from vllm_annotate.report.report import Report
 from vllm_annotate.report.summary import sentence
 from vllm_annotate.results.shard_files import shards_begun, shards_left
 from vllm_annotate.storage.disk_errors import explained
-from vllm_annotate.storage.locations import Given, Location, OptionalLocation, name_of, run_name
+from vllm_annotate.storage.locations import Location, OptionalLocation, Output, name_of, run_name
 from vllm_annotate.storage.output_paths import names_folder
 from vllm_annotate.storage.shard import MAX_SHARDS, Shard
 from vllm_annotate.storage.workspace import Workspace
@@ -43,9 +43,9 @@ def flow_run_name() -> str:
 
 @flow(name="annotate-sharded", flow_run_name=flow_run_name, version=VERSION)
 async def annotate_sharded(
-    input: Given,  # noqa: A002 - as in annotate_images
+    input: Location,  # noqa: A002 - as in annotate_images
     image_root: OptionalLocation = None,
-    output: Location = REQUIRED,
+    output: Output = REQUIRED,
     shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)] = REQUIRED,
     at_once: Annotated[int, Field(ge=0)] = 0,
     shard_retries: Annotated[int, Field(ge=0, le=100)] = 2,
@@ -70,7 +70,7 @@ async def annotate_sharded(
     Args:
         input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row, or a
             WebDataset .tar or a .parquet file with the images inside. A path, a URL such as
-            s3://bucket/captions.jsonl, a folder, a pattern such as tars/*.tar, or several of these.
+            s3://bucket/captions.jsonl, a folder, or a pattern such as tars/*.tar.
         image_root: Folder or URL that image paths are relative to; nothing outside it is read. Empty if the images are
             inside the input.
         output: The result: a .jsonl file or URL, or without that ending a folder with a file for each input file.

@@ -19,7 +19,7 @@ from vllm_annotate.errors import ServerFault, UsageError
 from vllm_annotate.evaluation.audit_page import audit_markdown, audit_sentence
 from vllm_annotate.job import Job
 from vllm_annotate.pipeline.audit import REMEMBERED, Auditing, AuditSettings
-from vllm_annotate.storage.locations import Location, local_paths, name_of
+from vllm_annotate.storage.locations import Location, Output, local_paths, name_of
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
@@ -31,7 +31,7 @@ def flow_run_name() -> str:
 
 @flow(name="audit", flow_run_name=flow_run_name, version=VERSION)
 async def audit(
-    output: Location,
+    output: Output,
     image_root: Location | None = None,
     server: VLLMServer | None = None,
     recipe: AnnotationRecipe | None = None,

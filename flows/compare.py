@@ -13,7 +13,7 @@ from flows.support.outcome import refused
 from vllm_annotate.errors import UsageError
 from vllm_annotate.evaluation.comparison_tables import comparison_markdown, comparison_sentence
 from vllm_annotate.evaluation.report import compare_to_files
-from vllm_annotate.storage.locations import Location, local_paths, name_of
+from vllm_annotate.storage.locations import Location, Output, local_paths, name_of
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
@@ -26,7 +26,7 @@ def flow_run_name() -> str:
 
 @flow(name="compare", flow_run_name=flow_run_name, version=VERSION)
 async def compare(
-    output: Location,
+    output: Output,
     other: Location,
     truth: Location | None = None,
     synonyms: Location | None = None,

@@ -13,7 +13,7 @@ from flows.support.outcome import refused
 from vllm_annotate.errors import UsageError
 from vllm_annotate.evaluation.report import evaluate_to_files
 from vllm_annotate.evaluation.tables import evaluation_markdown, evaluation_sentence
-from vllm_annotate.storage.locations import Location, local_paths, name_of
+from vllm_annotate.storage.locations import Location, Output, local_paths, name_of
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
@@ -25,7 +25,7 @@ def flow_run_name() -> str:
 
 @flow(name="evaluate", flow_run_name=flow_run_name, version=VERSION)
 async def evaluate(
-    output: Location, truth: Location, image_root: Location | None = None, synonyms: Location | None = None
+    output: Output, truth: Location, image_root: Location | None = None, synonyms: Location | None = None
 ) -> State[Any]:
     """Scores the boxes of an output against a truth, and shows the scores as an artifact.
 

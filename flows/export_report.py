@@ -10,7 +10,7 @@ from flows.support.flow import flow
 from flows.support.outcome import refused
 from vllm_annotate.errors import UsageError
 from vllm_annotate.pipeline.report_page import remake_page
-from vllm_annotate.storage.locations import Location, OptionalLocation, name_of
+from vllm_annotate.storage.locations import OptionalLocation, Output, name_of
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
@@ -21,7 +21,7 @@ def flow_run_name() -> str:
 
 
 @flow(name="export-report", flow_run_name=flow_run_name, version=VERSION)
-async def export_report(output: Location, image_root: OptionalLocation = None) -> State[Any]:
+async def export_report(output: Output, image_root: OptionalLocation = None) -> State[Any]:
     """Rebuilds report.html of an output, after you edited or lost it or upgraded vllm-annotate.
 
     Args:

@@ -18,7 +18,7 @@ from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.inside import image_root_at
 from vllm_annotate.pipeline.pilot import as_markdown, estimate_in_words, pilot_output
-from vllm_annotate.storage.locations import Location, OptionalLocation, run_name
+from vllm_annotate.storage.locations import Location, OptionalLocation, Output, run_name
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
@@ -32,7 +32,7 @@ def flow_run_name() -> str:
 async def pilot(
     input: Location,  # noqa: A002 - as in annotate_images
     image_root: OptionalLocation = None,
-    output: Location = REQUIRED,
+    output: Output = REQUIRED,
     server: VLLMServer | None = None,
     recipe: AnnotationRecipe | None = None,
     sample: Annotated[int, Field(ge=30)] = 200,

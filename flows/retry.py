@@ -16,7 +16,7 @@ from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import FailureKind, UsageError
 from vllm_annotate.pipeline.retrying import retried_input
 from vllm_annotate.results.retry import chosen_failures, counted, nothing_to_retry
-from vllm_annotate.storage.locations import Location, OptionalLocation, run_name
+from vllm_annotate.storage.locations import OptionalLocation, Output, run_name
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
@@ -31,7 +31,7 @@ def flow_run_name() -> str:
 
 @flow(name="retry-failures", flow_run_name=flow_run_name, version=VERSION)
 async def retry_failures(
-    output: Location,
+    output: Output,
     image_root: OptionalLocation = None,
     kinds: list[FailureKind] = [],  # noqa: B006 - the default in Prefect's form
     server: VLLMServer | None = None,

@@ -15,8 +15,8 @@ from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.locations import (
     WILD,
     Given,
-    Location,
     OptionalLocation,
+    Output,
     first_object,
     locations,
     read_object,
@@ -44,7 +44,7 @@ class Job(BaseModel):
         description="Folder or URL that image paths are relative to; nothing outside it is read. Empty if the images "
         "are inside the input.",
     )
-    output: Location = Field(
+    output: Output = Field(
         description="The result: a .jsonl file or URL, or without that ending a folder with a file for each input "
         "file. Images that are already in it are skipped."
     )
@@ -171,7 +171,7 @@ def images_known(fields: Mapping[str, Any]) -> dict[str, Any]:
 class OutputOf(BaseModel):
     """The output of an earlier run, whose job is saved beside it."""
 
-    output: Location
+    output: Output
 
 
 def remembered_job(output: Path | str) -> dict[str, Any]:

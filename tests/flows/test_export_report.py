@@ -14,6 +14,7 @@ from stand_in.process import StandIn
 from tests.conftest import Job
 from vllm_annotate.errors import UsageError
 from vllm_annotate.pipeline.report_page import write_page_again
+from vllm_annotate.results.files import Files
 from vllm_annotate.storage.workspace import Workspace
 
 MakeJob = Callable[..., Job]
@@ -64,7 +65,7 @@ async def test_no_page_is_written_while_a_run_writes_the_output(make_job: MakeJo
 def test_an_unreadable_report_is_refused(tmp_path: Path) -> None:
     workspace = Workspace.at(tmp_path / "labeled.jsonl")
     with pytest.raises(UsageError, match=r"does not exist: finish a run of .*, which writes it"):
-        write_page_again(workspace, tmp_path)
+        write_page_again(Files(workspace), tmp_path)
     damages: list[dict[str, object]] = [
         {},
         {"images": 5},
@@ -73,5 +74,5 @@ def test_an_unreadable_report_is_refused(tmp_path: Path) -> None:
     for damaged in damages:
         workspace.report.write_text(json.dumps(damaged))
         with pytest.raises(UsageError, match="is corrupt or of another version"):
-            write_page_again(workspace, tmp_path)
+            write_page_again(Files(workspace), tmp_path)
     assert not workspace.page.exists()

@@ -50,6 +50,11 @@ def test_failures_of_shards_are_in_one_file_after_the_merge(corpus: Corpus, stan
     assert corpus.run(stand_in).returncode == 0
     assert {name: sorted(paths) for name, paths in corpus.answers().items()} == corpus.asked()
     assert not corpus.failures.exists()
+    corpus.write("9/09.jsonl", corpus.job.rows()[:1])
+    assert corpus.run(stand_in, "--shard", "2/2").returncode == 0
+    merged = command("merge-shards", "--output", corpus.output)
+    assert merged.returncode == 0, "what a shard said of a file before counts no more"
+    assert "6 of 6 input files are finished" in merged.stdout
 
 
 def test_a_merge_says_what_of_a_lost_shard_is_missing(corpus: Corpus, stand_in: StandIn) -> None:

@@ -12,6 +12,7 @@ from stand_in.process import StandIn
 from tests.conftest import ROOT, Job
 from tests.report.test_page import REPORT
 from vllm_annotate.report.whole import with_whole
+from vllm_annotate.results.files import Files
 from vllm_annotate.storage.workspace import Workspace
 
 PROGRAM = "from vllm_annotate.cli.start import start; start()"
@@ -78,7 +79,7 @@ def test_a_large_output_is_sampled_all_over(tmp_path: Path) -> None:
             name = "late" if number > 100_000 else "early"
             file.write(json.dumps({"image_path": f"{number}", "objects": [{"name": name, "bbox": [1, 2, 300, 400]}],
                                    "vlm_output": "x" * 700}) + "\n")  # fmt: skip
-    whole = with_whole(REPORT, Workspace(path)).output
+    whole = with_whole(REPORT, Files(Workspace(path))).output
     assert whole is not None
     counts = whole.quality["names"]
     assert whole.images == 120_000
@@ -86,6 +87,6 @@ def test_a_large_output_is_sampled_all_over(tmp_path: Path) -> None:
 
 
 def test_a_missing_output_has_no_quality(tmp_path: Path) -> None:
-    whole = with_whole(REPORT, Workspace(tmp_path / "none.jsonl")).output
+    whole = with_whole(REPORT, Files(Workspace(tmp_path / "none.jsonl"))).output
     assert whole is not None
     assert (whole.images, whole.quality["answers"]) == (0, 0)

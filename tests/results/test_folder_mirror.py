@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from stand_in.process import StandIn
 from tests.conftest import Job
 from tests.flows.test_many_inputs import command
 from tests.support.s3 import Bucket
+from vllm_annotate.results.folder_mirror import SHOWN
 
 MakeJob = Callable[[int], Job]
 
@@ -105,6 +107,10 @@ def test_another_machine_knows_what_is_finished_and_what_failed(
     assert {name: sorted(paths) for name, paths in corpus.rows_of(corpus.output).items()} == corpus.rows_of(corpus.url)
     assert corpus.bucket.lines("labeled.failures.jsonl") == b""
     assert corpus.left_over() == []
+    shutil.rmtree(tmp_path / "state")
+    assert "0 of 12 images are open" in corpus.run(stand_in, "--dry-run").stdout
+    assert command("report", "--output", corpus.output).returncode == 0
+    assert corpus.bucket.lines("labeled.report.html").count(b"data:image/jpeg;base64,") == 12
 
 
 def test_runs_that_are_killed_on_one_machine_after_another_lose_and_repeat_nothing(
@@ -150,6 +156,42 @@ def test_an_object_that_another_program_writes_is_not_overwritten(make_remote_jo
     assert sorted(json.loads(line)["image_path"] for line in content.splitlines()) == corpus.job.names
 
 
+def test_two_runs_of_one_file_leave_no_image_in_both_output_and_failures(
+    make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = Corpus(make_remote_job(8), bucket, 1)
+    with StandIn.started("--canned", "--prefill-seconds", "0.2") as slow:
+        slow.set_faults({"kind": "400", "count": None, "match": "0001"})
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-2"))
+        late = corpus.job.start_with(corpus.arguments(slow, "--max-concurrency", "1", "--shard", "1/1"))
+        while not slow.asked():
+            time.sleep(0.02)
+        late.send_signal(signal.SIGSTOP)
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-1"))
+        assert corpus.run(stand_in).returncode == 0
+        late.send_signal(signal.SIGCONT)
+        _, said = late.communicate(timeout=120)
+    assert late.returncode == 1
+    assert "another program has written" in said
+    assert corpus.run(stand_in).returncode == 0
+    merged = command("merge-shards", "--output", corpus.output)
+    assert merged.returncode == 0, merged.stdout
+    assert corpus.rows_of(corpus.output) == corpus.rows_of(corpus.url)
+    assert corpus.bucket.lines("labeled.failures.jsonl") == b""
+    assert corpus.left_over() == []
+
+
+def test_the_newest_outputs_stay_on_this_machine(
+    make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn, tmp_path: Path
+) -> None:
+    corpus = Corpus(make_remote_job(4), bucket, 1)
+    for number in range(2):
+        for each in range(SHOWN):
+            corpus.write(f"{number}/{each:02d}.jsonl", corpus.job.rows()[:1])
+        assert corpus.run(stand_in).returncode == 0
+        assert len(list(tmp_path.glob("state/**/labeled/**/*.jsonl"))) == SHOWN
+
+
 def test_shards_write_into_one_folder_and_are_merged(corpus: Corpus, stand_in: StandIn) -> None:
     for number in (1, 2):
         done = corpus.run(stand_in, "--shard", f"{number}/2")
@@ -166,7 +208,7 @@ def test_shards_write_into_one_folder_and_are_merged(corpus: Corpus, stand_in: S
 
 def test_outputs_beside_inputs_are_no_inputs(make_remote_job: MakeJob, bucket: Bucket, stand_in: StandIn) -> None:
     corpus = Corpus(make_remote_job(4), bucket, 1)
-    corpus.output = f"{corpus.url}/labeled"
+    corpus.output = f"{corpus.url}/labeled/"
     assert corpus.run(stand_in).returncode == 0
     again = corpus.run(stand_in)
     assert "1 input files: 1 are finished, 0 to do" in again.stderr
@@ -178,3 +220,12 @@ def test_a_folder_with_other_objects_is_not_written_into(corpus: Corpus, stand_i
     assert done.returncode == 2
     assert "is a folder with other files, such as" in done.stderr
     assert not stand_in.asked()
+
+
+@pytest.mark.parametrize("key", ["/tmp/evil.jsonl", "x//y.jsonl", "x/./y.jsonl"])
+def test_keys_that_are_no_paths_are_refused(corpus: Corpus, stand_in: StandIn, key: str) -> None:
+    name, _, folder = corpus.url.removeprefix("s3://").partition("/")
+    corpus.bucket.fs.call_s3("put_object", Bucket=name, Key=f"{folder}/{key}", Body=b"{}")
+    done = corpus.run(stand_in, "--dry-run")
+    assert done.returncode == 2
+    assert f"the input file {key!r} has an empty part in its name, or dots alone" in done.stderr

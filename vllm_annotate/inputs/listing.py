@@ -23,6 +23,11 @@ ENDING = re.compile(
 SAYS = "give a .jsonl (also .gz, .zst), .parquet or .tar file"
 
 
+def output_name(name: str) -> str:
+    """The name of the output file of an input file of this name."""
+    return f"{ENDING.sub('', name)}.jsonl"
+
+
 @dataclass(frozen=True)
 class InputFile:
     """A file of the input. Its name is its path below the folder that all files of the input have in common."""
@@ -35,7 +40,7 @@ class InputFile:
     @property
     def output_name(self) -> str:
         """The name of its answers below the output folder."""
-        return f"{ENDING.sub('', self.name)}.jsonl"
+        return output_name(self.name)
 
     @property
     def form(self) -> str:
@@ -122,8 +127,10 @@ def _equal(one: Sequence[str], other: Sequence[str]) -> int:
 
 def _check(files: Sequence[InputFile]) -> None:
     for file in files:
-        if ".." in file.name.split("/"):
-            raise UsageError(f"the name {file.name!r} leads out of its folder: rename it")
+        if not {"", ".", ".."}.isdisjoint(file.name.split("/")):  # keys of an object store may be anything
+            raise UsageError(
+                f"the input file {file.name!r} has an empty part in its name, or dots alone, as no path has: rename it"
+            )
         try:
             file.name.encode()
         except UnicodeEncodeError:

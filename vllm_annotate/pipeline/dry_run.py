@@ -13,6 +13,8 @@ from vllm_annotate.inputs.source import Source
 from vllm_annotate.job import Job
 from vllm_annotate.pipeline.files import RunFiles, run_files
 from vllm_annotate.pipeline.found_input import find_input
+from vllm_annotate.pipeline.many_inputs import columns_of
+from vllm_annotate.results.finished import is_current, read_finished
 from vllm_annotate.results.parts import answer_files
 from vllm_annotate.storage.workspace import Workspace
 from vllm_annotate.threads import run_to_end
@@ -42,11 +44,16 @@ def _counted_all(job: Job, files: RunFiles) -> tuple[int, int, int]:
     """The same of all files of the input."""
     assert files.inputs is not None  # noqa: S101 - for the type checker
     counts, left = [0, 0, 0], job.limit
+    entries = read_finished(files.workspace, files.output.output_version)
     for file in files.inputs.files:
+        entry, output = entries.get(file.name), files.output.output_version(file.output_name)
+        if entry is not None and not job.limit and is_current(entry, file, output, columns_of(job)):
+            counts = [counts[0] + entry.counts.distinct, counts[1] + entry.counts.distinct, counts[2]]
+            continue
         one = job.model_copy(update={"input": file.where, "shard": ""})
         with TemporaryDirectory(prefix="vllm-annotate-") as folder:
             source = replace(find_input(one, Path(folder), name=file.name).source, selection=Selection(left))
-            counted = _counted(files.workspace.of_input(file.name, file.output_name), source)
+            counted = _counted(files.output.of_input(file).workspace, source)
         counts = [sum(both) for both in zip(counts, counted, strict=True)]
         left -= min(left, counted[1])
         if job.limit and not left:

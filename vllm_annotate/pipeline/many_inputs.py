@@ -14,6 +14,7 @@ from vllm_annotate.inputs.input_images import InputImages
 from vllm_annotate.inputs.listing import InputFile
 from vllm_annotate.inputs.plan import input_has_changed, keep_plan, remove_plan
 from vllm_annotate.inputs.plan_file import Counts
+from vllm_annotate.job import Job
 from vllm_annotate.pipeline.annotating import Fatal, Logger, MakeRunner, start_chunks
 from vllm_annotate.pipeline.planned_file import PlannedFile, plan_file
 from vllm_annotate.pipeline.session import Run, record_run
@@ -37,6 +38,11 @@ from vllm_annotate.threads import run_to_end
 AT_ONCE = 2  # files that are planned at the same time: most of a plan uses one core
 
 
+def columns_of(job: Job) -> dict[str, str]:
+    """The columns that an entry of a finished file notes: with others, it is read again."""
+    return {"image": job.image_column, "caption": job.caption_column}
+
+
 class ManyInputs:
     """Input files in the order of their names.
 
@@ -49,9 +55,9 @@ class ManyInputs:
         self._run, self._logger = run, logger
         self._workspace = run.workspace
         self._all = run.files.inputs.files
-        self._entries = read_finished(run.workspace)
-        self._columns = {"image": run.job.image_column, "caption": run.job.caption_column}
-        self._selected = {"limit": run.job.limit}
+        self._output = run.files.output
+        self._entries = read_finished(run.workspace, self._output.output_version)
+        self._columns = columns_of(run.job)
         self._states = {state.name for state in run.workspace.states.glob("*")}
         self._todo = deque(file for file in self._all if not self._is_current(file))
         self._left = run.job.limit  # images that may still be selected
@@ -68,9 +74,8 @@ class ManyInputs:
         self._said: set[str] = set()
 
     def _is_current(self, file: InputFile) -> bool:
-        entry = self._entries.get(file.name)
-        like = {"columns": self._columns, "selected": self._selected}
-        if self._selected["limit"] or not is_current(entry, file, self._run.files.output.output_version(file), like):
+        entry, output = self._entries.get(file.name), self._output.output_version(file.output_name)
+        if self._run.job.limit or not is_current(entry, file, output, self._columns):
             return False
         assert entry is not None  # noqa: S101 - for the type checker
         if (workspace := self._of(file)).work.name in self._states:  # a kill came before it was removed
@@ -78,7 +83,9 @@ class ManyInputs:
                 return False
             with suppress(UsageError), workspace.claimed(file.name):
                 remove_plan(workspace)
+                workspace.failures.unlink(missing_ok=True)  # of a run whose output another one's was there before
                 remove_state(workspace)
+        self._output.tidy(file)
         self.counts = self.counts.plus(replace(entry.counts, already_done=entry.counts.distinct, taken=0))
         return True
 
@@ -141,6 +148,7 @@ class ManyInputs:
         begun = {file.name for file in self._todo} | ({planned.file.name} if planned else set())
         # An image that is asked again is in no failures file meanwhile.
         await run_to_end(self._compose, [file for file in self._all if file.name not in begun])
+        await run_to_end(self._output.keep_failures)
         try:
             async with asyncio.TaskGroup() as group:
                 while planned is not None:
@@ -164,7 +172,8 @@ class ManyInputs:
             self.counts = self.counts.plus(planned.plan.counts)
 
     def _merge_of(self, planned: PlannedFile) -> Merge:
-        return Merge(planned.workspace, planned.plan, warn=self._run.files.warn)
+        grows = planned.run.files.output.grows
+        return Merge(planned.workspace, planned.plan, grows=grows, warn=self._run.files.warn)
 
     async def finish(self, logger: Logger) -> Merged:  # noqa: ARG002 - as that of one input
         """Returns what came of all files, each of which is finished."""
@@ -264,12 +273,12 @@ class ManyInputs:
         planned.run.files.output.publish()
         failures = dict(merged.failures) | ({"left alone": merged.left_alone} if merged.left_alone else {})
         entry = Finished(
-            file.name, planned.version, self._run.files.output.output_version(file), self._columns,
+            file.name, planned.version, self._output.output_version(file.output_name), self._columns,
             {"limit": run.job.limit}, plan.counts, count_lines(workspace), failures,
         )  # fmt: skip
         with self._lock:
             note_finished(self._workspace, entry)
-            self._run.files.output.keep_entries()
+            self._output.keep_entries()
             self._entries[file.name] = entry
             self._finished += 1
         remove_plan(workspace)

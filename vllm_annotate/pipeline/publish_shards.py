@@ -36,8 +36,7 @@ def merge_and_publish(job: Job, unfinished: Sequence[str], warn: Callable[[str],
             report, images = _merged_folder(job, files, unfinished)
         else:
             report, images = _merged_file(job, files, unfinished, Path(folder))
-        files[0].fetch_shown()
-        report = with_whole(report, whole)
+        report = with_whole(report, files[0])
         write_report(whole.report, report)
         try:
             write_page(whole, images, report, [])
@@ -67,11 +66,14 @@ def _merged_folder(job: Job, files: Sequence[Files], unfinished: Sequence[str]) 
     inputs, makers, reports = input_files(job, whole), makers_in(whole.report), shard_reports(shards)
     counts, merged, finished = merge_folder(inputs, files[0], shards)
     last = [report.last.images for report in reports.values()]
-    merged.answered = sum(images.answered for images in last)
+    answered = sum(images.answered for images in last)  # of shards of another count too, if there are any
+    merged.answered = min(answered, counts.distinct - merged.failures.total())
     merged.annotations_error = sum(images.annotations_error for images in last)
-    failed = {name: why for report in reports.values() for name, why in (report.files or NO_FILES).failed.items()}
-    left = len(inputs.files) - finished - len(failed)
-    came = InputFiles(inputs=len(inputs.files), finished=finished, failed=failed, not_begun=max(0, left))
+    told = {name: why for report in reports.values() for name, why in (report.files or NO_FILES).failed.items()}
+    open_ones = {file.name for file in inputs.files} - set(finished)
+    failed = {name: why for name, why in told.items() if name in open_ones}
+    left = len(open_ones) - len(failed)
+    came = InputFiles(inputs=len(inputs.files), finished=len(finished), failed=failed, not_begun=left)
     report = summarise_shards(counts, merged, reports, unfinished, makers)
     done = counts.distinct - merged.answered - merged.failures.total()
     images = report.images.model_copy(update={"already_done": max(0, done)})

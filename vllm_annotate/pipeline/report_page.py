@@ -13,6 +13,7 @@ from vllm_annotate.report.figures import telemetry_charts
 from vllm_annotate.report.page import write_page
 from vllm_annotate.report.report import Report, read_report
 from vllm_annotate.report.whole import with_whole
+from vllm_annotate.results.files import Files
 from vllm_annotate.results.output_files import output_files
 from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.locations import location
@@ -32,18 +33,19 @@ def remake_page(output: Path | str, image_root: Path | str | None = None, shard:
     if images is None:
         raise UsageError(f"no run of {output} is recorded beside it: correct the output, or set image_root")
     with output_files(output, shard) as files, files.workspace.locked():
-        page = write_page_again(files.workspace, images)
+        page = write_page_again(files, images)
         files.publish()
     return str(page) if isinstance(output, Path) else output.removesuffix(".jsonl") + ".report.html"
 
 
-def write_page_again(workspace: Workspace, image_root: ImageRoot) -> Path:
+def write_page_again(files: Files, image_root: ImageRoot) -> Path:
     """Replaces report.html; returns its path. Raises UsageError if report.json is missing or unreadable."""
+    workspace = files.workspace
     report = read_report(workspace.report)
     if report is None:
         raise UsageError(f"{workspace.report} does not exist: finish a run of {workspace.output}, which writes it")
     try:
-        report = with_whole(report, workspace)
+        report = with_whole(report, files)
         write_page(workspace, image_root, report, last_charts(workspace, report))
     except (KeyError, TypeError, ValueError, AttributeError, UndefinedError) as error:
         raise UsageError(

@@ -36,8 +36,7 @@ async def publish_report(
     report = outcome(run, work, merged, telemetry, seconds=seconds)
     if not work.rows and not merged.answered:
         report = await run_to_end(with_last_run, report, run.workspace)
-    await run_to_end(run.files.output.fetch_shown)
-    report = await run_to_end(with_whole, report, run.workspace)
+    report = await run_to_end(with_whole, report, run.files.output)
     write_report(run.workspace.report, report)
     try:
         idle, language = report.last_run is not None, language_of(report)

@@ -33,9 +33,15 @@ class Files:
         """Returns the files of an input file, of an output that is a folder, up to date with its output."""
         return Files(self.workspace.of_input(file.name, file.output_name))
 
-    def output_version(self, file: InputFile) -> Version:
-        """Returns the version of the finished output of an input file; None if there is none."""
-        return file_version(self.workspace.answers / file.output_name)
+    def output_version(self, name: str) -> Version:
+        """Returns the version of an output file of a folder; None if there is none."""
+        return file_version(self.workspace.answers / name)
+
+    def tidy(self, file: InputFile) -> None:
+        """Removes what is left of the state of a finished input file where other machines see it."""
+
+    def keep_failures(self) -> None:
+        """Publishes the failures of a folder, before those that are asked again get answers."""
 
     def keep(self, chunk: Chunk) -> None:
         """Saves the answers of a chunk so far, also from a power loss. Raises OSError."""

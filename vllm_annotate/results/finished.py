@@ -1,13 +1,12 @@
 """Which input files of a folder are finished: their entries tell a run what it need not open."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from vllm_annotate.inputs.listing import InputFile
+from vllm_annotate.inputs.listing import InputFile, output_name
 from vllm_annotate.inputs.plan_file import Counts
 from vllm_annotate.storage.atomic import append_line, replacing
 from vllm_annotate.storage.file_states import Version
@@ -33,15 +32,18 @@ class Finished:
 FINISHED = TypeAdapter(Finished)
 
 
-def read_finished(workspace: Workspace) -> dict[str, Finished]:
-    """Returns the last entry of each name, whichever shard wrote it.
+def read_finished(workspace: Workspace, output_version: Callable[[str], Version]) -> dict[str, Finished]:
+    """Returns an entry for each name, whichever shard wrote it: the one that is of the output that is there, if any.
 
     Without those that are damaged: such a file is planned again.
     """
     files = {path for of in (workspace, *shards_and_whole(workspace)) if (path := of.finished).exists()}
     found: dict[str, Finished] = {}
     for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
-        found |= _read(path)
+        for name, entry in _read(path).items():
+            before = found.get(name)
+            if before is None or before.output != output_version(output_name(name)):
+                found[name] = entry
     return found
 
 
@@ -63,9 +65,9 @@ def _read(path: Path) -> dict[str, Finished]:
     return found
 
 
-def is_current(entry: Finished | None, file: InputFile, output: Version, like: Mapping[str, Any]) -> bool:
+def is_current(entry: Finished | None, file: InputFile, output: Version, columns: Mapping[str, str]) -> bool:
     """Whether a file needs no look: nothing failed, and neither it, its output nor how it is read has changed."""
-    if entry is None or entry.failures or (entry.columns, entry.selected) != (like["columns"], like["selected"]):
+    if entry is None or entry.failures or entry.columns != columns or any(entry.selected.values()):
         return False
     return is_finished(entry, file, output)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.listing import InputFile
-from vllm_annotate.inputs.plan_file import Chunk
+from vllm_annotate.inputs.plan_file import Chunk, read_plan_file
 from vllm_annotate.results.files import Files
 from vllm_annotate.results.mirror import RemoteFiles
 from vllm_annotate.results.mirrored import MirroredAnswers
@@ -21,6 +21,8 @@ from vllm_annotate.storage.workspace import Workspace
 ENTRIES_SECONDS = 60.0  # of finished files, about, are looked at again after this machine is lost
 # Output files that stay here, or are downloaded, for the report's page: all of them may be more than this disk holds.
 SHOWN, FETCHED = 12, 4
+UNPUBLISHED = ("parts/*.jsonl", "growing.jsonl", "unpublished.jsonl")  # what a state may have
+STATE_PARTS = 3  # of the name of an object: labeled.work/files/STATE
 
 
 class FolderMirror(RemoteFiles):
@@ -41,6 +43,8 @@ class FolderMirror(RemoteFiles):
         super().__init__(url, shard, say, stopped)
         self._versions: dict[str, str] = {}  # of finished outputs, by name
         self._newest: deque[Path] = deque()
+        self._left: dict[str, list[str]] = {}  # by state: its objects
+        self._open: set[FileMirror] = set()
         self._kept = time.monotonic()
         self._pushing = threading.Lock()
 
@@ -53,14 +57,32 @@ class FolderMirror(RemoteFiles):
             answers.fetch()
             workspace = self.workspace.of_input(file.name, file.output_name)  # an output may have come
             answers.append(workspace)
-        return FileMirror(self, file, workspace, answers)
+        opened = FileMirror(self, file, workspace, answers)
+        self._open.add(opened)
+        return opened
 
     def _output_of(self, file: InputFile) -> Path:
         return self.workspace.answers / file.output_name
 
-    def output_version(self, file: InputFile) -> Version:
-        """Returns the version of the finished output of an input file; None if there is none."""
-        return self._versions.get(file.output_name)
+    def output_version(self, name: str) -> Version:
+        """Returns the version of an output file of a folder; None if there is none."""
+        return self._versions.get(name)
+
+    def tidy(self, file: InputFile) -> None:
+        """Removes what is left in the store of the state of a finished input file.
+
+        Such as the parts of a run that had the same file, and whose output was refused.
+        """
+        state = self._copies.name(self.workspace.of_input(file.name, file.output_name).work)
+        with reaching(self.url):
+            for name in self._left.pop(state, ()):
+                self._copies.remove(name)
+
+    def keep_failures(self) -> None:
+        """Publishes the failures, before those that are asked again get answers. Raises OSError."""
+        with reaching(self.url), self._pushing:
+            self._lease.check()
+            self._copies.push(self.workspace.failures)
 
     def note_output(self, file: InputFile, version: str | None) -> None:
         """Takes note of an upload, and removes the copy of an output that is not among the newest."""
@@ -68,8 +90,15 @@ class FolderMirror(RemoteFiles):
             self._versions[file.output_name] = version
         with self._pushing:
             self._newest.append(self._output_of(file))
-            while len(self._newest) > SHOWN:
-                self._copies.forget(self._newest.popleft())
+            self._forget_older()
+
+    def close(self, file: "FileMirror") -> None:
+        """Takes note that a file has nothing more to upload."""
+        self._open.discard(file)
+
+    def _forget_older(self) -> None:
+        while len(self._newest) > SHOWN:
+            self._copies.forget(self._newest.popleft())
 
     def fetch_shown(self) -> None:
         """Downloads some outputs for the page if none is here."""
@@ -88,8 +117,11 @@ class FolderMirror(RemoteFiles):
         """Uploads which input files are finished, from time to time: this file grows."""
         if time.monotonic() - self._kept > ENTRIES_SECONDS:
             self._kept = time.monotonic()
-            with reaching(self.url):
-                self._push_entries()
+            try:
+                with reaching(self.url):
+                    self._push_entries()
+            except OSError as error:
+                self._say(f"which files are finished is saved on this machine only, for now: {error}")
 
     def publish(self) -> None:
         """Uploads what changed. Raises OSError."""
@@ -111,7 +143,8 @@ class FolderMirror(RemoteFiles):
         folder = copies.remote(workspace.answers)
         for path, info in copies.fs.find(folder, detail=True).items():
             self._versions[path.removeprefix(f"{folder}/")] = version_of(info)
-        if any(workspace.states.glob("*/parts/*.jsonl")) or any(workspace.states.glob("*/growing.jsonl")):
+        self._copies_here()
+        if any(any(workspace.states.glob(f"*/{name}")) for name in UNPUBLISHED) or self._is_ahead:
             self._guard_recipe()
         whole = Workspace(workspace.answers)
         shared = [whole.format, whole.recipe, whole.finished, whole.common_folder]
@@ -120,7 +153,10 @@ class FolderMirror(RemoteFiles):
         self._pull_minor()
         names = (workspace.finished.name, workspace.common_folder.name)
         of_shards = [name for name in copies.found(shards_folder(whole.output)) if name.endswith(names)]
-        of_files = [name for name in copies.found(workspace.states) if name.endswith("/of.failures.jsonl")]
+        states = copies.found(workspace.states)
+        for name in states:
+            self._left.setdefault("/".join(name.split("/")[:STATE_PARTS]), []).append(name)
+        of_files = [name for name in states if name.endswith("/of.failures.jsonl")]
         for path in {copies.folder / name for name in (*of_shards, *of_files)} | {*workspace.states.glob("*/of.*")}:
             copies.fetch(path)
         self._check_is_ours()
@@ -136,7 +172,22 @@ class FolderMirror(RemoteFiles):
                 f"or name a file in it, such as {self.url}/labeled.jsonl"
             )
 
+    def _copies_here(self) -> None:
+        """Removes copies of outputs but for the newest, and of those that are gone in the store."""
+        here = [path for path in self.workspace.answers.rglob("*.jsonl") if path.is_file()]
+        ahead = [path for path in here if self._copies.changed_here(path)]
+        self._is_ahead = bool(ahead)
+        folder = self.workspace.answers
+        for path in sorted(set(here) - set(ahead), key=lambda path: path.stat().st_mtime_ns):
+            if str(path.relative_to(folder)) in self._versions:
+                self._newest.append(path)
+            else:
+                self._copies.forget(path)
+        self._forget_older()
+
     def _keep_all(self) -> None:
+        for file in list(self._open):
+            file.keep_all()
         with reaching(self.url):
             self._push_entries()
 
@@ -144,14 +195,20 @@ class FolderMirror(RemoteFiles):
 class FileMirror(Files):
     """The files of one input file."""
 
+    grows = False  # a part whose upload failed stays until the output is uploaded
+
     def __init__(self, whole: FolderMirror, file: InputFile, workspace: Workspace, answers: MirroredAnswers) -> None:
         super().__init__(workspace)
         self._whole, self._file, self._answers = whole, file, answers
+        self._owed: dict[int, Chunk] = {}
 
     def keep(self, chunk: Chunk) -> None:
-        """Uploads the chunk's answers so far."""
+        """Uploads the chunk's answers so far, and those of chunks whose upload failed."""
+        self._owed[chunk.number] = chunk
         with reaching(self._whole.url):
-            self._answers.keep(chunk, self._whole.push_recipe)
+            for each in list(self._owed.values()):
+                self._answers.keep(each, self._whole.push_recipe)
+                self._owed.pop(each.number, None)
 
     def publish(self) -> None:
         """Uploads failures and output, and removes the parts. Raises OSError.
@@ -160,10 +217,18 @@ class FileMirror(Files):
         """
         with reaching(self._whole.url):
             try:
-                version = self._answers.publish()
+                version = self._answers.publish_output()
+                self._answers.publish_failures()
             except ObjectChangedError as error:
                 raise UsageError(
                     f"another program has written {error.filename}: run again; its rows count as answered"
                 ) from None
             self._answers.remove_parts()
         self._whole.note_output(self._file, version)
+        self._whole.close(self)
+
+    def keep_all(self) -> None:
+        """Uploads what a run that ends early has not."""
+        plan = read_plan_file(self.workspace)
+        for chunk in plan.chunks if plan is not None else ():
+            self.keep(chunk)

@@ -16,8 +16,8 @@ from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 
 
-def merge_folder(inputs: Inputs, files: Files, shards: Sequence[Workspace]) -> tuple[Counts, Merged, int]:
-    """Gathers entries and failures of all input files; returns their counts, and how many files are finished.
+def merge_folder(inputs: Inputs, files: Files, shards: Sequence[Workspace]) -> tuple[Counts, Merged, list[str]]:
+    """Gathers entries and failures of all input files; returns their counts, and the names of those finished.
 
     Raises UsageError if a run is at work on the output or a shard, or if recipes differ.
     """
@@ -28,15 +28,16 @@ def merge_folder(inputs: Inputs, files: Files, shards: Sequence[Workspace]) -> t
         for workspace in (whole, *shards):
             locks.enter_context(workspace.locked())
         check_recipes(whole, shards)
-        entries = read_finished(whole)
+        entries = read_finished(whole, files.output_version)
         write_finished(whole, entries)
         compose_failures(whole, (whole.of_input(file.name, file.output_name) for file in inputs.files))
     finished = [
         entry
         for file in inputs.files
-        if (entry := entries.get(file.name)) is not None and is_finished(entry, file, files.output_version(file))
+        if (entry := entries.get(file.name)) is not None
+        and is_finished(entry, file, files.output_version(file.output_name))
     ]
-    return *_counted(finished), len(finished)
+    return *_counted(finished), [entry.name for entry in finished]
 
 
 def _counted(entries: Sequence[Finished]) -> tuple[Counts, Merged]:

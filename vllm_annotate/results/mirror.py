@@ -39,6 +39,8 @@ class RemoteFiles(Files):
         Setting `stopped` ends waits and transfers while they are entered.
         """
         remote_folder, _, name = url.rpartition("/")
+        if remote_folder.endswith(":/"):
+            raise UsageError(f"output {url!r} is a whole bucket: name a folder or a file in it, such as {url}/labeled")
         fs, remote = file_system(remote_folder)
         # A shard has its own folder: a run of the whole output must not share its copy of the whole.
         folder = Path(os.path.realpath(state_folder() / "mirrors" / identity_of(fs, remote_folder, shard)))
@@ -177,7 +179,8 @@ class Mirror(RemoteFiles):
         Raises OSError, also if another program changed failures or output in the store meanwhile.
         """
         with reaching(self.url):
-            self._answers.publish()
+            self._answers.publish_failures()
+            self._answers.publish_output()
             self._push_minor()
             self._answers.remove_parts()
 

@@ -90,10 +90,13 @@ class MirroredAnswers:
             before()
             self._copies.push(part, name)
 
-    def publish(self) -> str | None:
-        """Uploads failures and output; returns the version of the output."""
+    def publish_failures(self) -> None:
+        """Uploads the failures."""
         self._check()
         self._copies.push(self._workspace.failures)
+
+    def publish_output(self) -> str | None:
+        """Uploads the output; returns its version."""
         self._check()
         return self._copies.push(self._output)
 

@@ -35,7 +35,7 @@ class Copies:
     def read(self) -> None:
         """Reads the record, which has to be locked."""
         self._seen, lines = _read(self._record)
-        if lines > 2 * len(self._seen) + 100:
+        if lines > 2 * len(self._seen) + 100 or not self._record.exists():
             with replacing(self._record) as file:
                 file.writelines(_line(name, pair) for name, pair in self._seen.items())
 

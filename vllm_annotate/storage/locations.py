@@ -77,6 +77,13 @@ ONE_FIELD = {"type": "string", "format": "path"}  # of text in the form of the P
 Location = Annotated[Path | str, BeforeValidator(location), WithJsonSchema(ONE_FIELD)]
 
 
+def output_location(value: Any) -> Any:
+    """Returns the location of an output: of a folder in an object store without the slash at its end."""
+    found = location(value)
+    return found.rstrip("/") if isinstance(found, str) else found
+
+
+Output = Annotated[Path | str, BeforeValidator(output_location), WithJsonSchema(ONE_FIELD)]
 OptionalLocation = Annotated[
     Path | str | None,
     BeforeValidator(lambda value: None if value in (None, "") else location(value)),
