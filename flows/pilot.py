@@ -17,7 +17,7 @@ from flows.support.outcome import ended, refused
 from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.inside import image_root_at
-from vllm_annotate.pipeline.pilot import as_markdown, estimate_in_words, pilot_output
+from vllm_annotate.pipeline.pilot import as_markdown, check_one_input, estimate_in_words, pilot_output
 from vllm_annotate.storage.locations import Location, OptionalLocation, Output, run_name
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
@@ -64,6 +64,7 @@ async def pilot(
     parameters = dict(locals())
     await hide_secrets(server)
     try:
+        check_one_input(input)
         own = await run_to_end(pilot_output, output)
     except (UsageError, OSError) as error:
         return refused(error, output)

@@ -111,3 +111,10 @@ def test_what_annotate_refuses_a_pilot_refuses(command: Command, make_job: MakeJ
     assert "no vLLM server" in done.err
     assert command("pilot", "--input", "a.jsonl").err.count("--output is required") == 1
     assert not list(job.folder.glob("*pilot*"))
+
+
+def test_a_pilot_of_several_files_says_to_take_one(command: Command, make_job: MakeJob, nobody: str) -> None:
+    job = make_job(4)
+    done = command("pilot", *job.arguments(nobody), "--input", str(job.folder), "--without-prefect")
+    assert done.code == 2
+    assert f"input '{job.folder}' may be several files, and a pilot takes one: name one of them" in done.err

@@ -5,12 +5,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.listing import names_one_file, shown
 from vllm_annotate.report.estimate import FEWEST, Estimate
 from vllm_annotate.storage.json_text import json_object
-from vllm_annotate.storage.locations import location, read_object
+from vllm_annotate.storage.locations import Given, location, locations, read_object
 from vllm_annotate.storage.workspace import Workspace
 
 SAMPLE = 200  # images, if none are selected
+
+
+def check_one_input(given: Given) -> None:
+    """Raises UsageError if an input may be several files, of which a pilot takes one."""
+    if not names_one_file(given):
+        raise UsageError(
+            f"input {shown(given)!r} may be several files, and a pilot takes one: name one of them and an output for "
+            "it, such as --input laion/00000.tar --output 00000.jsonl; all files take as many times as long"
+        )
 
 
 def pilot_output(output: Path | str) -> Path | str:
@@ -24,6 +35,8 @@ def pilot_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a pilot's job, from those of the job it is for."""
     found = dict(fields)
     with suppress(ValueError):  # of an invalid location, which the job refuses
+        if found.get("input"):
+            check_one_input(locations(found["input"]))
         found["output"] = pilot_output(location(found.get("output")))
     with_sample(found)
     return found
