@@ -54,9 +54,9 @@ class Array:
         self.started += 1
         paths = [f"--{option.replace('_', '-')}={self._folder / name}" for option, name in PATHS.items()]
         more = ["--api-base", f"{self._url}/v1", "--max-concurrency", str(IN_FLIGHT), "--without-prefect"]
-        log = self._folder.joinpath("log").open("ab")
         command = [str(PROGRAM), "annotate", *paths, *more, "--shard", shard]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        with self._folder.joinpath("log").open("ab") as log:
+            return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
 
     def _check(self, shard: str, code: int) -> None:
         if code == -9:

@@ -64,6 +64,7 @@ async def annotate_images(
     limit: Annotated[int, Field(ge=0)] = 0,
     sample: Annotated[int, Field(ge=0)] = 0,
     sample_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0,
+    own_names: Literal["keep", "drop"] = "keep",
 ) -> State[Any]:
     """Writes a rationale and named boxes for every image of a JSONL or Parquet file. Run it again to resume.
 
@@ -93,6 +94,8 @@ async def annotate_images(
         limit: Only the first so many distinct images of the input; 0 for all.
         sample: Only so many distinct images of the input, at random; a larger sample contains a smaller one. 0 for all.
         sample_seed: Another seed draws another sample.
+        own_names: Whether answers keep the columns of image_column and caption_column under their own names too, beside
+            image_path and caption.
 
     """
     job = Job(**locals())

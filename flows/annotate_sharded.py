@@ -61,6 +61,7 @@ async def annotate_sharded(
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 600,
     chunk_retries: Annotated[int, Field(ge=0, le=10)] = 1,
     canary_every: Annotated[int, Field(ge=0)] = 500,
+    own_names: Literal["keep", "drop"] = "keep",
 ) -> State[Any]:
     """Annotates the images in shards, each a separate run on a worker, and merges their answers.
 
@@ -93,6 +94,8 @@ async def annotate_sharded(
         chunk_retries: How often to retry a chunk whose server went down.
         canary_every: Answers of an endpoint between two drawn test scenes, which show whether its boxes are still
             right; 0 for none.
+        own_names: Whether answers keep the columns of image_column and caption_column under their own names too, beside
+            image_path and caption.
 
     """
     job, logger = Job.from_parameters(locals()), get_run_logger()
@@ -169,7 +172,9 @@ async def merge_and_report(job: Job, lost: Mapping[Shard, str]) -> Report:
 def check_input(job: Job, count: int) -> None:
     """Raises UsageError if input or images cannot be read in so many shards: better here than in each shard."""
     if names_folder(job.output):
-        several_images(job, input_files(job.model_copy(update={"shard": f"1/{count}"}), Workspace.at(job.output)))
+        # Of a URL only the names count.
+        whole = Workspace.at(job.output) if isinstance(job.output, Path) else Workspace(Path(name_of(job.output)))
+        several_images(job, input_files(job.model_copy(update={"shard": f"1/{count}"}), whole))
         return
     check_single(job)
     with TemporaryDirectory(prefix="vllm-annotate-") as folder:

@@ -102,6 +102,11 @@ class Job(BaseModel):
     sample_seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="Another seed draws another sample."
     )
+    own_names: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="Whether answers keep the columns of image_column and caption_column under their own names too, "
+        "beside image_path and caption.",
+    )
 
     @field_validator("*", mode="before")
     @classmethod

@@ -151,17 +151,23 @@ def test_failures_of_all_files_are_in_one_and_asked_again(make_job: MakeJob, sta
 
 def test_retry_asks_the_failures_of_a_folder_again(make_job: MakeJob, stand_in: StandIn) -> None:
     corpus = Corpus(make_job(12), 3)
+    for path in corpus.folder.rglob("*.jsonl"):
+        path.write_text(path.read_text().replace('"caption"', '"text"'))
+    named = ["--caption-column", "text", "--own-names", "drop"]
     stand_in.set_faults({"kind": "400", "count": None, "match": "000[18]"})
-    assert corpus.run(stand_in, "--limit", "8").returncode == 1
+    assert corpus.run(stand_in, "--limit", "8", *named).returncode == 1
     stand_in.set_faults()
     stand_in.forget()
     refused = command("retry", "--output", corpus.output, "--kinds", "timeout", "--without-prefect")
     assert refused.returncode == 2
-    assert "is a folder, of which all kinds of failures are retried: leave out kinds" in refused.stderr
+    assert "is a folder, of which all failures are retried: leave out kinds" in refused.stderr
     retried = command("retry", "--output", corpus.output, "--without-prefect")
     assert retried.returncode == 0, retried.stderr
     assert "Retrying 2 rejected; not retrying none" in retried.stderr
     assert sum(stand_in.asked().values()) == 2, "and no image beyond the limit of that run"
+    rows = [row for path in corpus.output.rglob("*.jsonl") for row in lines_of(path)]
+    assert len(rows) == 8
+    assert all("text" not in row and row["caption"].startswith("caption of") for row in rows)
     assert "nothing to retry" in command("retry", "--output", corpus.output, "--without-prefect").stderr
 
 

@@ -92,7 +92,9 @@ def test_a_file_of_another_run_is_left_to_it(make_job: MakeJob) -> None:
         first = corpus.job.start_with(corpus.arguments(server, "--max-concurrency", "2", "--shard", "1/2"))
         while not server.asked():
             time.sleep(0.005)
+        first.send_signal(signal.SIGSTOP)
         both = corpus.run(server)
+        first.send_signal(signal.SIGCONT)
         assert both.returncode == 1
         assert "0/00.jsonl is being annotated by another run (process" in both.stderr
         assert "1 of 2 input files are finished" in both.stderr
@@ -106,5 +108,5 @@ def test_more_shards_than_files_are_refused(corpus: Corpus, stand_in: StandIn) -
     done = corpus.run(stand_in, "--shard", "1/6")
     assert done.returncode == 2
     assert "there are 5 input files and 6 shards" in done.stderr
-    assert "use at most 5 shards" in done.stderr
+    assert "at most 5 shards" in done.stderr
     assert not corpus.work.exists()

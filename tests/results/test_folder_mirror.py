@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from flows.annotate_sharded import check_input
 from stand_in.process import StandIn
 from tests.conftest import Job
 from tests.flows.test_many_inputs import command
 from tests.support.s3 import Bucket
+from vllm_annotate.errors import UsageError
+from vllm_annotate.job import Job as Parameters
 from vllm_annotate.results.folder_mirror import SHOWN
 
 MakeJob = Callable[[int], Job]
@@ -117,8 +120,8 @@ def test_runs_that_are_killed_on_one_machine_after_another_lose_and_repeat_nothi
     make_remote_job: MakeJob, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = Corpus(make_remote_job(60), bucket, 4)  # 15 images a file
-    with StandIn.started("--canned", "--prefill-seconds", "0.05") as server:
-        given = corpus.arguments(server, "--max-concurrency", "2", "--chunk-size", "5")
+    with StandIn.started("--canned", "--prefill-seconds", "0.25") as server:
+        given = corpus.arguments(server, "--max-concurrency", "2", "--chunk-size", "2")
         for kill in range(1, 4):
             monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / f"state-{kill}"))
             run = corpus.job.start_with(given)
@@ -127,10 +130,12 @@ def test_runs_that_are_killed_on_one_machine_after_another_lose_and_repeat_nothi
             run.kill()
             run.communicate()
             corpus.release()
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-4"))
+        assert "of 60 images are open" in corpus.run(server, "--dry-run").stdout
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-1"))  # back on the first machine
         done = corpus.job.run_with(given)
         assert done.returncode == 0, done.stderr
-        assert sum(server.asked().values()) <= 60 + 3 * (2 * 5 + 2), "the chunks at work, whose answers were there only"
+        assert sum(server.asked().values()) <= 60 + 3 * (2 * 2 + 2), "the chunks at work, whose answers were there only"
     # Answers that other machines uploaded come first, in their order.
     assert {name: sorted(paths) for name, paths in corpus.rows_of(corpus.output).items()} == corpus.rows_of(corpus.url)
     assert corpus.left_over() == []
@@ -190,6 +195,14 @@ def test_the_newest_outputs_stay_on_this_machine(
             corpus.write(f"{number}/{each:02d}.jsonl", corpus.job.rows()[:1])
         assert corpus.run(stand_in).returncode == 0
         assert len(list(tmp_path.glob("state/**/labeled/**/*.jsonl"))) == SHOWN
+    stand_in.forget()
+    oldest = sorted(tmp_path.glob("state/**/labeled/**/*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    for name in ("0/00", f"1/{oldest[0].stem}", f"1/{oldest[1].stem}"):  # while others are finished, copies are removed
+        corpus.write(f"{name}.jsonl", corpus.job.rows()[:3])
+    done = corpus.run(stand_in)
+    assert done.returncode == 0, done.stderr
+    assert sum(stand_in.asked().values()) == 6
+    assert corpus.rows_of(corpus.output) == corpus.rows_of(corpus.url)
 
 
 def test_shards_write_into_one_folder_and_are_merged(corpus: Corpus, stand_in: StandIn) -> None:
@@ -228,4 +241,11 @@ def test_keys_that_are_no_paths_are_refused(corpus: Corpus, stand_in: StandIn, k
     corpus.bucket.fs.call_s3("put_object", Bucket=name, Key=f"{folder}/{key}", Body=b"{}")
     done = corpus.run(stand_in, "--dry-run")
     assert done.returncode == 2
-    assert f"the input file {key!r} has an empty part in its name, or dots alone" in done.stderr
+    assert f"the input file {key!r} has an empty, '.' or '..' part in its name" in done.stderr
+
+
+def test_the_sharded_flow_looks_at_a_folder_in_a_bucket_before_it_starts_shards(corpus: Corpus) -> None:
+    job = Parameters(input=corpus.url, image_root=f"{corpus.bucket.url}/images", output=corpus.output)
+    check_input(job, 4)
+    with pytest.raises(UsageError, match="4 input files and 5 shards"):
+        check_input(job, 5)

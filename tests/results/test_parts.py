@@ -70,3 +70,10 @@ def test_without_a_caption_column_a_column_named_caption_passes_through() -> Non
     assert line.startswith(b'{"image_path":"a","caption":["x", 1.10],"":5,"vlm_output":')
     line = answer_line(Row("a", "", '{"image_path": "a"}', has_caption=False), IMAGE, "text", PARSED)
     assert line.startswith(b'{"image_path":"a","caption":"","vlm_output":')
+
+
+def test_columns_that_are_dropped_are_in_the_failure_and_not_in_the_answer() -> None:
+    text = '{"file": "a", "text": "c", "score": 1.10}'
+    line = answer_line(Row("a", "c", text, ("file", "text")), IMAGE, "text", PARSED)
+    assert line.startswith(b'{"image_path":"a","caption":"c","score":1.10,"vlm_output":')
+    assert b'"file":"a","text":"c"' in failure_line(text, "a", ImageFailure("timeout", "why", 2))

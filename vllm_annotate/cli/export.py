@@ -84,10 +84,10 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
 
 def existing(where: str) -> Path:
     """Returns the output. Raises UsageError unless it is a file, or a folder of them, on this machine."""
-    from vllm_annotate.results.written import output_files
+    from vllm_annotate.results.written import written_files
 
     path = local_path(where, "--output")
-    if not output_files(path):
+    if not written_files(path):
         what = "has no .jsonl file" if path.is_dir() else "is not a file"
         raise UsageError(f"--output {where!r} {what}: name the output of a run")
     return path

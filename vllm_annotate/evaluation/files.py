@@ -6,14 +6,14 @@ from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.input_images import images_inside
 from vllm_annotate.inputs.inside import DEFAULT_COLUMN, image_root_at
 from vllm_annotate.job import remembered_job
-from vllm_annotate.results.written import output_files
+from vllm_annotate.results.written import written_files
 from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.locations import location
 
 
 def image_root_of(output: Path, given: Path | str | None) -> ImageRoot | None:
     """The image root that is given, or that the output's run had; None if neither is known."""
-    had = remembered_job(output) if output.suffix in ("", ".jsonl") and output_files(output) else {}
+    had = remembered_job(output) if output.suffix in ("", ".jsonl") and written_files(output) else {}
     known = had.get("image_root") if given is None else given
     root: ImageRoot | None
     try:

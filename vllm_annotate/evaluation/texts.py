@@ -12,7 +12,7 @@ import polars as pl
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.source import Source, input_rows
-from vllm_annotate.results.written import output_files
+from vllm_annotate.results.written import written_files
 from vllm_annotate.storage.locations import local_path
 
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -24,7 +24,7 @@ def check_file(path: Path, option: str, *, or_folder: bool = False) -> None:
     named = f"{option} {str(path)!r}"
     local_path(path, option)
     if or_folder and path.is_dir():
-        if not any(file.stat().st_size for file in output_files(path)):
+        if not any(file.stat().st_size for file in written_files(path)):
             raise UsageError(f"{named} is a folder without .jsonl files: name the output of a run")
         return
     if not path.is_file():
@@ -39,7 +39,7 @@ def lines_of(path: Path, named: str, most: int = LONGEST_LINE_BYTES) -> Iterator
     Raises UsageError that begins with `named`. Of a folder the lines of all outputs in it.
     """
     if path.is_dir():
-        for each in output_files(path):
+        for each in written_files(path):
             yield from lines_of(each, f"{named}, {each.name}", most)
         return
     if _start(path) == ZSTD:

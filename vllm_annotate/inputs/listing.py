@@ -63,8 +63,8 @@ class Inputs:
         """
         if shard.count > len(self.files):
             raise UsageError(
-                f"there are {len(self.files)} input files and {shard.count} shards, and a shard of several files has "
-                f"at least one: use at most {len(self.files)} shards, or split a file by an output for it alone"
+                f"there are {len(self.files)} input files and {shard.count} shards, and each shard needs a file: use "
+                f"at most {len(self.files)} shards; to split one file, run it alone, with an output that ends in .jsonl"
             )
         return replace(self, files=self.files[shard.number - 1 :: shard.count])
 
@@ -129,7 +129,8 @@ def _check(files: Sequence[InputFile]) -> None:
     for file in files:
         if not {"", ".", ".."}.isdisjoint(file.name.split("/")):  # keys of an object store may be anything
             raise UsageError(
-                f"the input file {file.name!r} has an empty part in its name, or dots alone, as no path has: rename it"
+                f"the input file {file.name!r} has an empty, '.' or '..' part in its name, which no path can have: "
+                "rename it"
             )
         try:
             file.name.encode()

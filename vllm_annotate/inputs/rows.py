@@ -12,6 +12,7 @@ class Row:
     image_path: str
     caption: str
     text: str  # a JSON object
+    dropped: tuple[str, ...] = ()  # columns of the text that do not go into its answer
     has_caption: bool = True  # False without a caption column; a column named caption then passes through
 
 

@@ -35,6 +35,7 @@ class Source:
     caption_column: str = "caption"
     shard: Shard | None = None
     selection: Selection = ALL
+    dropped: tuple[str, ...] = ()  # columns that do not go into answers
 
     origin: Path | str | None = None
     origin_version: Version = None  # when its rows were read

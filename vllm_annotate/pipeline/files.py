@@ -130,7 +130,7 @@ def check_single(job: Job) -> None:
 def input_files(job: Job, workspace: Workspace) -> Inputs:
     """The files of a job's input or of its shard, without those of its output. Raises UsageError as `list_inputs`."""
     whole = Workspace(workspace.answers)
-    own = [whole.output, whole.work, whole.failures, shards_folder(whole.output)]
+    own = [whole.output, whole.work, whole.failures, whole.reviewed, whole.audited, shards_folder(whole.output)]
     there = job.output.rpartition("/")[0] if isinstance(job.output, str) else ""
     inputs = list_inputs(job.input, [f"{there}/{path.name}" for path in own] if there else own)
     return inputs.of_shard(Shard.parse(job.shard)) if job.shard else inputs

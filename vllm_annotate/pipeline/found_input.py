@@ -44,12 +44,15 @@ def find_input(
     column = DEFAULT_COLUMN if is_ours else job.image_column
     shard = Shard.parse(job.shard) if job.shard else None
     rows, stopped = folder / "rows.jsonl", stopped or threading.Event()
+    dropped = tuple({job.image_column, job.caption_column} - {"image_path", "caption", ""})
+    dropped = dropped if job.own_names == "drop" else ()
     inside = open_inside(job.input, column, job.caption_column, rows, stopped, name, guess=root is None)
     if inside is not None:
-        source = Source(rows, DEFAULT_COLUMN, job.caption_column, shard)
+        source = Source(rows, DEFAULT_COLUMN, job.caption_column, shard, dropped=dropped)
         source = replace(source, origin=inside.where, origin_version=inside.version, origin_column=job.image_column)
         return FoundInput(source, check_source(source), inside, is_inside=True)
-    source = Source(local_copy(job.input, state_folder() / "inputs", stopped), column, job.caption_column, shard)
+    path = local_copy(job.input, state_folder() / "inputs", stopped)
+    source = Source(path, column, job.caption_column, shard, dropped=dropped)
     columns = check_source(source)
     if root is None:
         with_images = ", ".join(map(repr, image_columns(job.input)))

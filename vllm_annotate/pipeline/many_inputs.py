@@ -131,12 +131,14 @@ class ManyInputs:
         assert self._run.files.inputs is not None  # noqa: S101 - for the type checker
         path, folder = self._workspace.common_folder, self._run.files.inputs.folder
         places = [self._workspace, *shards_and_whole(self._workspace)]
-        before = next((known.common_folder.read_text() for known in places if known.common_folder.exists()), folder)
+        known = [place.common_folder for place in places if place.common_folder.exists()]
+        before = known[0].read_text() if known else folder
         is_around = before.startswith(folder) or folder.startswith(before)
         if before != folder and (is_around or "://" in before or Path(before).is_dir()):
             raise UsageError(
                 f"the names of the input files began below {before} before, and begin below {folder} now: give the "
-                f"input as before, choose another --output, or delete {path} if it is the same corpus elsewhere"
+                "input as before, or choose another --output; if it is the same corpus elsewhere, delete "
+                f"{', '.join(dict.fromkeys(map(str, known)))}, in a bucket too"
             )
         with replacing(path) as file:
             file.write(folder.encode())
@@ -278,17 +280,17 @@ class ManyInputs:
         )  # fmt: skip
         with self._lock:
             note_finished(self._workspace, entry)
-            self._output.keep_entries()
             self._entries[file.name] = entry
             self._finished += 1
         remove_plan(workspace)
         remove_state(workspace)
         planned.release()
         planned.remove_copy()
+        self._output.keep_entries()
 
 
 async def plan_many(run: Run, logger: Logger) -> ManyInputs:
     """Lists what is finished, and plans the first file that is not."""
-    work = ManyInputs(run, logger)
+    work = await run_to_end(ManyInputs, run, logger)
     await work.plan()
     return work

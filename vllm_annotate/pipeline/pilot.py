@@ -20,7 +20,7 @@ def check_one_input(given: Given) -> None:
     if not names_one_file(given):
         raise UsageError(
             f"input {shown(given)!r} may be several files, and a pilot takes one: name one of them and an output for "
-            "it, such as --input laion/00000.tar --output 00000.jsonl; all files take as many times as long"
+            "it, such as --input laion/00000.tar --output 00000.jsonl; multiply its time by the number of files"
         )
 
 

@@ -14,11 +14,12 @@ def retried_input(output: Path | str, workspace: Workspace) -> dict[str, Any]:
 
     Raises UsageError if that run is not recorded.
     """
-    if not workspace.is_folder:
-        return {"input": workspace.retried}
     had = remembered_job(output)
+    own_names = {"own_names": had["own_names"]} if "own_names" in had else {}
+    if not workspace.is_folder:
+        return {"input": workspace.retried} | own_names
     if not had.get("input"):
         raise UsageError(
             f"no run of {output} is recorded beside it: run annotate with its input, which retries failures"
         )
-    return {"input": locations(had["input"]), "limit": had.get("limit", 0)}
+    return {"input": locations(had["input"]), "limit": had.get("limit", 0)} | own_names

@@ -14,7 +14,7 @@ from vllm_annotate.images.prepare import thumbnail
 from vllm_annotate.report.text import text_of
 from vllm_annotate.results.audited import Audited
 from vllm_annotate.results.doubt import CORRECTED, doubt
-from vllm_annotate.results.written import output_files
+from vllm_annotate.results.written import written_files
 from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.workspace import Workspace
@@ -120,7 +120,7 @@ def newest_files(output: Path) -> list[Path]:
     """The output, or of a folder the newest files."""
     if not output.is_dir():
         return [output]
-    return nlargest(NEWEST_PARTS, output_files(output), key=lambda path: path.stat().st_mtime_ns)
+    return nlargest(NEWEST_PARTS, written_files(output), key=lambda path: path.stat().st_mtime_ns)
 
 
 def newest_rows(paths: Sequence[Path], count: int) -> list[dict[str, Any]]:
@@ -159,7 +159,7 @@ def spread_lines(path: Path, read_bytes: int = 0, window_bytes: int = 0) -> Iter
     """
     most, window = read_bytes or READ_BYTES, window_bytes or WINDOW_BYTES
     if path.is_dir():
-        files = output_files(path)
+        files = written_files(path)
         chosen = files[:: -(-len(files) // MOST_FILES) or 1]
         for each in chosen:
             share = most // len(chosen)

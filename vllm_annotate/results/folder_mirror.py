@@ -4,6 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
@@ -18,7 +19,7 @@ from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.uploads import ObjectChangedError
 from vllm_annotate.storage.workspace import Workspace
 
-ENTRIES_SECONDS = 60.0  # of finished files, about, are looked at again after this machine is lost
+ENTRIES_SECONDS = 60.0  # between uploads of entries: what was finished since is opened again if this machine is lost
 # Output files that stay here, or are downloaded, for the report's page: all of them may be more than this disk holds.
 SHOWN, FETCHED = 12, 4
 UNPUBLISHED = ("parts/*.jsonl", "growing.jsonl", "unpublished.jsonl")  # what a state may have
@@ -38,9 +39,12 @@ class FolderMirror(RemoteFiles):
         shard: str = "",
         say: Callable[[str], None] = lambda _: None,
         stopped: threading.Event | None = None,
+        *,
+        with_whole: bool = True,
     ) -> None:
-        """The files of an output, or of a shard of it."""
+        """The files of an output, or of a shard of it; `with_whole` what other shards did, as a run needs it."""
         super().__init__(url, shard, say, stopped)
+        self._with_whole = with_whole
         self._versions: dict[str, str] = {}  # of finished outputs, by name
         self._newest: deque[Path] = deque()
         self._left: dict[str, list[str]] = {}  # by state: its objects
@@ -53,6 +57,8 @@ class FolderMirror(RemoteFiles):
         workspace, final = self.workspace.of_input(file.name, file.output_name), self._output_of(file)
         unpublished = workspace.work / "unpublished.jsonl"
         answers = MirroredAnswers(workspace, final, self._copies, self._token, unpublished, self._lease.check)
+        with self._pushing, suppress(ValueError):
+            self._newest.remove(final)  # it is at work: `note_output` puts it back
         with reaching(self.url):
             answers.fetch()
             workspace = self.workspace.of_input(file.name, file.output_name)  # an output may have come
@@ -140,11 +146,16 @@ class FolderMirror(RemoteFiles):
 
     def _pull(self) -> None:
         workspace, copies = self.workspace, self._copies
+        if not self._with_whole:
+            for path in (workspace.finished, workspace.common_folder):
+                copies.fetch(path)
+            self._pull_minor()
+            return
         folder = copies.remote(workspace.answers)
         for path, info in copies.fs.find(folder, detail=True).items():
             self._versions[path.removeprefix(f"{folder}/")] = version_of(info)
-        self._copies_here()
-        if any(any(workspace.states.glob(f"*/{name}")) for name in UNPUBLISHED) or self._is_ahead:
+        is_ahead = self._look_at_copies()
+        if is_ahead or any(any(workspace.states.glob(f"*/{name}")) for name in UNPUBLISHED):
             self._guard_recipe()
         whole = Workspace(workspace.answers)
         shared = [whole.format, whole.recipe, whole.finished, whole.common_folder]
@@ -172,11 +183,13 @@ class FolderMirror(RemoteFiles):
                 f"or name a file in it, such as {self.url}/labeled.jsonl"
             )
 
-    def _copies_here(self) -> None:
-        """Removes copies of outputs but for the newest, and of those that are gone in the store."""
+    def _look_at_copies(self) -> bool:
+        """Removes copies of outputs but for the newest, and of those that are gone in the store.
+
+        Returns whether any has answers that the store has not.
+        """
         here = [path for path in self.workspace.answers.rglob("*.jsonl") if path.is_file()]
         ahead = [path for path in here if self._copies.changed_here(path)]
-        self._is_ahead = bool(ahead)
         folder = self.workspace.answers
         for path in sorted(set(here) - set(ahead), key=lambda path: path.stat().st_mtime_ns):
             if str(path.relative_to(folder)) in self._versions:
@@ -184,10 +197,12 @@ class FolderMirror(RemoteFiles):
             else:
                 self._copies.forget(path)
         self._forget_older()
+        return bool(ahead)
 
     def _keep_all(self) -> None:
         for file in list(self._open):
-            file.keep_all()
+            with suppress(OSError):
+                file.keep_all()
         with reaching(self.url):
             self._push_entries()
 
@@ -211,7 +226,7 @@ class FileMirror(Files):
                 self._owed.pop(each.number, None)
 
     def publish(self) -> None:
-        """Uploads failures and output, and removes the parts. Raises OSError.
+        """Uploads output, then failures, and removes the parts. Raises OSError.
 
         Raises UsageError if another program has written the output meanwhile.
         """

@@ -51,7 +51,7 @@ def _row_members(row: Row) -> list[str | bytes]:
     identity = {"image_path": row.image_path}
     if row.has_caption or "caption" not in raw_members(row.text):
         identity["caption"] = row.caption
-    return [dumped(identity), *other_members(row.text, *identity, *OUR_FIELDS)]
+    return [dumped(identity), *other_members(row.text, *identity, *OUR_FIELDS, *row.dropped)]
 
 
 def other_members(text: str, *names: str) -> Iterator[str]:

@@ -70,6 +70,7 @@ class MirroredAnswers:
         self._appended = [part for part in parts if not self._is_own(part)]
         if not self._appended:
             return
+        self._unpublished.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._unpublished.parent) as folder:
             copies = [Path(folder) / part.rpartition("/")[2] for part in self._appended]
             for part, copy in zip(self._appended, copies, strict=True):

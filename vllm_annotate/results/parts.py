@@ -99,9 +99,9 @@ def row_of(image_path: str, text: str, source: Source, workspace: Workspace) -> 
             f"read; delete the plan, {workspace.plan_file}, and run again"
         )
     if not source.caption_column:
-        return Row(image_path, "", text, has_caption=False)
+        return Row(image_path, "", text, source.dropped, has_caption=False)
     caption = columns.get(source.caption_column)
     if isinstance(caption, str):
-        return Row(image_path, caption, text)
+        return Row(image_path, caption, text, source.dropped)
     _, written = raw_members(text).get(source.caption_column, ("", ""))
-    return Row(image_path, caption_text(caption, written), text)
+    return Row(image_path, caption_text(caption, written), text, source.dropped)

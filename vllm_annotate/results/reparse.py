@@ -10,10 +10,10 @@ from vllm_annotate.grounding.quality import Quality
 from vllm_annotate.recipe.families import FAMILIES, Family, resolve_family
 from vllm_annotate.recipe.guard import read_recipe
 from vllm_annotate.results.lines import OUR_FIELDS, other_members
-from vllm_annotate.results.written import output_files
-from vllm_annotate.storage.atomic import sync_file, unfinished_name
+from vllm_annotate.results.written import written_files
+from vllm_annotate.storage.atomic import sync_file, sync_folder, unfinished_name
 from vllm_annotate.storage.json_text import dumped, json_object, object_line, raw_members
-from vllm_annotate.storage.new_files import check_new, creating
+from vllm_annotate.storage.new_files import check_new, creating, exclusively
 from vllm_annotate.storage.workspace import Workspace
 
 KEPT = ("vlm_output", "width", "height", "sent_size", "sent_as")
@@ -35,7 +35,7 @@ def family_of(output: Path) -> Family:
 
 
 def _check_file(source: Path) -> None:
-    if not output_files(source):
+    if not written_files(source):
         raise UsageError(f"input {str(source)!r} is not a file, nor a folder of them: name the output of a run")
 
 
@@ -50,19 +50,30 @@ def reparse(source: Path, target: Path, family: Family) -> Quality:
         with creating("output", target) as [unfinished]:
             _reparse_file(source, unfinished, family, quality)
         return quality
-    check_new("output", target)
-    folder = target.with_name(unfinished_name(target.name))
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        for path in output_files(source):
-            copy = folder / path.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            _reparse_file(path, copy, family, quality)
-            sync_file(copy)
-        folder.rename(target)
-    finally:
+    _check_new_folder(source, target)
+    with exclusively(target, f"output {str(target)!r}"):
+        folder = target.with_name(unfinished_name(target.name))
         shutil.rmtree(folder, ignore_errors=True)
+        try:
+            for path in written_files(source):
+                copy = folder / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                _reparse_file(path, copy, family, quality)
+                sync_file(copy)
+            folder.rename(target)
+            sync_folder(target.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     return quality
+
+
+def _check_new_folder(source: Path, target: Path) -> None:
+    """Raises UsageError unless the answers of a folder can go into a new folder."""
+    check_new("output", target)
+    if target.suffix:
+        raise UsageError(f"output {str(target)!r} has an ending, but the answers of a folder go into one: leave it out")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"output {str(target)!r} is inside the input: choose another")
 
 
 def _reparse_file(source: Path, target: Path, family: Family, quality: Quality) -> None:

@@ -16,15 +16,15 @@ def chosen_failures(output: Path | str, kinds: Sequence[str]) -> tuple[Workspace
     """Splits the failures of an output at a path or URL; returns its workspace and the result of `split_failures`."""
     with output_files(output) as files, files.workspace.locked():
         if files.workspace.is_folder:
-            return files.workspace, _counted_failures(files.workspace, kinds), Counter()
+            return files.workspace, _counted_failures(output, files.workspace, kinds), Counter()
         put_back_asked(files.workspace)
         return files.workspace, *split_failures(files.workspace, kinds)
 
 
-def _counted_failures(workspace: Workspace, kinds: Sequence[str]) -> Counter[str]:
+def _counted_failures(output: Path | str, workspace: Workspace, kinds: Sequence[str]) -> Counter[str]:
     """Counts the failures of a folder, all of which are retried. Raises UsageError if only some kinds should be."""
     if kinds:
-        raise UsageError(f"{workspace.output} is a folder, of which all kinds of failures are retried: leave out kinds")
+        raise UsageError(f"output {str(output)!r} is a folder, of which all failures are retried: leave out kinds")
     if not workspace.failures.exists():
         return Counter()
     with workspace.failures.open("rb") as failures:

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
 from vllm_annotate.results.files import Files
@@ -28,9 +27,9 @@ def shard_files(output: Path | str, say: Callable[[str], None]) -> Iterator[list
         yield [Files(whole), *(Files(whole.of_shard(Shard(*shard))) for shard in sorted(shards_begun(output)))]
         return
     stopped = threading.Event()
-    of_shards = FolderMirror if names_folder(output) else partial(Mirror, with_whole=False)
-    files: list[RemoteFiles] = [(FolderMirror if names_folder(output) else Mirror)(output, "", say, stopped)]
-    files += [of_shards(output, f"{n}/{of}", say, stopped) for n, of in sorted(shards_begun(output))]
+    of_kind = FolderMirror if names_folder(output) else Mirror
+    files: list[RemoteFiles] = [of_kind(output, "", say, stopped)]
+    files += [of_kind(output, f"{n}/{of}", say, stopped, with_whole=False) for n, of in sorted(shards_begun(output))]
     with ExitStack() as mirrors:
         with ThreadPoolExecutor(OPENED_AT_ONCE) as threads:  # each lease of a dead run takes a minute
             opening = [threads.submit(mirrors.enter_context, mirror) for mirror in files]

@@ -7,7 +7,7 @@ from pathlib import Path
 BESIDE = (".failures.jsonl", ".audit.jsonl", ".reviewed.jsonl")  # what commands write beside an output
 
 
-def output_files(output: Path) -> list[Path]:
+def written_files(output: Path) -> list[Path]:
     """The file of an output, or those of a folder, by name; none if it is neither."""
     if not output.is_dir():
         return [output] if output.is_file() else []
@@ -23,7 +23,7 @@ class Written:
     @classmethod
     def of(cls, output: Path) -> "Written":
         """The rows of the output at this path."""
-        return cls([(path, path.stat().st_size) for path in output_files(output)])
+        return cls([(path, path.stat().st_size) for path in written_files(output)])
 
     def lines(self) -> Iterator[bytes]:
         """Yields all lines."""

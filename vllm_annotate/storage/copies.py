@@ -106,8 +106,9 @@ class Copies:
                 self._seen[name] = (version, None)
 
     def remove(self, name: str) -> None:
-        """Removes an object."""
-        self.fs.rm_file(f"{self._remote}/{name}")
+        """Removes an object, unless another run did."""
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(f"{self._remote}/{name}")
         self._remember(name, None, None)
 
     def forget(self, path: Path) -> None:
