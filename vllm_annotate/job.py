@@ -107,6 +107,11 @@ class Job(BaseModel):
         description="Whether answers keep the columns of image_column and caption_column under their own names too, "
         "beside image_path and caption.",
     )
+    compression: Literal["none", "zst"] = Field(
+        default="none",
+        description="How new files of an output that is a folder are compressed once they are finished: none, or zst, "
+        "which makes labeled/00000.jsonl.zst.",
+    )
 
     @field_validator("*", mode="before")
     @classmethod

@@ -24,12 +24,11 @@ os.environ["POLARS_MAX_THREADS"] = "1"  # a process that has forked has one thre
 from vllm_annotate.errors import AnnotateError, ImageFailure, UsageError
 from vllm_annotate.images.prepare import PreparedImage
 from vllm_annotate.inputs.done_index import index_output
-from vllm_annotate.inputs.listing import list_inputs
 from vllm_annotate.inputs.plan import keep_plan, remove_plan
 from vllm_annotate.inputs.plan_file import Chunk
 from vllm_annotate.inputs.source import Source
 from vllm_annotate.job import Job
-from vllm_annotate.pipeline.files import RunFiles
+from vllm_annotate.pipeline.files import RunFiles, input_files
 from vllm_annotate.pipeline.many_inputs import plan_many
 from vllm_annotate.pipeline.session import Run, plan_or_resume
 from vllm_annotate.recipe.guard import guard_recipe
@@ -110,12 +109,17 @@ class Turns:
         """Nobody asks."""
 
 
-def annotate_folder(folder: str, failing: Sequence[str] = (), stopping: Sequence[int] = ()) -> None:
+def annotate_folder(
+    folder: str, failing: Sequence[str] = (), stopping: Sequence[int] = (), compression: str = "none"
+) -> None:
     """What the flow does with several input files."""
     where = Path(folder)
-    job = Job(input=where / "inputs", image_root=where, output=where / "labeled", chunk_size=3)
+    job = Job.model_validate(
+        {"input": where / "inputs", "image_root": where, "output": where / "labeled", "chunk_size": 3}
+        | {"compression": compression}
+    )
     workspace, annotator, proving = Workspace.at(where / "labeled"), Turns(), object()
-    files = RunFiles(None, where, Files(workspace), logging.getLogger(__name__).warning, list_inputs(job.input))
+    files = RunFiles(None, where, Files(workspace), logging.getLogger(__name__).warning, input_files(job, workspace))
     parts: Any = (annotator, proving)
     run, logger = Run(job, files, "m", {"model": "m"}, "one", {}, *parts), logging.getLogger(__name__)
 

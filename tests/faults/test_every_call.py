@@ -5,12 +5,13 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from tests.conftest import lines_of
 from tests.faults.conftest import Steps
@@ -125,10 +126,19 @@ def of_a_folder_with_a_chunk_that_was_stopped(scenario: Scenario) -> None:
     scenario.step, scenario.parameters = "annotate_folder", {"failing": ["02.jpg"]}
 
 
-SCENARIOS: list[Callable[[Scenario], None]] = [
+def of_a_folder_that_is_compressed(scenario: Scenario) -> None:
+    """One file has a failure, which is answered now, and the other is new."""
+    scenario.write_inputs({"0.jsonl": PATHS[:3]})
+    scenario.prepare("annotate_folder", failing=["01.jpg"], compression="zst")
+    scenario.write_inputs({"1.jsonl": PATHS[3:5]})
+    scenario.step, scenario.parameters = "annotate_folder", {"compression": "zst"}
+
+
+SCENARIOS: list[Any] = [
     new, after_another_script, with_another_input, after_a_chunk_was_stopped, with_a_chunk_that_is_stopped,
     merging_shards, of_a_shard, retrying, of_a_folder, of_a_folder_whose_files_are_others,
     of_a_folder_with_a_chunk_that_was_stopped,
+    pytest.param(of_a_folder_that_is_compressed, marks=pytest.mark.prove),
 ]  # fmt: skip
 
 
@@ -141,7 +151,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(made)
 
 
-@pytest.fixture(params=SCENARIOS, ids=lambda scenario: scenario.__name__)
+@pytest.fixture(params=SCENARIOS, ids=lambda scenario: getattr(scenario, "__name__", None))
 def scenario(request: pytest.FixtureRequest, folder: Path, steps: Steps) -> Scenario:
     made = Scenario(folder, steps)
     made.write_input(PATHS)
@@ -153,11 +163,19 @@ def files_of(folder: Path) -> dict[str, Any]:
     """What is written of the images, and what is left over in the work folder."""
     seen: dict[str, Any] = {path.name: path.read_bytes() for path in folder.glob("labeled.*jsonl")}
     # Chunks of several files are at work at once, and one that is stopped does not hold back the next one's answers.
-    seen |= {path.name: sorted(path.read_bytes().splitlines()) for path in folder.glob("labeled/*")}
+    seen |= {path.name: sorted(content_of(path).splitlines()) for path in folder.glob("labeled/*")}
     files = [path for path in folder.rglob("*") if path.is_file()]
     left = [path for path in files if path.parent.name == "parts" or path.name.startswith(("plan", "."))]
     left += folder.glob("labeled.work/files/*/growing.jsonl")
     return seen | {"left over": sorted(path.name for path in left if path.name != "plan.keys")}
+
+
+def content_of(path: Path) -> bytes:
+    """The content of an output file, whose frames are whole if it is compressed."""
+    if path.suffix != ".zst":
+        return path.read_bytes()
+    with path.open("rb") as file:
+        return bytes(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read())
 
 
 def unlike(files: dict[str, Any], expected: dict[str, Any]) -> list[str]:
@@ -169,11 +187,15 @@ def unlike(files: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     ]
 
 
+def rows_of(path: Path) -> list[Any]:
+    return [json.loads(line) for line in content_of(path).splitlines()]
+
+
 def broken_rules(scenario: Scenario) -> list[str]:
     """Every image in the output or the failures, in one of them, once."""
     folder = scenario.folder
     answered, failed, wanted = (
-        [row["image_path"] for path in paths for row in lines_of(path) if isinstance(row, dict)]
+        [row["image_path"] for path in paths if path.exists() for row in rows_of(path) if isinstance(row, dict)]
         for paths in (
             [folder / "labeled.jsonl", *folder.glob("labeled/*")],
             [folder / "labeled.failures.jsonl"],

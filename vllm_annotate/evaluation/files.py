@@ -9,11 +9,13 @@ from vllm_annotate.job import remembered_job
 from vllm_annotate.results.written import written_files
 from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.locations import location
+from vllm_annotate.storage.packed import is_packed
 
 
 def image_root_of(output: Path, given: Path | str | None) -> ImageRoot | None:
     """The image root that is given, or that the output's run had; None if neither is known."""
-    had = remembered_job(output) if output.suffix in ("", ".jsonl") and written_files(output) else {}
+    plain = output.with_suffix("") if is_packed(output) else output
+    had = remembered_job(plain) if plain.suffix in ("", ".jsonl") and written_files(output) else {}
     known = had.get("image_root") if given is None else given
     root: ImageRoot | None
     try:

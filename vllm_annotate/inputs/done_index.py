@@ -17,6 +17,7 @@ from vllm_annotate.inputs.source import output_lines, output_lines_from
 from vllm_annotate.storage.appends import Version, only_appended, read_appends
 from vllm_annotate.storage.atomic import read_json, replacing_path, write_json
 from vllm_annotate.storage.file_states import file_version
+from vllm_annotate.storage.packed import is_packed
 from vllm_annotate.storage.workspace import Workspace
 
 SMALLEST_BYTES = 64 * 1024**2  # of an output that is indexed: smaller ones are read within a second
@@ -48,6 +49,8 @@ def written_lines(workspace: Workspace) -> pl.LazyFrame:
 
 def count_lines(workspace: Workspace) -> int:
     """Counts the lines of the output. Reads what the index does not have."""
+    if is_packed(workspace.output):
+        return int(output_lines(workspace.output).select(pl.len()).collect(engine="streaming").item())
     index = _valid_index(workspace)
     try:
         with workspace.output.open("rb") as file:

@@ -36,6 +36,7 @@ class InputFile:
     where: Path | str
     version: Version
     size: int  # bytes
+    packed: bool = False  # whether its output is compressed when it is new
 
     @property
     def output_name(self) -> str:

@@ -186,7 +186,7 @@ class ManyInputs:
         compose_failures(self._workspace, (self._of(file) for file in files))
 
     def _of(self, file: InputFile) -> Workspace:
-        return self._workspace.of_input(file.name, file.output_name)
+        return self._workspace.of_input(file.name, file.output_name, packed=file.packed)
 
     async def _next_open(self) -> PlannedFile | None:
         """The next file with an open image; those without one are finished at once."""
@@ -271,7 +271,7 @@ class ManyInputs:
             return
         if input_has_changed(run.workspace, run.source):
             self._run.files.warn(f"{file.name} has changed since this run planned it: run again")
-        workspace = publish(run.workspace)
+        workspace = publish(run.workspace, merge.plan.outputs)
         planned.run.files.output.publish()
         failures = dict(merged.failures) | ({"left alone": merged.left_alone} if merged.left_alone else {})
         entry = Finished(

@@ -62,7 +62,7 @@ def plan_file(
     if it cannot be read. Setting `stopped` ends it.
     """
     with ExitStack() as held:
-        held.enter_context(run.workspace.of_input(file.name, file.output_name).claimed(file.name))
+        held.enter_context(run.workspace.of_input(file.name, file.output_name, packed=file.packed).claimed(file.name))
         planned = _planned(run, file, limit, entry, stopped, warn)
         release = held.pop_all().close
     run.files.held.callback(release)  # a run may end before the file is finished
@@ -82,7 +82,7 @@ def _planned(
     settle_growing(workspace)
     job = run.job.model_copy(update={"input": file.where, "limit": limit, "shard": ""})
     found = find_input(job, workspace.work, stopped=stopped, name=file.name)
-    if entry is not None and workspace.output == workspace.final:
+    if entry is not None and workspace.final is not None and workspace.final.exists():
         check_numbers(file, found, entry, workspace)
     warn_about(found, job, warn)
     source = replace(found.source, selection=Selection(limit=limit))
@@ -96,5 +96,5 @@ def check_numbers(file: InputFile, found: FoundInput, entry: Finished, workspace
     if getattr(found.images, "is_numbered", False) and entry.version != found.source.origin_version:
         raise UsageError(
             f"{file.where} has changed, and its rows are known by their numbers, which may be those of other images "
-            f"now: restore it, or move {workspace.output} away to annotate it again"
+            f"now: restore it, or move {workspace.final} away to annotate it again"
         )

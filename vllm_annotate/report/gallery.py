@@ -2,8 +2,9 @@
 
 import os
 import random
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from heapq import nlargest
 from pathlib import Path
@@ -14,13 +15,14 @@ from vllm_annotate.images.prepare import thumbnail
 from vllm_annotate.report.text import text_of
 from vllm_annotate.results.audited import Audited
 from vllm_annotate.results.doubt import CORRECTED, doubt
-from vllm_annotate.results.written import written_files
+from vllm_annotate.results.written import lines_of, written_files
 from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.json_text import json_object
+from vllm_annotate.storage.packed import is_packed
 from vllm_annotate.storage.workspace import Workspace
 
 READ_BYTES, WINDOW_BYTES = 256 * 1024 * 1024, 4 * 1024 * 1024  # of a larger file, evenly spaced windows
-TAIL_BYTES = 256 * 1024
+TAIL_BYTES, TAIL_LINES = 256 * 1024, 100
 NEWEST_PARTS = 8
 MOST_FILES = 12  # of a folder
 LONGEST_LINE_BYTES = 1024 * 1024
@@ -165,6 +167,9 @@ def spread_lines(path: Path, read_bytes: int = 0, window_bytes: int = 0) -> Iter
             share = most // len(chosen)
             yield from spread_lines(each, share, min(window, share))
         return
+    if is_packed(path):
+        yield from _first_lines(path, most)
+        return
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -176,6 +181,16 @@ def spread_lines(path: Path, read_bytes: int = 0, window_bytes: int = 0) -> Iter
                 yield from _whole_lines(file, start, length)
     except FileNotFoundError:
         return
+
+
+def _first_lines(path: Path, most: int) -> Iterator[bytes]:
+    """The first lines of a compressed file, which has no windows, or of one that breaks off: the run names that."""
+    left = most
+    with suppress(UsageError):
+        for line in lines_of(path):
+            if (left := left - len(line)) < 0:
+                return
+            yield line
 
 
 def _whole_lines(file: Any, start: int, length: int) -> Iterator[bytes]:
@@ -195,6 +210,8 @@ def _whole_lines(file: Any, start: int, length: int) -> Iterator[bytes]:
 
 def tail_lines(path: Path) -> list[bytes]:
     """The complete lines at the end of a file that may still grow."""
+    if is_packed(path):
+        return list(deque(_first_lines(path, READ_BYTES), maxlen=TAIL_LINES))
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)

@@ -13,8 +13,10 @@ from vllm_annotate.inputs.plan_file import Chunk, read_plan_file
 from vllm_annotate.results.files import Files
 from vllm_annotate.results.mirror import RemoteFiles
 from vllm_annotate.results.mirrored import MirroredAnswers
+from vllm_annotate.results.written import written_files
 from vllm_annotate.storage.file_states import Version
 from vllm_annotate.storage.locations import reaching, version_of
+from vllm_annotate.storage.packed import PACKED
 from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.uploads import ObjectChangedError
 from vllm_annotate.storage.workspace import Workspace
@@ -23,6 +25,7 @@ ENTRIES_SECONDS = 60.0  # between uploads of entries: what was finished since is
 # Output files that stay here, or are downloaded, for the report's page: all of them may be more than this disk holds.
 SHOWN, FETCHED = 12, 4
 UNPUBLISHED = ("parts/*.jsonl", "growing.jsonl", "unpublished.jsonl")  # what a state may have
+ENDINGS = (".jsonl", f".jsonl{PACKED}")  # of outputs
 STATE_PARTS = 3  # of the name of an object: labeled.work/files/STATE
 
 
@@ -54,32 +57,38 @@ class FolderMirror(RemoteFiles):
 
     def of_input(self, file: InputFile) -> Files:
         """Returns the files of an input file, after a download of what the store has of them."""
-        workspace, final = self.workspace.of_input(file.name, file.output_name), self._output_of(file)
+        workspace, final = self._workspace_of(file), self._output_of(file)
         unpublished = workspace.work / "unpublished.jsonl"
         answers = MirroredAnswers(workspace, final, self._copies, self._token, unpublished, self._lease.check)
         with self._pushing, suppress(ValueError):
             self._newest.remove(final)  # it is at work: `note_output` puts it back
         with reaching(self.url):
             answers.fetch()
-            workspace = self.workspace.of_input(file.name, file.output_name)  # an output may have come
+            workspace = self._workspace_of(file)  # an output may have come
             answers.append(workspace)
         opened = FileMirror(self, file, workspace, answers)
         self._open.add(opened)
         return opened
 
+    def _workspace_of(self, file: InputFile) -> Workspace:
+        return self.workspace.of_input(file.name, file.output_name, packed=file.packed)
+
     def _output_of(self, file: InputFile) -> Path:
-        return self.workspace.answers / file.output_name
+        """The path of its output: in the form that it has in the store, or will have."""
+        known = (name for name in (file.output_name, file.output_name + PACKED) if name in self._versions)
+        new_one = file.output_name + (PACKED if file.packed else "")
+        return self.workspace.answers / next(known, new_one)
 
     def output_version(self, name: str) -> Version:
-        """Returns the version of an output file of a folder; None if there is none."""
-        return self._versions.get(name)
+        """Returns the version of an output file of a folder, compressed or not; None if there is none."""
+        return self._versions.get(name) or self._versions.get(name + PACKED)
 
     def tidy(self, file: InputFile) -> None:
         """Removes what is left in the store of the state of a finished input file.
 
         Such as the parts of a run that had the same file, and whose output was refused.
         """
-        state = self._copies.name(self.workspace.of_input(file.name, file.output_name).work)
+        state = self._copies.name(self._workspace_of(file).work)
         with reaching(self.url):
             for name in self._left.pop(state, ()):
                 self._copies.remove(name)
@@ -92,10 +101,11 @@ class FolderMirror(RemoteFiles):
 
     def note_output(self, file: InputFile, version: str | None) -> None:
         """Takes note of an upload, and removes the copy of an output that is not among the newest."""
+        path = self._output_of(file)
         if version is not None:
-            self._versions[file.output_name] = version
+            self._versions[str(path.relative_to(self.workspace.answers))] = version
         with self._pushing:
-            self._newest.append(self._output_of(file))
+            self._newest.append(path)
             self._forget_older()
 
     def close(self, file: "FileMirror") -> None:
@@ -108,8 +118,8 @@ class FolderMirror(RemoteFiles):
 
     def fetch_shown(self) -> None:
         """Downloads some outputs for the page if none is here."""
-        if next(self.workspace.answers.rglob("*.jsonl"), None) is None:
-            names = sorted(name for name in self._versions if name.endswith(".jsonl"))
+        if not (self.workspace.answers.is_dir() and written_files(self.workspace.answers)):
+            names = sorted(name for name in self._versions if name.endswith(ENDINGS))
             with reaching(self.url):
                 for name in names[:: -(-len(names) // FETCHED) or 1]:
                     self._copies.fetch(self.workspace.answers / name)
@@ -174,7 +184,7 @@ class FolderMirror(RemoteFiles):
 
     def _check_is_ours(self) -> None:
         """Raises UsageError if a folder that no run has written has other files than outputs."""
-        other = next((name for name in self._versions if not name.endswith(".jsonl")), "")
+        other = next((name for name in self._versions if not name.endswith(ENDINGS)), "")
         if other and not any(
             path.exists() for path in (self.workspace.recipe, Workspace(self.workspace.answers).recipe)
         ):
@@ -188,7 +198,7 @@ class FolderMirror(RemoteFiles):
 
         Returns whether any has answers that the store has not.
         """
-        here = [path for path in self.workspace.answers.rglob("*.jsonl") if path.is_file()]
+        here = [path for path in self.workspace.answers.rglob("*") if path.name.endswith(ENDINGS) and path.is_file()]
         ahead = [path for path in here if self._copies.changed_here(path)]
         folder = self.workspace.answers
         for path in sorted(set(here) - set(ahead), key=lambda path: path.stat().st_mtime_ns):

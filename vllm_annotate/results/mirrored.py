@@ -11,6 +11,7 @@ from vllm_annotate.results.merge import append_unplanned
 from vllm_annotate.results.parts import answers_path
 from vllm_annotate.storage.copies import Copies
 from vllm_annotate.storage.file_states import file_state
+from vllm_annotate.storage.packed import is_packed, unpack
 from vllm_annotate.storage.workspace import Workspace
 
 
@@ -53,7 +54,11 @@ class MirroredAnswers:
         """Downloads output and failures."""
         here, copies = self._output, self._copies
         if copies.changed_there(here) and copies.changed_here(here) and not self._unpublished.exists():
-            here.replace(self._unpublished)
+            if is_packed(here):
+                unpack(here, self._unpublished)
+                here.unlink()
+            else:
+                here.replace(self._unpublished)
         copies.fetch(here)
         copies.fetch(self._workspace.failures)
 

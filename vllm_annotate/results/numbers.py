@@ -23,7 +23,7 @@ def check_numbers(workspace: Workspace, images: Any) -> None:
     if not getattr(images, "is_numbered", False):
         return
     before = numbers_of(workspace)
-    answers = [workspace.output, *workspace.parts.glob("*.jsonl")]
+    answers = [*workspace.outputs, *workspace.parts.glob("*.jsonl")]
     if before not in (None, images.version) and any(path.exists() and path.stat().st_size for path in answers):
         raise UsageError(
             f"{images} has changed, and its rows are known by their numbers, which may be those of other images now: "

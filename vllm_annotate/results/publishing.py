@@ -3,29 +3,38 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.source import done_paths
 from vllm_annotate.results.append import appending
+from vllm_annotate.results.lines import path_of
 from vllm_annotate.results.merge import append_unplanned
 from vllm_annotate.storage.atomic import replacing, replacing_path, sync_folder
-from vllm_annotate.storage.file_states import file_state
+from vllm_annotate.storage.file_states import Version, file_state, file_version
+from vllm_annotate.storage.packed import add_frame
 from vllm_annotate.storage.workspace import Workspace
 
 
-def publish(workspace: Workspace) -> Workspace:
+def publish(workspace: Workspace, outputs: Sequence[Version]) -> Workspace:
     """Moves the grown output of an input file to its final path, synced; returns the workspace with that path.
 
-    Raises UsageError if another program has put a file there meanwhile.
+    `outputs` are the versions of its outputs as they were planned. Raises UsageError if another program has put a file
+    there meanwhile.
     """
     final, growing = workspace.final, workspace.output
     if final is None or final == growing:
         return workspace
     _make_folder(final.parent)
-    if final.exists():
+    if file_version(final) != (outputs[1] if workspace.is_packed else None):
         raise UsageError(f"another program has written {final}: run again; its rows count as answered")
+    if workspace.is_packed:
+        if growing.stat().st_size or not final.exists():
+            add_frame(final, growing)
+        growing.unlink()
+        return replace(workspace, output=final)
     try:
         growing.rename(final)
     except OSError as error:
@@ -39,13 +48,24 @@ def publish(workspace: Workspace) -> Workspace:
 
 
 def settle_growing(workspace: Workspace) -> None:
-    """Appends grown answers to an output that was put at their final path meanwhile."""
+    """Appends grown answers to an output that was put at their final path meanwhile.
+
+    Of grown answers that are compressed later, removes those that the final output has already.
+    """
     growing = workspace.work / "growing.jsonl"
-    if workspace.final is None or workspace.output != workspace.final or not growing.exists():
+    if workspace.final is None or not (workspace.final.exists() and growing.exists()):
+        return
+    if workspace.is_packed:
+        _leave_out(growing, set(done_paths(workspace.final).collect()["image_path"]))
         return
     with appending(workspace, file_state(workspace.output)) as output:
         append_unplanned(workspace, [growing], output)
     growing.unlink()
+
+
+def _leave_out(growing: Path, image_paths: Container[str | None]) -> None:
+    with growing.open("rb") as lines, replacing(growing) as file:
+        file.writelines(line for line in lines if path_of(line) not in image_paths)
 
 
 def _make_folder(folder: Path) -> None:

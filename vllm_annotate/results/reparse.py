@@ -10,10 +10,11 @@ from vllm_annotate.grounding.quality import Quality
 from vllm_annotate.recipe.families import FAMILIES, Family, resolve_family
 from vllm_annotate.recipe.guard import read_recipe
 from vllm_annotate.results.lines import OUR_FIELDS, other_members
-from vllm_annotate.results.written import written_files
+from vllm_annotate.results.written import lines_of, written_files
 from vllm_annotate.storage.atomic import sync_file, sync_folder, unfinished_name
 from vllm_annotate.storage.json_text import dumped, json_object, object_line, raw_members
 from vllm_annotate.storage.new_files import check_new, creating, exclusively
+from vllm_annotate.storage.packed import PACKED
 from vllm_annotate.storage.workspace import Workspace
 
 KEPT = ("vlm_output", "width", "height", "sent_size", "sent_as")
@@ -56,7 +57,7 @@ def reparse(source: Path, target: Path, family: Family) -> Quality:
         shutil.rmtree(folder, ignore_errors=True)
         try:
             for path in written_files(source):
-                copy = folder / path.relative_to(source)
+                copy = folder / str(path.relative_to(source)).removesuffix(PACKED)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 _reparse_file(path, copy, family, quality)
                 sync_file(copy)
@@ -77,8 +78,8 @@ def _check_new_folder(source: Path, target: Path) -> None:
 
 
 def _reparse_file(source: Path, target: Path, family: Family, quality: Quality) -> None:
-    with source.open("rb") as lines, target.open("wb") as file:
-        for number, line in enumerate(lines, start=1):
+    with target.open("wb") as file:
+        for number, line in enumerate(lines_of(source), start=1):
             row = json_object(line)
             if row is None or not isinstance(row.get("vlm_output"), str):
                 file.write(line)

@@ -4,6 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
+from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.source import Source, input_rows
+from vllm_annotate.storage.packed import PACKED, is_packed
+
 BESIDE = (".failures.jsonl", ".audit.jsonl", ".reviewed.jsonl")  # what commands write beside an output
 
 
@@ -11,7 +17,21 @@ def written_files(output: Path) -> list[Path]:
     """The file of an output, or those of a folder, by name; none if it is neither."""
     if not output.is_dir():
         return [output] if output.is_file() else []
-    return sorted(path for path in output.rglob("*.jsonl") if not path.name.endswith(BESIDE))
+    found = (path for pattern in ("*.jsonl", f"*.jsonl{PACKED}") for path in output.rglob(pattern))
+    return sorted(path for path in found if not path.name.endswith(BESIDE))
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """Yields the lines of an output file. Raises UsageError if it is compressed, and truncated or corrupt."""
+    if not is_packed(path):
+        with path.open("rb") as file:
+            yield from file
+        return
+    try:
+        for row in input_rows(Source(path)):
+            yield row.encode() + b"\n"
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UsageError(f"{path} is truncated or corrupt ({error!s:.200}): restore it") from None
 
 
 @dataclass(frozen=True)
@@ -28,9 +48,11 @@ class Written:
     def lines(self) -> Iterator[bytes]:
         """Yields all lines."""
         for path, left in self.files:
-            with path.open("rb") as file:
-                for line in file:
-                    left -= len(line)
-                    if left < 0:
-                        break
-                    yield line
+            if is_packed(path):  # it is only replaced
+                yield from lines_of(path)
+                continue
+            for line in lines_of(path):
+                left -= len(line)
+                if left < 0:
+                    break
+                yield line

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_annotate.storage.packed import is_packed
+
 
 def names_folder(output: Path | str) -> bool:
     """Whether an output, at a path or URL, is a folder: it has no ending."""
@@ -51,9 +53,15 @@ class OutputPaths:
         return self.work / "common-folder"
 
     @property
+    def is_packed(self) -> bool:
+        """Whether the output of an input file is compressed once it is finished: only new rows grow in its state."""
+        return self.final is not None and is_packed(self.final)
+
+    @property
     def outputs(self) -> list[Path]:
         """The files whose rows count as done."""
-        return [self.output] if self.whole is None else [self.output, self.whole]
+        earlier = self.final if self.is_packed and self.final != self.output else self.whole
+        return [self.output] if earlier is None else [self.output, earlier]
 
     def _beside(self, suffix: str) -> Path:
         return self.output.with_name(self.output.stem + suffix) if self.state is None else self.state / f"of{suffix}"

@@ -1,0 +1,128 @@
+"""Outputs that are compressed once their input file is finished."""
+
+import io
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from stand_in.process import StandIn
+from tests.conftest import Job
+from tests.flows.test_many_inputs import Corpus, command
+
+MakeJob = Callable[..., Job]
+PACKED = ("--compression", "zst")
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a compressed file, whose frames are all whole."""
+    with path.open("rb") as file:
+        text = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read()
+    return [json.loads(line) for line in io.BytesIO(text)]
+
+
+def answers(corpus: Corpus) -> dict[str, list[str]]:
+    files = sorted(corpus.output.rglob("*.zst"))
+    return {
+        str(path.relative_to(corpus.output).with_suffix("")): [row["image_path"] for row in rows_of(path)]
+        for path in files
+    }
+
+
+@pytest.fixture
+def corpus(make_job: MakeJob) -> Corpus:
+    """Three files of four images."""
+    return Corpus(make_job(12), 3)
+
+
+def test_each_file_is_compressed_when_it_is_finished_and_not_opened_again(corpus: Corpus, stand_in: StandIn) -> None:
+    done = corpus.run(stand_in, *PACKED)
+    assert done.returncode == 0, done.stderr
+    assert answers(corpus) == corpus.asked()
+    assert not list(corpus.output.rglob("*.jsonl"))
+    assert not list(corpus.work.joinpath("files").iterdir())
+    report = json.loads(corpus.job.folder.joinpath("labeled.report.json").read_text())
+    assert (report["output"]["images"], report["output"]["quality"]["answers"]) == (12, 12)
+    assert corpus.job.folder.joinpath("labeled.report.html").read_text().count("data:image/jpeg;base64,") == 12
+    again = corpus.run(stand_in)
+    assert "3 input files: 3 are finished, 0 to do" in again.stderr
+    assert max(stand_in.asked().values()) == 1
+
+
+def test_later_answers_are_a_frame_behind_what_was_there(corpus: Corpus, stand_in: StandIn) -> None:
+    stand_in.set_faults({"kind": "400", "count": None, "match": "0001"})
+    assert corpus.run(stand_in, *PACKED).returncode == 1
+    path = corpus.output / "0/00.jsonl.zst"
+    before, others = path.read_bytes(), corpus.output.joinpath("0/02.jsonl.zst").stat()
+    stand_in.set_faults()
+    corpus.write("1/01.jsonl", corpus.job.rows()[4:9])
+    retried = corpus.run(stand_in)  # a file that is there stays as it is, whatever the option
+    assert retried.returncode == 0, retried.stderr
+    assert path.read_bytes().startswith(before)
+    assert len(path.read_bytes()) > len(before)
+    assert corpus.output.joinpath("0/02.jsonl.zst").stat() == others
+    assert {name: sorted(paths) for name, paths in answers(corpus).items()} == corpus.asked()
+    assert sum(stand_in.asked().values()) == 12 + 1 + 1
+
+
+def test_plain_files_stay_plain_and_new_ones_are_compressed(corpus: Corpus, stand_in: StandIn) -> None:
+    assert corpus.run(stand_in).returncode == 0
+    plain = {path: path.stat() for path in corpus.output.rglob("*.jsonl")}
+    corpus.write("2/new.jsonl", corpus.job.rows()[:2])
+    assert corpus.run(stand_in, *PACKED).returncode == 0
+    assert {path: path.stat() for path in corpus.output.rglob("*.jsonl")} == plain
+    assert [path.name for path in corpus.output.rglob("*.zst")] == ["new.jsonl.zst"]
+
+
+def test_a_file_that_breaks_off_is_named_and_left_alone(corpus: Corpus, stand_in: StandIn) -> None:
+    assert corpus.run(stand_in, *PACKED).returncode == 0
+    path = corpus.output / "0/00.jsonl.zst"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    stand_in.forget()
+    done = corpus.run(stand_in, *PACKED)
+    assert done.returncode == 1
+    assert f"{path} is truncated or corrupt" in done.stderr
+    assert path.read_bytes() == whole[: len(whole) // 2]
+    assert not stand_in.asked()
+    evaluated = command("export", "--output", corpus.output, "--format", "odvg", "--to", corpus.job.folder / "boxes")
+    assert evaluated.returncode == 2
+    assert f"{path} is truncated or corrupt" in evaluated.stderr
+    path.write_bytes(whole)
+    assert corpus.run(stand_in, *PACKED).returncode == 0
+
+
+def test_a_run_that_is_killed_again_and_again_loses_and_repeats_nothing(make_job: MakeJob) -> None:
+    job = make_job(100, distinct=10)
+    corpus = Corpus(job, 10)
+    with StandIn.started("--canned", "--prefill-seconds", "0.02") as server:
+        given = corpus.arguments(server, "--max-concurrency", "4", "--chunk-size", "3", *PACKED)
+        for kill in range(1, 6):
+            run = job.start_with(given)
+            while sum(server.asked().values()) < 16 * kill and run.poll() is None:
+                time.sleep(0.002)
+            run.kill()
+            run.communicate()
+        done = job.run_with(given)
+        assert done.returncode == 0, done.stderr
+        assert sum(server.asked().values()) <= 100 + 5 * 4
+    assert answers(corpus) == corpus.asked()
+
+
+def test_commands_read_compressed_outputs(corpus: Corpus, stand_in: StandIn) -> None:
+    assert corpus.run(stand_in, *PACKED).returncode == 0
+    again, truth = corpus.job.folder / "again", corpus.job.folder / "truth.jsonl"
+    assert command("reparse", "--input", corpus.output, "--output", again).returncode == 0
+    assert sorted(str(path.relative_to(again)) for path in again.rglob("*.jsonl")) == list(corpus.asked())
+    truth.write_bytes(b"".join(path.read_bytes() for path in again.rglob("*.jsonl")))
+    for output, count in ((corpus.output, 12), (corpus.output / "0/00.jsonl.zst", 4)):
+        evaluated = command("evaluate", "--output", output, "--truth", truth, "--json")
+        assert evaluated.returncode == 0, evaluated.stderr
+        assert json.loads(evaluated.stdout)["images"]["scored"] == count
+        to = corpus.job.folder / f"{count}.parquet"
+        exported = command("export", "--output", output, "--format", "parquet", "--to", to)
+        assert exported.stdout.startswith(f"{count} images, ")
