@@ -140,7 +140,7 @@ def test_an_output_that_is_written_to_all_the_time_is_left_to_who_writes_it(
 
 
 PHASES = {
-    "planning": r"create labeled\.work/plan\.keys",
+    "planning": r"create labeled\.work/plan\.parquet",
     "planned": r"create labeled\.work/\.plan\.json",
     "annotating": r"write labeled\.work/parts/",
     "merging": r"write labeled\.jsonl",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,8 @@ def test_images_within_the_budget_arrive_as_they_are_once_the_server_has_shown_w
 ) -> None:
     job = make_job(2)
     for number, name in enumerate(job.names):
-        noise = Image.effect_noise((501 + number, 377), 60).convert("RGB")
+        size = 501 + number, 377
+        noise = Image.frombytes("L", size, random.Random(number).randbytes(size[0] * size[1])).convert("RGB")
         noise.save(job.images / name, quality=80, comment=b"made by hand")
     job.run(stand_in.url, ALONE)
     sent = stand_in.images()
