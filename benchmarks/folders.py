@@ -1,8 +1,8 @@
 """What many input files cost: planning, memory, a run without news, and one new file beside all that are done.
 
-`python -m benchmarks.folders [FILES ROWS]`, by default 100 files of 50,000 rows. In the first run each file has all its
-rows answered but ten, which a stand-in answers. Rows have 90 bytes, answers only their image paths. Whole processes,
-without Prefect.
+`python -m benchmarks.folders [FILES ROWS ANSWERS]`, by default 100 files of 50,000 rows. In the first run each file has
+all its rows answered but ten, which a stand-in answers. Rows have 90 bytes; answers are only their image paths, or if
+ANSWERS is `whole` of 0.5 KB. Whole processes, without Prefect but for the last.
 """
 
 import os
@@ -13,26 +13,27 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.programs import peak_mebibytes
-from benchmarks.scale import rows, write_lines
+from benchmarks.programs import peak_mebibytes, reporting_to_prefect
+from benchmarks.scale import ANSWER, rows, write_lines
 from demo.processes import stand_in
 from demo.scenes import draw_scene
 
 PROGRAM = Path(sys.executable).with_name("vllm-annotate")
 OPEN = 10  # rows of each file without an answer, in the first run
 EARLY = 10  # files
+NO_ANSWER = "}\n"
 
 
-def write_corpus(folder: Path, files: int, count: int, left: int = OPEN) -> None:
+def write_corpus(folder: Path, files: int, count: int, left: int = OPEN, answer: str = "") -> None:
     """Writes the input files, the images of their `left` open rows, and the outputs with all others."""
     for name in ("inputs", "images", "labeled"):
         folder.joinpath(name).mkdir()
     draw_scene(random.Random(1), 196, 168, 1).image.save(folder / "one.jpg", quality=90)
     for number in range(files):
-        write_file(folder, f"{number:05d}", count, left)
+        write_file(folder, f"{number:05d}", count, left, answer)
 
 
-def write_file(folder: Path, name: str, count: int, left: int = OPEN) -> None:
+def write_file(folder: Path, name: str, count: int, left: int = OPEN, answer: str = "") -> None:
     """Writes an input file and, if it has more rows, the output with all but the first `left` of them."""
     paths = [f"{name}/{number:09d}.jpg" for number in range(count)]
     lines = (row.partition(" ")[2].partition(" ")[2] for row in rows(count))
@@ -44,16 +45,16 @@ def write_file(folder: Path, name: str, count: int, left: int = OPEN) -> None:
     for path in paths[:left]:
         os.link(folder / "one.jpg", folder / "images" / path)
     if count > left:
-        answered = (f'{{"image_path": "{path}"}}\n' for path in paths[left:])
+        answered = (f'{{"image_path": "{path}"{answer or NO_ANSWER}' for path in paths[left:])
         write_lines(folder / "labeled" / f"{name}.jsonl", answered)
 
 
-def run(folder: Path, url: str) -> tuple[float, list[float]]:
+def run(folder: Path, url: str, *more: str) -> tuple[float, list[float]]:
     """Annotates; returns seconds, and the peak MiB once EARLY files are finished, and at the end."""
     paths = ["--input", folder / "inputs", "--image-root", folder / "images", "--output", folder / "labeled"]
     begun = time.monotonic()
     process = subprocess.Popen(
-        [str(PROGRAM), "annotate", *map(str, paths), "--api-base", f"{url}/v1", "--without-prefect"],
+        [str(PROGRAM), "annotate", *map(str, paths), "--api-base", f"{url}/v1", *more],
         stdout=subprocess.DEVNULL,
         stderr=(folder / "log").open("wb"),
     )
@@ -75,24 +76,29 @@ def finished(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def main(files: int = 100, count: int = 50_000) -> None:
-    """Prints the figures of three runs."""
+def main(files: int = 100, count: int = 50_000, *, whole: bool = False) -> None:
+    """Prints the figures of four runs."""
+    alone = "--without-prefect"
     with tempfile.TemporaryDirectory(prefix="folders-", dir=os.environ.get("TMPDIR")) as name:
         folder = Path(name)
-        write_corpus(folder, files, count)
+        write_corpus(folder, files, count, answer=f", {ANSWER}" if whole else "")
         with stand_in("--canned") as url:
-            seconds, peaks = run(folder, url)
+            seconds, peaks = run(folder, url, alone)
             rate, mebibytes = files * count / seconds, " and ".join(f"{peak:.0f}" for peak in peaks)
             print(
                 f"{files} files of {count:,} rows, {OPEN} open in each: {seconds:.1f} s, with all the rest {rate:,.0f} "
                 f"rows a second; peak {mebibytes} MiB (once {EARLY} files were finished, and at the end)"
             )
-            seconds, peaks = run(folder, url)
+            seconds, peaks = run(folder, url, alone)
             print(f"again, with nothing new: {seconds:.1f} s, peak {peaks[-1]:.0f} MiB")
             write_file(folder, f"{files:05d}", OPEN)
-            seconds, peaks = run(folder, url)
+            seconds, peaks = run(folder, url, alone)
             print(f"a new file with {OPEN} rows: {seconds:.1f} s, peak {peaks[-1]:.0f} MiB")
+            write_file(folder, f"{files + 1:05d}", OPEN)
+            with reporting_to_prefect("folders-"):
+                seconds, peaks = run(folder, url)
+            print(f"another, with a Prefect server running: {seconds:.1f} s, peak {peaks[-1]:.0f} MiB")
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[1:3]), whole=sys.argv[3:] == ["whole"])

@@ -131,6 +131,11 @@ class Job(BaseModel):
             raise ValueError("cannot be combined with limit: set one of them")
         return value
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that are read of an input: with others, its images have other paths or captions."""
+        return {"image": self.image_column, "caption": self.caption_column}
+
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
         """Returns the job in a flow's parameters, and ignores those of other names."""

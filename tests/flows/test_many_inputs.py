@@ -60,6 +60,19 @@ class Corpus:
     def run(self, server: StandIn, *more: str) -> "subprocess.CompletedProcess[str]":
         return self.job.run_with(self.arguments(server, *more))
 
+    def run_killed(self, server: StandIn, kills: int, each: int, *more: str) -> None:
+        """Annotates, killed whenever so many more images were asked, and then to the end."""
+        given = self.arguments(server, "--max-concurrency", "4", *more)
+        for kill in range(1, kills + 1):
+            run = self.job.start_with(given)
+            while sum(server.asked().values()) < each * kill and run.poll() is None:
+                time.sleep(0.002)
+            run.kill()
+            run.communicate()
+        done = self.job.run_with(given)
+        assert done.returncode == 0, done.stderr
+        assert sum(server.asked().values()) <= len(self.job.names) + kills * 4, "what was in flight is asked again"
+
     def answers(self) -> dict[str, list[str]]:
         """The image paths in each file of the output."""
         files = sorted(self.output.rglob("*.jsonl"))
@@ -220,19 +233,9 @@ def test_the_server_has_work_between_two_files(make_job: MakeJob) -> None:
 
 
 def test_a_run_that_is_killed_again_and_again_loses_and_repeats_nothing(make_job: MakeJob) -> None:
-    job = make_job(160, distinct=10)
-    corpus = Corpus(job, 8)
+    corpus = Corpus(make_job(160, distinct=10), 8)
     with StandIn.started("--canned", "--prefill-seconds", "0.02") as server:
-        given = corpus.arguments(server, "--max-concurrency", "4", "--chunk-size", "7")
-        for kill in range(1, 8):
-            run = job.start_with(given)
-            while sum(server.asked().values()) < 18 * kill and run.poll() is None:
-                time.sleep(0.002)
-            run.kill()
-            run.communicate()
-        done = job.run_with(given)
-        assert done.returncode == 0, done.stderr
-        assert sum(server.asked().values()) <= 160 + 7 * 4
+        corpus.run_killed(server, 7, 18, "--chunk-size", "7")
     assert corpus.answers() == corpus.asked()
     assert not corpus.failures.exists()
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,19 +96,9 @@ def test_a_file_that_breaks_off_is_named_and_left_alone(corpus: Corpus, stand_in
 
 
 def test_a_run_that_is_killed_again_and_again_loses_and_repeats_nothing(make_job: MakeJob) -> None:
-    job = make_job(100, distinct=10)
-    corpus = Corpus(job, 10)
+    corpus = Corpus(make_job(100, distinct=10), 10)
     with StandIn.started("--canned", "--prefill-seconds", "0.02") as server:
-        given = corpus.arguments(server, "--max-concurrency", "4", "--chunk-size", "3", *PACKED)
-        for kill in range(1, 6):
-            run = job.start_with(given)
-            while sum(server.asked().values()) < 16 * kill and run.poll() is None:
-                time.sleep(0.002)
-            run.kill()
-            run.communicate()
-        done = job.run_with(given)
-        assert done.returncode == 0, done.stderr
-        assert sum(server.asked().values()) <= 100 + 5 * 4
+        corpus.run_killed(server, 5, 16, "--chunk-size", "3", *PACKED)
     assert answers(corpus) == corpus.asked()
 
 

@@ -13,7 +13,7 @@ from vllm_annotate.grounding.parse import Annotation, parse_answer
 from vllm_annotate.recipe.families import FAMILIES, Family, resolve_family
 
 EXAMPLES = settings().max_examples  # 100; in `make test-fuzz` 5,000
-HOSTILE_EXAMPLES = 25_000 if EXAMPLES > 100 else 200
+HOSTILE_EXAMPLES = 200 if EXAMPLES <= 100 else min(25_000, 10 * EXAMPLES)
 QWEN = FAMILIES["qwen2.5-vl"]
 CLEAN = {"rationale": "一只猫在左边。", "objects": [{"bbox_2d": [28, 56, 280, 420], "label": "猫"}]}
 

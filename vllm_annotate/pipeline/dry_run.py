@@ -13,7 +13,6 @@ from vllm_annotate.inputs.source import Source
 from vllm_annotate.job import Job
 from vllm_annotate.pipeline.files import RunFiles, run_files
 from vllm_annotate.pipeline.found_input import find_input
-from vllm_annotate.pipeline.many_inputs import columns_of
 from vllm_annotate.results.finished import is_current, read_finished
 from vllm_annotate.results.parts import answer_files
 from vllm_annotate.storage.workspace import Workspace
@@ -47,7 +46,7 @@ def _counted_all(job: Job, files: RunFiles) -> tuple[int, int, int]:
     entries = read_finished(files.workspace, files.output.output_version)
     for file in files.inputs.files:
         entry, output = entries.get(file.name), files.output.output_version(file.output_name)
-        if entry is not None and not job.limit and is_current(entry, file, output, columns_of(job)):
+        if entry is not None and not job.limit and is_current(entry, file, output, job.columns):
             counts = [counts[0] + entry.counts.distinct, counts[1] + entry.counts.distinct, counts[2]]
             continue
         one = job.model_copy(update={"input": file.where, "shard": ""})

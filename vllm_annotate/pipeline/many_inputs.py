@@ -14,7 +14,6 @@ from vllm_annotate.inputs.input_images import InputImages
 from vllm_annotate.inputs.listing import InputFile
 from vllm_annotate.inputs.plan import input_has_changed, keep_plan, remove_plan
 from vllm_annotate.inputs.plan_file import Counts
-from vllm_annotate.job import Job
 from vllm_annotate.pipeline.annotating import Fatal, Logger, MakeRunner, start_chunks
 from vllm_annotate.pipeline.planned_file import PlannedFile, plan_file
 from vllm_annotate.pipeline.session import Run, record_run
@@ -38,11 +37,6 @@ from vllm_annotate.threads import run_to_end
 AT_ONCE = 2  # files that are planned at the same time: most of a plan uses one core
 
 
-def columns_of(job: Job) -> dict[str, str]:
-    """The columns that an entry of a finished file notes: with others, it is read again."""
-    return {"image": job.image_column, "caption": job.caption_column}
-
-
 class ManyInputs:
     """Input files in the order of their names.
 
@@ -57,9 +51,14 @@ class ManyInputs:
         self._all = run.files.inputs.files
         self._output = run.files.output
         self._entries = read_finished(run.workspace, self._output.output_version)
-        self._columns = columns_of(run.job)
+        self._columns = run.job.columns
         self._states = {state.name for state in run.workspace.states.glob("*")}
-        self._todo = deque(file for file in self._all if not self._is_current(file))
+        self._todo = deque[InputFile]()
+        for file in self._all:
+            if self._is_current(file):
+                self._pass_over(file)
+            else:
+                self._todo.append(file)
         self._left = run.job.limit  # images that may still be selected
         self._bytes = sum(file.size for file in self._todo)
         self._planned_bytes = self._planned_rows = 0
@@ -77,17 +76,19 @@ class ManyInputs:
         entry, output = self._entries.get(file.name), self._output.output_version(file.output_name)
         if self._run.job.limit or not is_current(entry, file, output, self._columns):
             return False
-        assert entry is not None  # noqa: S101 - for the type checker
-        if (workspace := self._of(file)).work.name in self._states:  # a kill came before it was removed
-            if any(workspace.parts.glob("*")):
-                return False
+        workspace = self._of(file)
+        return workspace.work.name not in self._states or not any(workspace.parts.glob("*"))
+
+    def _pass_over(self, file: InputFile) -> None:
+        """Counts a file that is finished, and removes what a kill left of its state."""
+        workspace, counts = self._of(file), self._entries[file.name].counts
+        if workspace.work.name in self._states:
             with suppress(UsageError), workspace.claimed(file.name):
                 remove_plan(workspace)
                 workspace.failures.unlink(missing_ok=True)  # of a run whose output another one's was there before
                 remove_state(workspace)
         self._output.tidy(file)
-        self.counts = self.counts.plus(replace(entry.counts, already_done=entry.counts.distinct, taken=0))
-        return True
+        self.counts = self.counts.plus(replace(counts, already_done=counts.distinct, taken=0))
 
     @property
     def rows(self) -> int:

@@ -63,32 +63,20 @@ def plan_file(
     """
     with ExitStack() as held:
         held.enter_context(run.workspace.of_input(file.name, file.output_name, packed=file.packed).claimed(file.name))
-        planned = _planned(run, file, limit, entry, stopped, warn)
-        release = held.pop_all().close
-    run.files.held.callback(release)  # a run may end before the file is finished
-    return replace(planned, release=release)
-
-
-def _planned(
-    run: Run,
-    file: InputFile,
-    limit: int,
-    entry: Finished | None,
-    stopped: threading.Event,
-    warn: Callable[[str], None],
-) -> PlannedFile:
-    output = run.files.output.of_input(file)
-    workspace = output.workspace
-    settle_growing(workspace)
-    job = run.job.model_copy(update={"input": file.where, "limit": limit, "shard": ""})
-    found = find_input(job, workspace.work, stopped=stopped, name=file.name)
-    if entry is not None and workspace.final is not None and workspace.final.exists():
-        check_numbers(file, found, entry, workspace)
-    warn_about(found, job, warn)
-    source = replace(found.source, selection=Selection(limit=limit))
-    files = RunFiles(source, found.images, output, run.files.warn, name=file.name)
-    alone = replace(run, job=job, files=files)
-    return PlannedFile(file, alone, plan_or_resume(alone))
+        output = run.files.output.of_input(file)
+        workspace = output.workspace
+        settle_growing(workspace)
+        job = run.job.model_copy(update={"input": file.where, "limit": limit, "shard": ""})
+        found = find_input(job, workspace.work, stopped=stopped, name=file.name)
+        if entry is not None and workspace.final is not None and workspace.final.exists():
+            check_numbers(file, found, entry, workspace)
+        warn_about(found, job, warn)
+        source = replace(found.source, selection=Selection(limit=limit))
+        files = RunFiles(source, found.images, output, run.files.warn, name=file.name)
+        alone = replace(run, job=job, files=files)
+        planned = PlannedFile(file, alone, plan_or_resume(alone), held.pop_all().close)
+        run.files.held.callback(planned.release)  # a run may end before the file is finished
+        return planned
 
 
 def check_numbers(file: InputFile, found: FoundInput, entry: Finished, workspace: Workspace) -> None:

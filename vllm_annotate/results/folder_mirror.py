@@ -3,9 +3,9 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.listing import InputFile
@@ -16,7 +16,7 @@ from vllm_annotate.results.mirrored import MirroredAnswers
 from vllm_annotate.results.written import written_files
 from vllm_annotate.storage.file_states import Version
 from vllm_annotate.storage.locations import reaching, version_of
-from vllm_annotate.storage.packed import PACKED
+from vllm_annotate.storage.packed import ENDINGS, PACKED
 from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.uploads import ObjectChangedError
 from vllm_annotate.storage.workspace import Workspace
@@ -25,7 +25,6 @@ ENTRIES_SECONDS = 60.0  # between uploads of entries: what was finished since is
 # Output files that stay here, or are downloaded, for the report's page: all of them may be more than this disk holds.
 SHOWN, FETCHED = 12, 4
 UNPUBLISHED = ("parts/*.jsonl", "growing.jsonl", "unpublished.jsonl")  # what a state may have
-ENDINGS = (".jsonl", f".jsonl{PACKED}")  # of outputs
 STATE_PARTS = 3  # of the name of an object: labeled.work/files/STATE
 
 
@@ -36,18 +35,9 @@ class FolderMirror(RemoteFiles):
     that it is still what it was.
     """
 
-    def __init__(
-        self,
-        url: str,
-        shard: str = "",
-        say: Callable[[str], None] = lambda _: None,
-        stopped: threading.Event | None = None,
-        *,
-        with_whole: bool = True,
-    ) -> None:
-        """The files of an output, or of a shard of it; `with_whole` what other shards did, as a run needs it."""
-        super().__init__(url, shard, say, stopped)
-        self._with_whole = with_whole
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """As those of `RemoteFiles`."""
+        super().__init__(*arguments, **options)
         self._versions: dict[str, str] = {}  # of finished outputs, by name
         self._newest: deque[Path] = deque()
         self._left: dict[str, list[str]] = {}  # by state: its objects
@@ -118,7 +108,7 @@ class FolderMirror(RemoteFiles):
 
     def fetch_shown(self) -> None:
         """Downloads some outputs for the page if none is here."""
-        if not (self.workspace.answers.is_dir() and written_files(self.workspace.answers)):
+        if not written_files(self.workspace.answers):
             names = sorted(name for name in self._versions if name.endswith(ENDINGS))
             with reaching(self.url):
                 for name in names[:: -(-len(names) // FETCHED) or 1]:
@@ -198,7 +188,7 @@ class FolderMirror(RemoteFiles):
 
         Returns whether any has answers that the store has not.
         """
-        here = [path for path in self.workspace.answers.rglob("*") if path.name.endswith(ENDINGS) and path.is_file()]
+        here = written_files(self.workspace.answers)
         ahead = [path for path in here if self._copies.changed_here(path)]
         folder = self.workspace.answers
         for path in sorted(set(here) - set(ahead), key=lambda path: path.stat().st_mtime_ns):

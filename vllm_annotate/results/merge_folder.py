@@ -1,18 +1,15 @@
 """Shards of an output that is a folder: each file is at its place already, so a merge only looks."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 
-from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.listing import Inputs
 from vllm_annotate.inputs.plan_file import Counts
 from vllm_annotate.results.files import Files
 from vllm_annotate.results.finished import Finished, is_finished, read_finished, write_finished
-from vllm_annotate.results.merge_shards import check_recipes
+from vllm_annotate.results.merge_shards import locked_together
 from vllm_annotate.results.merged import Merged
 from vllm_annotate.results.publishing import compose_failures
-from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 
 
@@ -22,12 +19,7 @@ def merge_folder(inputs: Inputs, files: Files, shards: Sequence[Workspace]) -> t
     Raises UsageError if a run is at work on the output or a shard, or if recipes differ.
     """
     whole = files.workspace
-    if not shards:
-        raise UsageError(f"{shards_folder(whole.output)} has no shards: run them with --shard, such as --shard 1/16")
-    with ExitStack() as locks:
-        for workspace in (whole, *shards):
-            locks.enter_context(workspace.locked())
-        check_recipes(whole, shards)
+    with locked_together(whole, shards):
         entries = read_finished(whole, files.output_version)
         write_finished(whole, entries)
         compose_failures(whole, (whole.of_input(file.name, file.output_name) for file in inputs.files))

@@ -3,7 +3,7 @@
 import mmap
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import polars as pl
@@ -37,12 +37,7 @@ def merge_shards(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
     interrupted one. Raises UsageError if a run is writing the output or a shard, if recipes
     differ, or if the input cannot be read.
     """
-    if not shards:
-        raise UsageError(f"{shards_folder(whole.output)} has no shards: run them with --shard, such as --shard 1/16")
-    with ExitStack() as locks:
-        for workspace in (whole, *shards):
-            locks.enter_context(workspace.locked())
-        check_recipes(whole, shards)
+    with locked_together(whole, shards):
         for workspace in (whole, *shards):  # killed runs left answers in their parts
             repair_output(workspace)
             put_back_asked(workspace)
@@ -57,6 +52,18 @@ def merge_shards(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
             shard.output.unlink(missing_ok=True)
             shard.failures.unlink(missing_ok=True)
     return plan.counts, merged
+
+
+@contextmanager
+def locked_together(whole: Workspace, shards: Sequence[Workspace]) -> Iterator[None]:
+    """Locks an output and its shards. Raises UsageError if there are none, if one is at work, or if recipes differ."""
+    if not shards:
+        raise UsageError(f"{shards_folder(whole.output)} has no shards: run them with --shard, such as --shard 1/16")
+    with ExitStack() as locks:
+        for workspace in (whole, *shards):
+            locks.enter_context(workspace.locked())
+        _check_recipes(whole, shards)
+        yield
 
 
 def _merge_lines(source: Source, whole: Workspace, shards: Sequence[Workspace]) -> tuple[Plan, Merged]:
@@ -87,7 +94,7 @@ def _merge_lines(source: Source, whole: Workspace, shards: Sequence[Workspace]) 
     return plan, merged
 
 
-def check_recipes(whole: Workspace, shards: Sequence[Workspace]) -> None:
+def _check_recipes(whole: Workspace, shards: Sequence[Workspace]) -> None:
     """Raises UsageError unless output and shards have one recipe; records it for the output."""
     recipe = next(filter(None, (read_recipe(shard) for shard in shards)), None)
     if recipe is None:

@@ -2,8 +2,10 @@
 
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,7 +26,7 @@ from vllm_annotate.storage.uploads import ObjectChangedError
 from vllm_annotate.storage.workspace import Workspace
 
 
-class RemoteFiles(Files):
+class RemoteFiles(Files, ABC):
     """A local copy of the files of an output in an object store, under a lease. Subclasses say which files."""
 
     def __init__(
@@ -33,8 +35,10 @@ class RemoteFiles(Files):
         shard: str = "",
         say: Callable[[str], None] = lambda _: None,
         stopped: threading.Event | None = None,
+        *,
+        with_whole: bool = True,
     ) -> None:
-        """The files of an output, or of a shard of it.
+        """The files of an output, or of a shard of it; `with_whole` what the output has of other shards too.
 
         Setting `stopped` ends waits and transfers while they are entered.
         """
@@ -47,6 +51,7 @@ class RemoteFiles(Files):
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(Workspace.at(folder / name, shard))
         self.url, self._say, self._stopped = url, say, stopped or threading.Event()
+        self._with_whole = with_whole
         self._own = self.workspace.work / "mirror"
         self._own.mkdir(parents=True, exist_ok=True)
         self._token = token_of(self._own)
@@ -81,13 +86,13 @@ class RemoteFiles(Files):
                 with suppress(OSError, UsageError):
                     self._keep_all()
 
+    @abstractmethod
     def _pull(self) -> None:
         """Downloads what changed in the store."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _keep_all(self) -> None:
         """Uploads what a run that ends early has not."""
-        raise NotImplementedError
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -151,22 +156,10 @@ class Mirror(RemoteFiles):
 
     grows = False
 
-    def __init__(
-        self,
-        url: str,
-        shard: str = "",
-        say: Callable[[str], None] = lambda _: None,
-        stopped: threading.Event | None = None,
-        *,
-        with_whole: bool = True,
-    ) -> None:
-        """The files of an output, or of a shard of it, for which rows of the whole output are done `with_whole`."""
-        super().__init__(url, shard, say, stopped)
-        workspace, unpublished = self.workspace, self._own / "unpublished.jsonl"
-        self._answers = MirroredAnswers(
-            workspace, workspace.output, self._copies, self._token, unpublished, self._lease.check
-        )
-        self._with_whole = with_whole
+    @cached_property
+    def _answers(self) -> MirroredAnswers:
+        unpublished, output = self._own / "unpublished.jsonl", self.workspace.output
+        return MirroredAnswers(self.workspace, output, self._copies, self._token, unpublished, self._lease.check)
 
     def keep(self, chunk: Chunk) -> None:
         """Uploads the chunk's answers so far."""

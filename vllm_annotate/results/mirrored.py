@@ -53,7 +53,7 @@ class MirroredAnswers:
     def fetch(self) -> None:
         """Downloads output and failures."""
         here, copies = self._output, self._copies
-        if copies.changed_there(here) and copies.changed_here(here) and not self._unpublished.exists():
+        if copies.changed_here(here) and not self._unpublished.exists() and copies.changed_there(here):
             if is_packed(here):
                 unpack(here, self._unpublished)
                 here.unlink()

@@ -8,7 +8,7 @@ import polars as pl
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.source import Source, input_rows
-from vllm_annotate.storage.packed import PACKED, is_packed
+from vllm_annotate.storage.packed import ENDINGS, is_packed
 
 BESIDE = (".failures.jsonl", ".audit.jsonl", ".reviewed.jsonl")  # what commands write beside an output
 
@@ -17,7 +17,7 @@ def written_files(output: Path) -> list[Path]:
     """The file of an output, or those of a folder, by name; none if it is neither."""
     if not output.is_dir():
         return [output] if output.is_file() else []
-    found = (path for pattern in ("*.jsonl", f"*.jsonl{PACKED}") for path in output.rglob(pattern))
+    found = (path for path in output.rglob("*.jsonl*") if path.name.endswith(ENDINGS))
     return sorted(path for path in found if not path.name.endswith(BESIDE))
 
 

@@ -53,7 +53,9 @@ class Copies:
 
     def changed_there(self, path: Path) -> bool:
         """Whether an object is another one than when both were equal, or is there and the copy is not."""
-        version = version_there(self.fs, self.remote(path))
+        return self._is_other(path, version_there(self.fs, self.remote(path)))
+
+    def _is_other(self, path: Path, version: str | None) -> bool:
         return version != self._of(self.name(path))[0] or (version is not None and not path.exists())
 
     def changed_here(self, path: Path) -> bool:
@@ -62,13 +64,13 @@ class Copies:
 
     def is_uploaded(self, path: Path, name: str) -> bool:
         """Whether the object of this name has what the file has now."""
-        return bool(self._of(name)[1] == file_version(path))
+        return self._of(name)[1] == file_version(path)
 
     def fetch(self, path: Path) -> None:
         """Downloads a file that changed in the store; removes one that was removed there."""
-        if not self.changed_there(path):
-            return
         version = version_there(self.fs, self.remote(path))
+        if not self._is_other(path, version):
+            return
         if version is None:
             path.unlink(missing_ok=True)
         else:

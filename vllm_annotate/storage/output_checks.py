@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.storage.packed import ENDINGS
 
 SPECIAL = {
     stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
@@ -54,7 +55,7 @@ def check_output(path: Path, given: str) -> None:
 def check_folder(path: Path, given: str) -> None:
     """Raises UsageError if a folder that no run has written has other files than outputs, images for example."""
     for where, _, names in os.walk(path):
-        if other := next((name for name in names if not name.endswith((".jsonl", ".jsonl.zst"))), ""):
+        if other := next((name for name in names if not name.endswith(ENDINGS)), ""):
             raise UsageError(
                 f"output {given!r} is a folder with other files, such as {os.path.join(where, other)}: choose a new "  # noqa: PTH118
                 f"folder, or name a file in it, such as {path}/labeled.jsonl"

@@ -8,6 +8,7 @@ import zstandard
 from vllm_annotate.storage.atomic import replacing_path
 
 PACKED = ".zst"
+ENDINGS = (".jsonl", f".jsonl{PACKED}")  # of output files
 LEVEL = 6  # rows with the stand-in's answers become an eighth; level 12 saves a tenth more, in three times the time
 
 
