@@ -65,7 +65,7 @@ async def annotate_images(
     sample: Annotated[int, Field(ge=0)] = 0,
     sample_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0,
     own_names: Literal["keep", "drop"] = "keep",
-    compression: Literal["none", "zst"] = "none",
+    output_format: Literal["jsonl", "jsonl.zst", "parquet"] = "jsonl",
 ) -> State[Any]:
     """Writes a rationale and named boxes for every image of a JSONL or Parquet file. Run it again to resume.
 
@@ -97,8 +97,8 @@ async def annotate_images(
         sample_seed: Another seed draws another sample.
         own_names: Whether answers keep the columns of image_column and caption_column under their own names too, beside
             image_path and caption.
-        compression: How new files of an output that is a folder are compressed once they are finished: none, or zst,
-            which makes labeled/00000.jsonl.zst.
+        output_format: Form of new files of an output that is a folder, from when they are finished: lines, compressed
+            lines, or a table.
 
     """
     job = Job(**locals())

@@ -62,7 +62,7 @@ async def annotate_sharded(
     chunk_retries: Annotated[int, Field(ge=0, le=10)] = 1,
     canary_every: Annotated[int, Field(ge=0)] = 500,
     own_names: Literal["keep", "drop"] = "keep",
-    compression: Literal["none", "zst"] = "none",
+    output_format: Literal["jsonl", "jsonl.zst", "parquet"] = "jsonl",
 ) -> State[Any]:
     """Annotates the images in shards, each a separate run on a worker, and merges their answers.
 
@@ -97,8 +97,8 @@ async def annotate_sharded(
             right; 0 for none.
         own_names: Whether answers keep the columns of image_column and caption_column under their own names too, beside
             image_path and caption.
-        compression: How new files of an output that is a folder are compressed once they are finished: none, or zst,
-            which makes labeled/00000.jsonl.zst.
+        output_format: Form of new files of an output that is a folder, from when they are finished: lines, compressed
+            lines, or a table.
 
     """
     job, logger = Job.from_parameters(locals()), get_run_logger()

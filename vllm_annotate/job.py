@@ -21,7 +21,7 @@ from vllm_annotate.storage.locations import (
     locations,
     read_object,
 )
-from vllm_annotate.storage.output_paths import OutputPaths
+from vllm_annotate.storage.output_paths import OutputPaths, names_folder
 from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import Workspace
 
@@ -107,10 +107,10 @@ class Job(BaseModel):
         description="Whether answers keep the columns of image_column and caption_column under their own names too, "
         "beside image_path and caption.",
     )
-    compression: Literal["none", "zst"] = Field(
-        default="none",
-        description="How new files of an output that is a folder are compressed once they are finished: none, or zst, "
-        "which makes labeled/00000.jsonl.zst.",
+    output_format: Literal["jsonl", "jsonl.zst", "parquet"] = Field(
+        default="jsonl",
+        description="Form of new files of an output that is a folder, from when they are finished: lines, compressed "
+        "lines, or a table.",
     )
 
     @field_validator("*", mode="before")
@@ -129,6 +129,14 @@ class Job(BaseModel):
             raise ValueError("selects from the whole input: leave shard empty")
         if value and info.field_name == "sample" and info.data.get("limit"):
             raise ValueError("cannot be combined with limit: set one of them")
+        return value
+
+    @field_validator("output_format")
+    @classmethod
+    def has_a_folder(cls, value: str, info: ValidationInfo) -> str:
+        """Refuses a form that an output of one file, which grows, cannot have."""
+        if value != "jsonl" and not names_folder(info.data.get("output", "")):
+            raise ValueError("is for an output that is a folder: leave out the ending of output")
         return value
 
     @property

@@ -110,13 +110,13 @@ class Turns:
 
 
 def annotate_folder(
-    folder: str, failing: Sequence[str] = (), stopping: Sequence[int] = (), compression: str = "none"
+    folder: str, failing: Sequence[str] = (), stopping: Sequence[int] = (), output_format: str = "jsonl"
 ) -> None:
     """What the flow does with several input files."""
     where = Path(folder)
     job = Job.model_validate(
         {"input": where / "inputs", "image_root": where, "output": where / "labeled", "chunk_size": 3}
-        | {"compression": compression}
+        | {"output_format": output_format}
     )
     workspace, annotator, proving = Workspace.at(where / "labeled"), Turns(), object()
     files = RunFiles(None, where, Files(workspace), logging.getLogger(__name__).warning, input_files(job, workspace))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import zstandard
 
@@ -126,12 +127,16 @@ def of_a_folder_with_a_chunk_that_was_stopped(scenario: Scenario) -> None:
     scenario.step, scenario.parameters = "annotate_folder", {"failing": ["02.jpg"]}
 
 
-def of_a_folder_that_is_compressed(scenario: Scenario) -> None:
+def of_a_folder_that_is_compressed(scenario: Scenario, output_format: str = "jsonl.zst") -> None:
     """One file has a failure, which is answered now, and the other is new."""
     scenario.write_inputs({"0.jsonl": PATHS[:3]})
-    scenario.prepare("annotate_folder", failing=["01.jpg"], compression="zst")
+    scenario.prepare("annotate_folder", failing=["01.jpg"], output_format=output_format)
     scenario.write_inputs({"1.jsonl": PATHS[3:5]})
-    scenario.step, scenario.parameters = "annotate_folder", {"compression": "zst"}
+    scenario.step, scenario.parameters = "annotate_folder", {"output_format": output_format}
+
+
+def of_a_folder_of_tables(scenario: Scenario) -> None:
+    of_a_folder_that_is_compressed(scenario, "parquet")
 
 
 SCENARIOS: list[Any] = [
@@ -139,6 +144,7 @@ SCENARIOS: list[Any] = [
     merging_shards, of_a_shard, retrying, of_a_folder, of_a_folder_with_a_chunk_that_was_stopped,
     pytest.param(of_a_folder_whose_files_are_others, marks=pytest.mark.prove),
     pytest.param(of_a_folder_that_is_compressed, marks=pytest.mark.prove),
+    pytest.param(of_a_folder_of_tables, marks=pytest.mark.prove),
 ]  # fmt: skip
 
 
@@ -171,7 +177,9 @@ def files_of(folder: Path) -> dict[str, Any]:
 
 
 def content_of(path: Path) -> bytes:
-    """The content of an output file, whose frames are whole if it is compressed."""
+    """The content of an output file in lines; if it is compressed, its frames are whole."""
+    if path.suffix == ".parquet":
+        return b"".join(row.encode() + b"\n" for row in pl.read_parquet(path)["row"])
     if path.suffix != ".zst":
         return path.read_bytes()
     with path.open("rb") as file:

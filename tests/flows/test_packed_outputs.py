@@ -1,4 +1,4 @@
-"""Outputs that are compressed once their input file is finished."""
+"""Outputs that are compressed, or made a table, once their input file is finished."""
 
 import io
 import json
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import zstandard
 
@@ -14,22 +15,28 @@ from tests.conftest import Job
 from tests.flows.test_many_inputs import Corpus, command
 
 MakeJob = Callable[..., Job]
-PACKED = ("--compression", "zst")
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a compressed file, whose frames are all whole."""
+    """The rows of a table, or of a compressed file whose frames are all whole."""
+    if path.suffix == ".parquet":
+        return [json.loads(row) for row in pl.read_parquet(path)["row"]]
     with path.open("rb") as file:
         text = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read()
     return [json.loads(line) for line in io.BytesIO(text)]
 
 
-def answers(corpus: Corpus) -> dict[str, list[str]]:
-    files = sorted(corpus.output.rglob("*.zst"))
+def answers(corpus: Corpus, form: str) -> dict[str, list[str]]:
+    """The image paths in each file, by the name that it would have with plain lines."""
     return {
-        str(path.relative_to(corpus.output).with_suffix("")): [row["image_path"] for row in rows_of(path)]
-        for path in files
+        str(path.relative_to(corpus.output)).removesuffix(form) + "jsonl": [row["image_path"] for row in rows_of(path)]
+        for path in sorted(corpus.output.rglob(f"*.{form}"))
     }
+
+
+@pytest.fixture(params=["jsonl.zst", "parquet"])
+def form(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
@@ -38,10 +45,12 @@ def corpus(make_job: MakeJob) -> Corpus:
     return Corpus(make_job(12), 3)
 
 
-def test_each_file_is_compressed_when_it_is_finished_and_not_opened_again(corpus: Corpus, stand_in: StandIn) -> None:
-    done = corpus.run(stand_in, *PACKED)
+def test_each_file_has_its_form_when_it_is_finished_and_not_opened_again(
+    corpus: Corpus, stand_in: StandIn, form: str
+) -> None:
+    done = corpus.run(stand_in, "--output-format", form)
     assert done.returncode == 0, done.stderr
-    assert answers(corpus) == corpus.asked()
+    assert answers(corpus, form) == corpus.asked()
     assert not list(corpus.output.rglob("*.jsonl"))
     assert not list(corpus.work.joinpath("files").iterdir())
     report = json.loads(corpus.job.folder.joinpath("labeled.report.json").read_text())
@@ -52,38 +61,39 @@ def test_each_file_is_compressed_when_it_is_finished_and_not_opened_again(corpus
     assert max(stand_in.asked().values()) == 1
 
 
-def test_later_answers_are_a_frame_behind_what_was_there(corpus: Corpus, stand_in: StandIn) -> None:
+def test_later_answers_come_behind_what_was_there(corpus: Corpus, stand_in: StandIn, form: str) -> None:
     stand_in.set_faults({"kind": "400", "count": None, "match": "0001"})
-    assert corpus.run(stand_in, *PACKED).returncode == 1
-    path = corpus.output / "0/00.jsonl.zst"
-    before, others = path.read_bytes(), corpus.output.joinpath("0/02.jsonl.zst").stat()
+    assert corpus.run(stand_in, "--output-format", form).returncode == 1
+    path = corpus.output / f"0/00.{form}"
+    before, rows, others = path.read_bytes(), rows_of(path), corpus.output.joinpath(f"0/02.{form}").stat()
     stand_in.set_faults()
     corpus.write("1/01.jsonl", corpus.job.rows()[4:9])
     retried = corpus.run(stand_in)  # a file that is there stays as it is, whatever the option
     assert retried.returncode == 0, retried.stderr
-    assert path.read_bytes().startswith(before)
-    assert len(path.read_bytes()) > len(before)
-    assert corpus.output.joinpath("0/02.jsonl.zst").stat() == others
-    assert {name: sorted(paths) for name, paths in answers(corpus).items()} == corpus.asked()
+    assert form == "parquet" or path.read_bytes().startswith(before), "a frame behind those that were there"
+    assert rows_of(path)[: len(rows)] == rows
+    assert len(rows_of(path)) == len(rows) + 1
+    assert corpus.output.joinpath(f"0/02.{form}").stat() == others
+    assert {name: sorted(paths) for name, paths in answers(corpus, form).items()} == corpus.asked()
     assert sum(stand_in.asked().values()) == 12 + 1 + 1
 
 
-def test_plain_files_stay_plain_and_new_ones_are_compressed(corpus: Corpus, stand_in: StandIn) -> None:
+def test_plain_files_stay_plain_and_new_ones_have_the_form(corpus: Corpus, stand_in: StandIn, form: str) -> None:
     assert corpus.run(stand_in).returncode == 0
     plain = {path: path.stat() for path in corpus.output.rglob("*.jsonl")}
     corpus.write("2/new.jsonl", corpus.job.rows()[:2])
-    assert corpus.run(stand_in, *PACKED).returncode == 0
+    assert corpus.run(stand_in, "--output-format", form).returncode == 0
     assert {path: path.stat() for path in corpus.output.rglob("*.jsonl")} == plain
-    assert [path.name for path in corpus.output.rglob("*.zst")] == ["new.jsonl.zst"]
+    assert [path.name for path in corpus.output.rglob(f"*.{form}")] == [f"new.{form}"]
 
 
-def test_a_file_that_breaks_off_is_named_and_left_alone(corpus: Corpus, stand_in: StandIn) -> None:
-    assert corpus.run(stand_in, *PACKED).returncode == 0
-    path = corpus.output / "0/00.jsonl.zst"
+def test_a_file_that_breaks_off_is_named_and_left_alone(corpus: Corpus, stand_in: StandIn, form: str) -> None:
+    assert corpus.run(stand_in, "--output-format", form).returncode == 0
+    path = corpus.output / f"0/00.{form}"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     stand_in.forget()
-    done = corpus.run(stand_in, *PACKED)
+    done = corpus.run(stand_in, "--output-format", form)
     assert done.returncode == 1
     assert f"{path} is truncated or corrupt" in done.stderr
     assert path.read_bytes() == whole[: len(whole) // 2]
@@ -92,23 +102,23 @@ def test_a_file_that_breaks_off_is_named_and_left_alone(corpus: Corpus, stand_in
     assert evaluated.returncode == 2
     assert f"{path} is truncated or corrupt" in evaluated.stderr
     path.write_bytes(whole)
-    assert corpus.run(stand_in, *PACKED).returncode == 0
+    assert corpus.run(stand_in, "--output-format", form).returncode == 0
 
 
-def test_a_run_that_is_killed_again_and_again_loses_and_repeats_nothing(make_job: MakeJob) -> None:
+def test_a_run_that_is_killed_again_and_again_loses_and_repeats_nothing(make_job: MakeJob, form: str) -> None:
     corpus = Corpus(make_job(100, distinct=10), 10)
     with StandIn.started("--canned", "--prefill-seconds", "0.02") as server:
-        corpus.run_killed(server, 5, 16, "--chunk-size", "3", *PACKED)
-    assert answers(corpus) == corpus.asked()
+        corpus.run_killed(server, 5, 16, "--chunk-size", "3", "--output-format", form)
+    assert answers(corpus, form) == corpus.asked()
 
 
-def test_commands_read_compressed_outputs(corpus: Corpus, stand_in: StandIn) -> None:
-    assert corpus.run(stand_in, *PACKED).returncode == 0
+def test_commands_read_outputs_of_any_form(corpus: Corpus, stand_in: StandIn, form: str) -> None:
+    assert corpus.run(stand_in, "--output-format", form).returncode == 0
     again, truth = corpus.job.folder / "again", corpus.job.folder / "truth.jsonl"
     assert command("reparse", "--input", corpus.output, "--output", again).returncode == 0
     assert sorted(str(path.relative_to(again)) for path in again.rglob("*.jsonl")) == list(corpus.asked())
     truth.write_bytes(b"".join(path.read_bytes() for path in again.rglob("*.jsonl")))
-    for output, count in ((corpus.output, 12), (corpus.output / "0/00.jsonl.zst", 4)):
+    for output, count in ((corpus.output, 12), (corpus.output / f"0/00.{form}", 4)):
         evaluated = command("evaluate", "--output", output, "--truth", truth, "--json")
         assert evaluated.returncode == 0, evaluated.stderr
         assert json.loads(evaluated.stdout)["images"]["scored"] == count

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import zstandard
 
@@ -262,23 +263,28 @@ def test_the_sharded_flow_looks_at_a_folder_in_a_bucket_before_it_starts_shards(
         check_input(job, 5)
 
 
-def test_compressed_outputs_get_a_frame_more_from_another_machine(
-    corpus: Corpus, stand_in: StandIn, tmp_path: Path
+@pytest.mark.parametrize("form", ["jsonl.zst", "parquet"])
+def test_outputs_of_any_form_get_rows_from_another_machine(
+    corpus: Corpus, stand_in: StandIn, tmp_path: Path, form: str
 ) -> None:
     stand_in.set_faults({"kind": "400", "count": None, "match": "0001"})
-    assert corpus.run(stand_in, "--compression", "zst").returncode == 1
-    name = f"{corpus.output}/0/00.jsonl.zst"
+    assert corpus.run(stand_in, "--output-format", form).returncode == 1
+    name = f"{corpus.output}/0/00.{form}"
     before = corpus.bucket.fs.cat_file(name)
     shutil.rmtree(tmp_path / "state")
     stand_in.set_faults()
     done = corpus.run(stand_in)
     assert done.returncode == 0, done.stderr
     after = corpus.bucket.fs.cat_file(name)
-    assert after.startswith(before)
-    text = zstandard.ZstdDecompressor().stream_reader(after, read_across_frames=True).read()
-    assert [json.loads(line)["image_path"] for line in text.splitlines()] == ["0000.jpg", "0002.jpg", "0001.jpg"]
+    if form == "parquet":
+        paths = pl.read_parquet(after)["image_path"].to_list()
+    else:
+        assert after.startswith(before)
+        text = zstandard.ZstdDecompressor().stream_reader(after, read_across_frames=True).read()
+        paths = [json.loads(line)["image_path"] for line in text.splitlines()]
+    assert paths == ["0000.jpg", "0002.jpg", "0001.jpg"]
     assert sorted(corpus.objects()) == [
-        f"{corpus.output.removeprefix('s3://')}/{number % 2}/{number:02d}.jsonl.zst" for number in (0, 2, 1, 3)
+        f"{corpus.output.removeprefix('s3://')}/{number % 2}/{number:02d}.{form}" for number in (0, 2, 1, 3)
     ]
     assert "4 input files: 4 are finished, 0 to do" in corpus.run(stand_in).stderr
     assert sum(stand_in.asked().values()) == 12 + 1

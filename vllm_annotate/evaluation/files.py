@@ -9,12 +9,12 @@ from vllm_annotate.job import remembered_job
 from vllm_annotate.results.written import written_files
 from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.locations import location
-from vllm_annotate.storage.packed import is_packed
+from vllm_annotate.storage.packed import is_packed, names_of
 
 
 def image_root_of(output: Path, given: Path | str | None) -> ImageRoot | None:
     """The image root that is given, or that the output's run had; None if neither is known."""
-    plain = output.with_suffix("") if is_packed(output) else output
+    plain = output.with_name(names_of(output.name)[0]) if is_packed(output) else output
     had = remembered_job(plain) if plain.suffix in ("", ".jsonl") and written_files(output) else {}
     known = had.get("image_root") if given is None else given
     root: ImageRoot | None

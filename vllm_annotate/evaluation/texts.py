@@ -11,7 +11,8 @@ from typing import IO, Any
 import polars as pl
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.inputs.source import Source, input_rows
+from vllm_annotate.inputs.source import PARQUET, Source, input_rows
+from vllm_annotate.results.table import lines_of_table
 from vllm_annotate.results.written import written_files
 from vllm_annotate.storage.locations import local_path
 
@@ -42,9 +43,10 @@ def lines_of(path: Path, named: str, most: int = LONGEST_LINE_BYTES) -> Iterator
         for each in written_files(path):
             yield from lines_of(each, f"{named}, {each.name}", most)
         return
-    if _start(path) == ZSTD:
+    if (start := _start(path)) == ZSTD or start == PARQUET:
+        rows = lines_of_table(path) if start == PARQUET else (row.encode() for row in input_rows(Source(path)))
         try:
-            yield from _not_blank(row.encode() for row in input_rows(Source(path)))
+            yield from _not_blank(rows)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise UsageError(f"{named} is truncated or corrupt ({error!s:.200}): restore it") from None
         return

@@ -12,17 +12,9 @@ from vllm_annotate.export.about import About
 from vllm_annotate.export.columns import schema_of, typed
 from vllm_annotate.export.rows import Labeled
 from vllm_annotate.inputs.polars_faults import polars_faults
+from vllm_annotate.results.table import COLUMNS
 
-SCHEMA: dict[str, Any] = {
-    "image_path": pl.String,
-    "caption": pl.String,
-    "rationale": pl.String,
-    "objects": pl.List(pl.Struct({"name": pl.String, "bbox": pl.Array(pl.Int16, 4)})),
-    "width": pl.Int32,
-    "height": pl.Int32,
-    "flags": pl.List(pl.String),
-    "agreement": pl.Float64,
-}
+SCHEMA: dict[str, Any] = COLUMNS | {"agreement": pl.Float64}
 GROUP_ROWS = 5_000  # in memory at once: a row has some kilobytes
 
 

@@ -23,9 +23,9 @@ ENDING = re.compile(
 SAYS = "give a .jsonl (also .gz, .zst), .parquet or .tar file"
 
 
-def output_name(name: str) -> str:
-    """The name of the output file of an input file of this name."""
-    return f"{ENDING.sub('', name)}.jsonl"
+def output_name(name: str, output_format: str = "jsonl") -> str:
+    """The name of the output file of an input file of this name, in one of the forms that it may have."""
+    return f"{ENDING.sub('', name)}.{output_format}"
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class InputFile:
     where: Path | str
     version: Version
     size: int  # bytes
-    packed: bool = False  # whether its output is compressed when it is new
+    output_format: str = "jsonl"  # of its output when it is new
 
     @property
     def output_name(self) -> str:
-        """The name of its answers below the output folder."""
-        return output_name(self.name)
+        """The name of its answers below the output folder, when they are new."""
+        return output_name(self.name, self.output_format)
 
     @property
     def form(self) -> str:

@@ -16,6 +16,7 @@ from vllm_annotate.inputs.selection import ALL, Selection
 from vllm_annotate.inputs.sharding import in_shard
 from vllm_annotate.storage.file_states import Version, file_version, version_at
 from vllm_annotate.storage.json_text import json_object, text_member
+from vllm_annotate.storage.packed import TABLE, scan_table
 from vllm_annotate.storage.shard import Shard
 
 PARQUET, PARQUET_SUFFIXES = b"PAR1", (".parquet", ".pq", ".parq")
@@ -155,11 +156,17 @@ def input_rows(source: Source) -> Iterator[str]:
 
 def output_lines(*outputs: Path) -> pl.LazyFrame:
     """Returns columns line and image_path of outputs' lines that are not blank; null for a torn or malformed line."""
-    written = [_scan_lines(output) for output in outputs if output.exists() and output.stat().st_size]
+    written = [_scan_output(output) for output in outputs if output.exists() and output.stat().st_size]
     if not written:
         return pl.LazyFrame(schema={"line": pl.UInt32, "image_path": pl.String})
     lines = pl.concat(written).filter(pl.col("row").str.strip_chars() != "")
     return lines.select("line", image_path=_image_path("image_path"))
+
+
+def _scan_output(output: Path) -> pl.LazyFrame:
+    if output.suffix != TABLE:
+        return _scan_lines(output)
+    return scan_table(output).with_row_index("line", offset=1)
 
 
 def output_lines_from(output: Path, offset: int, lines: int) -> pl.LazyFrame:

@@ -133,8 +133,7 @@ def input_files(job: Job, workspace: Workspace) -> Inputs:
     own = [whole.output, whole.work, whole.failures, whole.reviewed, whole.audited, shards_folder(whole.output)]
     there = job.output.rpartition("/")[0] if isinstance(job.output, str) else ""
     inputs = list_inputs(job.input, [f"{there}/{path.name}" for path in own] if there else own)
-    if job.compression == "zst":
-        inputs = replace(inputs, files=[replace(file, packed=True) for file in inputs.files])
+    inputs = replace(inputs, files=[replace(file, output_format=job.output_format) for file in inputs.files])
     return inputs.of_shard(Shard.parse(job.shard)) if job.shard else inputs
 
 

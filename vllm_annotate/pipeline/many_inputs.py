@@ -187,7 +187,7 @@ class ManyInputs:
         compose_failures(self._workspace, (self._of(file) for file in files))
 
     def _of(self, file: InputFile) -> Workspace:
-        return self._workspace.of_input(file.name, file.output_name, packed=file.packed)
+        return self._workspace.of_input(file.name, file.output_name)
 
     async def _next_open(self) -> PlannedFile | None:
         """The next file with an open image; those without one are finished at once."""

@@ -62,7 +62,7 @@ def plan_file(
     if it cannot be read. Setting `stopped` ends it.
     """
     with ExitStack() as held:
-        held.enter_context(run.workspace.of_input(file.name, file.output_name, packed=file.packed).claimed(file.name))
+        held.enter_context(run.workspace.of_input(file.name, file.output_name).claimed(file.name))
         output = run.files.output.of_input(file)
         workspace = output.workspace
         settle_growing(workspace)

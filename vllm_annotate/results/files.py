@@ -9,7 +9,7 @@ from vllm_annotate.inputs.plan_file import Chunk
 from vllm_annotate.results.parts import answers_path
 from vllm_annotate.storage.atomic import sync_file
 from vllm_annotate.storage.file_states import Version, file_version
-from vllm_annotate.storage.packed import PACKED
+from vllm_annotate.storage.packed import names_of
 from vllm_annotate.storage.workspace import Workspace
 
 
@@ -32,12 +32,12 @@ class Files:
 
     def of_input(self, file: InputFile) -> "Files":
         """Returns the files of an input file, of an output that is a folder, up to date with its output."""
-        return Files(self.workspace.of_input(file.name, file.output_name, packed=file.packed))
+        return Files(self.workspace.of_input(file.name, file.output_name))
 
     def output_version(self, name: str) -> Version:
-        """Returns the version of an output file of a folder, compressed or not; None if there is none."""
-        path = self.workspace.answers / name
-        return file_version(path) or file_version(path.with_name(path.name + PACKED))
+        """Returns the version of an output file of a folder, whichever form it has; None if there is none."""
+        versions = (file_version(self.workspace.answers / each) for each in names_of(name))
+        return next((version for version in versions if version), None)
 
     def tidy(self, file: InputFile) -> None:
         """Removes what is left of the state of a finished input file where other machines see it."""

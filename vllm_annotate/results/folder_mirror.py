@@ -16,7 +16,7 @@ from vllm_annotate.results.mirrored import MirroredAnswers
 from vllm_annotate.results.written import written_files
 from vllm_annotate.storage.file_states import Version
 from vllm_annotate.storage.locations import reaching, version_of
-from vllm_annotate.storage.packed import ENDINGS, PACKED
+from vllm_annotate.storage.packed import ENDINGS, names_of
 from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.uploads import ObjectChangedError
 from vllm_annotate.storage.workspace import Workspace
@@ -61,17 +61,16 @@ class FolderMirror(RemoteFiles):
         return opened
 
     def _workspace_of(self, file: InputFile) -> Workspace:
-        return self.workspace.of_input(file.name, file.output_name, packed=file.packed)
+        return self.workspace.of_input(file.name, file.output_name)
 
     def _output_of(self, file: InputFile) -> Path:
         """The path of its output: in the form that it has in the store, or will have."""
-        known = (name for name in (file.output_name, file.output_name + PACKED) if name in self._versions)
-        new_one = file.output_name + (PACKED if file.packed else "")
-        return self.workspace.answers / next(known, new_one)
+        known = (name for name in names_of(file.output_name) if name in self._versions)
+        return self.workspace.answers / next(known, file.output_name)
 
     def output_version(self, name: str) -> Version:
-        """Returns the version of an output file of a folder, compressed or not; None if there is none."""
-        return self._versions.get(name) or self._versions.get(name + PACKED)
+        """Returns the version of an output file of a folder, whichever form it has; None if there is none."""
+        return next((self._versions[each] for each in names_of(name) if each in self._versions), None)
 
     def tidy(self, file: InputFile) -> None:
         """Removes what is left in the store of the state of a finished input file.

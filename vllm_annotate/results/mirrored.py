@@ -9,9 +9,10 @@ from vllm_annotate.inputs.plan_file import Chunk
 from vllm_annotate.results.append import appending
 from vllm_annotate.results.merge import append_unplanned
 from vllm_annotate.results.parts import answers_path
+from vllm_annotate.results.written import unpack
 from vllm_annotate.storage.copies import Copies
 from vllm_annotate.storage.file_states import file_state
-from vllm_annotate.storage.packed import is_packed, unpack
+from vllm_annotate.storage.packed import is_packed
 from vllm_annotate.storage.workspace import Workspace
 
 

@@ -12,9 +12,10 @@ from vllm_annotate.inputs.source import done_paths
 from vllm_annotate.results.append import appending
 from vllm_annotate.results.lines import path_of
 from vllm_annotate.results.merge import append_unplanned
+from vllm_annotate.results.table import add_rows
 from vllm_annotate.storage.atomic import replacing, replacing_path, sync_folder
 from vllm_annotate.storage.file_states import Version, file_state, file_version
-from vllm_annotate.storage.packed import add_frame
+from vllm_annotate.storage.packed import TABLE, add_frame
 from vllm_annotate.storage.workspace import Workspace
 
 
@@ -32,7 +33,7 @@ def publish(workspace: Workspace, outputs: Sequence[Version]) -> Workspace:
         raise UsageError(f"another program has written {final}: run again; its rows count as answered")
     if workspace.is_packed:
         if growing.stat().st_size or not final.exists():
-            add_frame(final, growing)
+            (add_rows if final.suffix == TABLE else add_frame)(final, growing)
         growing.unlink()
         return replace(workspace, output=final)
     try:

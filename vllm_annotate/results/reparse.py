@@ -14,7 +14,7 @@ from vllm_annotate.results.written import lines_of, written_files
 from vllm_annotate.storage.atomic import sync_file, sync_folder, unfinished_name
 from vllm_annotate.storage.json_text import dumped, json_object, object_line, raw_members
 from vllm_annotate.storage.new_files import check_new, creating, exclusively
-from vllm_annotate.storage.packed import PACKED
+from vllm_annotate.storage.packed import names_of
 from vllm_annotate.storage.workspace import Workspace
 
 KEPT = ("vlm_output", "width", "height", "sent_size", "sent_as")
@@ -57,7 +57,7 @@ def reparse(source: Path, target: Path, family: Family) -> Quality:
         shutil.rmtree(folder, ignore_errors=True)
         try:
             for path in written_files(source):
-                copy = folder / str(path.relative_to(source)).removesuffix(PACKED)
+                copy = folder / names_of(str(path.relative_to(source)))[0]
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 _reparse_file(path, copy, family, quality)
                 sync_file(copy)

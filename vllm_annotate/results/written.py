@@ -8,7 +8,9 @@ import polars as pl
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.source import Source, input_rows
-from vllm_annotate.storage.packed import ENDINGS, is_packed
+from vllm_annotate.results.table import lines_of_table
+from vllm_annotate.storage.atomic import replacing_path
+from vllm_annotate.storage.packed import ENDINGS, TABLE, is_packed
 
 BESIDE = (".failures.jsonl", ".audit.jsonl", ".reviewed.jsonl")  # what commands write beside an output
 
@@ -17,21 +19,30 @@ def written_files(output: Path) -> list[Path]:
     """The file of an output, or those of a folder, by name; none if it is neither."""
     if not output.is_dir():
         return [output] if output.is_file() else []
-    found = (path for path in output.rglob("*.jsonl*") if path.name.endswith(ENDINGS))
+    found = (path for path in output.rglob("*.*") if path.name.endswith(ENDINGS))
     return sorted(path for path in found if not path.name.endswith(BESIDE))
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
-    """Yields the lines of an output file. Raises UsageError if it is compressed, and truncated or corrupt."""
+    """Yields the lines of an output file. Raises UsageError if that is no plain file, and truncated or corrupt."""
     if not is_packed(path):
         with path.open("rb") as file:
             yield from file
         return
     try:
+        if path.suffix == TABLE:
+            yield from lines_of_table(path)
+            return
         for row in input_rows(Source(path)):
             yield row.encode() + b"\n"
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UsageError(f"{path} is truncated or corrupt ({error!s:.200}): restore it") from None
+
+
+def unpack(source: Path, target: Path) -> None:
+    """Replaces `target` with the lines of an output file. Raises UsageError as `lines_of`."""
+    with replacing_path(target) as unfinished, unfinished.open("wb") as file:
+        file.writelines(lines_of(source))
 
 
 @dataclass(frozen=True)

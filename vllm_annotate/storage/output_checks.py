@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.storage.packed import ENDINGS
+from vllm_annotate.storage.packed import may_be_output
 
 SPECIAL = {
     stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
@@ -39,7 +39,7 @@ def check_output(path: Path, given: str) -> None:
     if path.suffix not in ("", ".jsonl"):
         raise UsageError(
             f"output {given!r} must end in .jsonl: the result has one JSON object per line; without an ending it is a "
-            "folder, with a file for each input file"
+            "folder, with a file for each input file, which --output-format may make a table"
         )
     check_names(path)
     if path.name.endswith(".failures.jsonl"):
@@ -54,12 +54,12 @@ def check_output(path: Path, given: str) -> None:
 
 def check_folder(path: Path, given: str) -> None:
     """Raises UsageError if a folder that no run has written has other files than outputs, images for example."""
-    for where, _, names in os.walk(path):
-        if other := next((name for name in names if not name.endswith(ENDINGS)), ""):
-            raise UsageError(
-                f"output {given!r} is a folder with other files, such as {os.path.join(where, other)}: choose a new "  # noqa: PTH118
-                f"folder, or name a file in it, such as {path}/labeled.jsonl"
-            )
+    files = (Path(where) / name for where, _, names in os.walk(path) for name in names)
+    if other := next((file for file in files if not may_be_output(file)), None):
+        raise UsageError(
+            f"output {given!r} is a folder with other files, such as {other}: choose a new folder, or name a file in "
+            f"it, such as {path}/labeled.jsonl"
+        )
 
 
 def check_names(output: Path) -> None:

@@ -1,20 +1,46 @@
-"""Output files that are compressed when their input file is finished: Zstandard, a frame for each time rows came."""
+"""Output files that are written when their input file is finished: Zstandard and Parquet. Until then, lines grow."""
 
 import shutil
 from pathlib import Path
 
+import polars as pl
 import zstandard
 
+from vllm_annotate.errors import UsageError
 from vllm_annotate.storage.atomic import replacing_path
 
-PACKED = ".zst"
-ENDINGS = (".jsonl", f".jsonl{PACKED}")  # of output files
+PLAIN, ZSTD, TABLE = ENDINGS = (".jsonl", ".jsonl.zst", ".parquet")  # of output files
+ROW = "row"  # column of a Parquet output: the whole row as JSON
 LEVEL = 6  # rows with the stand-in's answers become an eighth; level 12 saves a tenth more, in three times the time
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file is compressed, by its name."""
-    return path.suffix == PACKED
+    """Whether an output file has another form than lines, by its name."""
+    return path.name.endswith((ZSTD, TABLE))
+
+
+def names_of(name: str) -> list[str]:
+    """The names that an output file may have, from its name in any form; plain lines first."""
+    stem = name.removesuffix(next((ending for ending in ENDINGS if name.endswith(ending)), ""))
+    return [stem + ending for ending in ENDINGS]
+
+
+def may_be_output(path: Path) -> bool:
+    """Whether a file of an output may be what it is: of this name, and a table only with a column of rows."""
+    if path.suffix == TABLE:
+        try:
+            return ROW in pl.read_parquet_schema(path)
+        except (OSError, pl.exceptions.PolarsError):
+            return False
+    return path.name.endswith(ENDINGS)
+
+
+def scan_table(path: Path) -> pl.LazyFrame:
+    """Returns the rows of a table, column `row`. Raises UsageError if it has none, and Polars' errors."""
+    table = pl.scan_parquet(path, glob=False)
+    if ROW not in table.collect_schema():
+        raise UsageError(f"{path} has no column {ROW!r}, so no run has written it: move it away, or name another file")
+    return table.select(ROW)
 
 
 def add_frame(target: Path, rows: Path) -> None:
@@ -25,9 +51,3 @@ def add_frame(target: Path, rows: Path) -> None:
                 shutil.copyfileobj(before, file)
         with rows.open("rb") as added:
             zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).copy_stream(added, file)
-
-
-def unpack(source: Path, target: Path) -> None:
-    """Replaces `target` with the content of a compressed file."""
-    with source.open("rb") as file, replacing_path(target) as unfinished, unfinished.open("wb") as copy:
-        shutil.copyfileobj(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), copy)

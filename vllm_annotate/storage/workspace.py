@@ -13,12 +13,12 @@ from vllm_annotate.storage.disk_errors import disk_is_full, explained
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
 from vllm_annotate.storage.output_checks import check_folder, check_output, check_regular, check_replaceable
 from vllm_annotate.storage.output_paths import OutputPaths
-from vllm_annotate.storage.packed import PACKED
+from vllm_annotate.storage.packed import is_packed, names_of
 from vllm_annotate.storage.shard import Shard, shards_folder
 
 FORMAT, FOLDER_FORMAT = 1, 2  # of the work folder of an output that is a file or a folder; raised when it changes
 LOCK_TRIES = 10
-COMPRESSED, ROWS = (".gz", ".zst"), (".jsonl", ".json")  # endings of an output that is read
+COMPRESSED, ROWS = (".gz", ".zst"), (".jsonl", ".json", ".parquet")  # endings of an output that is read
 
 
 class Workspace(OutputPaths):
@@ -41,19 +41,17 @@ class Workspace(OutputPaths):
         check_regular(*files if workspace.is_folder else [workspace.output, *files], folder=workspace.work)
         return workspace
 
-    def of_input(self, name: str, output_name: str, *, packed: bool = False) -> "Workspace":
+    def of_input(self, name: str, output_name: str) -> "Workspace":
         """Returns the workspace of an input file, of an output that is a folder.
 
-        Its output is compressed if it is to be `packed`; one that is there stays as it is.
+        The ending of `output_name` is the form of its output if that is new; one that is there stays as it is.
         """
         short = os.fsencode(name.rpartition("/")[2])[:60].decode(errors="ignore")
         state = self.states / f"{short}.{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
-        plain = self.answers / output_name
-        if plain.exists():
-            return Workspace(plain, state=state, final=plain)
-        compressed = plain.with_name(plain.name + PACKED)
-        final = compressed if packed or compressed.exists() else plain
-        return Workspace(state / "growing.jsonl", state=state, final=final)
+        forms = (self.answers / each for each in names_of(output_name))
+        final = next((path for path in forms if path.exists()), self.answers / output_name)
+        grows_there = final.exists() and not is_packed(final)
+        return Workspace(final if grows_there else state / "growing.jsonl", state=state, final=final)
 
     @classmethod
     def of_file(cls, output: Path) -> "Workspace":
