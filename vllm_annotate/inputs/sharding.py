@@ -2,6 +2,7 @@
 
 from hashlib import blake2b
 
+import numpy as np
 import polars as pl
 
 from vllm_annotate.storage.shard import Shard
@@ -12,8 +13,8 @@ def in_shard(shard: Shard, image_path: pl.Expr) -> pl.Expr:
 
     def held(paths: pl.Series) -> pl.Series:
         # Not Polars' hash, which may change between versions, nor a CRC, which puts numbered names into few shards.
-        hashes = (int.from_bytes(blake2b(path.encode(), digest_size=8).digest()) for path in paths)
-        own = [hash_ % shard.count == shard.number - 1 for hash_ in hashes]
-        return pl.Series(paths.name, own, dtype=pl.Boolean)
+        digests = b"".join([blake2b(path, digest_size=8).digest() for path in paths.cast(pl.Binary).to_list()])
+        hashes = np.frombuffer(digests, ">u8")
+        return pl.Series(paths.name, hashes % shard.count == shard.number - 1, dtype=pl.Boolean)
 
     return image_path.fill_null("").map_batches(held, return_dtype=pl.Boolean, is_elementwise=True)
