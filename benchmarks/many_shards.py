@@ -68,6 +68,12 @@ class Array:
 PATHS = {"input": "inputs", "image_root": "images", "output": "labeled"}
 
 
+def lost_and_twice(folder: Path) -> tuple[int, int]:
+    """How many images have no answer, and how many answers are second ones."""
+    answered, asked = Counter(paths_in(folder / "labeled")), set(paths_in(folder / "inputs"))
+    return len(asked - set(answered)), sum(times - 1 for times in answered.values())
+
+
 def paths_in(folder: Path) -> Iterator[bytes]:
     """The image paths of all files of a folder."""
     for file in folder.glob("*.jsonl"):
@@ -85,8 +91,7 @@ def main(shards: int = 200, files: int = 1000, kills: int = 60, count: int = 20)
             array.run()
             seconds, begun = time.monotonic() - begun, time.monotonic()
             subprocess.run([PROGRAM, "merge-shards", "--output", folder / "labeled"], check=True, capture_output=True)
-        answered, asked = Counter(paths_in(folder / "labeled")), set(paths_in(folder / "inputs"))
-        lost, twice = len(asked - set(answered)), sum(times - 1 for times in answered.values())
+        lost, twice = lost_and_twice(folder)
         print(
             f"{shards} shards of {files} files, {files * count:,} images, {AT_ONCE} at once: {array.killed} kills, "
             f"{lost} lost, {twice} twice; {seconds:.0f} s, merged in {time.monotonic() - begun:.1f} s"

@@ -15,7 +15,7 @@ from blocks import AnnotationRecipe, VLLMServer
 from flows.pilot import pilot
 from flows.support.flow import REQUIRED, flow
 from flows.support.shown_secrets import hide_secrets
-from flows.support.sub_runs import begun_run, check_deployment, run_parameter
+from flows.support.sub_runs import SubRuns, check_deployment, run_parameter
 from vllm_annotate.errors import UsageError
 from vllm_annotate.job import SELECTING, Job
 from vllm_annotate.pipeline.pilot import as_markdown
@@ -102,7 +102,8 @@ async def annotate_approved(
     if not approval.go_on:
         return Cancelled(message="refused: nothing more was asked")
     try:
-        run = await begun_run(deployment, of_the_whole(job, approval) | blocks, f"annotate {name_of(output)}, approved")
+        async with SubRuns(deployment) as runs:
+            run = await runs.begun(of_the_whole(job, approval) | blocks, f"annotate {name_of(output)}, approved")
     except UsageError as error:
         return Failed(message=str(error))
     return Completed(message=f"approved: run {run.name} of {deployment} annotates the rest")

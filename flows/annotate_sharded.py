@@ -15,7 +15,7 @@ from pydantic import Field
 from blocks import AnnotationRecipe, VLLMServer
 from flows.support.flow import REQUIRED, flow
 from flows.support.shown_secrets import hide_secrets
-from flows.support.sub_runs import check_deployment, ended_run, run_parameter
+from flows.support.sub_runs import SubRuns, check_deployment, run_parameter
 from flows.support.termination import ended_by_sigterm
 from vllm_annotate.errors import UsageError
 from vllm_annotate.job import SELECTING, Job
@@ -111,8 +111,8 @@ async def annotate_sharded(
             job.model_dump(mode="json", exclude={"server", "recipe", "shard", *SELECTING}, exclude_none=True) | blocks
         )
         await check_deployment(deployment)
-        async with ended_by_sigterm():
-            lost = await run_shards(shards, at_once, shard_retries, deployment, parameters)
+        async with ended_by_sigterm(), SubRuns(deployment) as runs:
+            lost = await run_shards(shards, at_once, shard_retries, runs, parameters)
         reasons = "; ".join(f"{shard}: {reason}" for shard, reason in lost.items())
         if lost and not await asyncio.to_thread(shards_begun, output):
             return Failed(message=f"no shard has any answers to merge. {reasons}")
@@ -130,7 +130,7 @@ async def annotate_sharded(
 
 
 async def run_shards(
-    count: int, at_once: int, retries: int, deployment: str, parameters: Mapping[str, Any]
+    count: int, at_once: int, retries: int, runs: SubRuns, parameters: Mapping[str, Any]
 ) -> dict[Shard, str]:
     """Runs all shards; returns those that did not finish, with the message of their last run."""
     logger = get_run_logger()
@@ -142,7 +142,7 @@ async def run_shards(
             for tries_left in range(retries, -1, -1):
                 name = f"shard {shard} of {name_of(parameters['output'])}"
                 try:
-                    state = await ended_run(deployment, {**parameters, "shard": str(shard)}, name)
+                    state = await runs.ended({**parameters, "shard": str(shard)}, name)
                 except UsageError as error:
                     lost[shard] = str(error)
                     return

@@ -1,9 +1,12 @@
 """Runs a deployment from another run: start it, wait for it, cancel it together with the parent."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
-from uuid import UUID
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from typing import Any, Self, TypeVar
+from uuid import UUID, uuid4
 
 import httpx
 from prefect.blocks.core import Block
@@ -14,6 +17,7 @@ from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
@@ -26,29 +30,119 @@ from blocks import VLLMServer
 from vllm_annotate.errors import UsageError
 
 POLL_SECONDS = 2.0
+LOOKS_PER_SECOND = 50  # of runs: more of them are looked at less often
 PAGE = 200  # the server's maximum
 LIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
-IDENTITY = ("output", "shard")  # parameters that two runs must not share
+Identity = tuple[str, str]
+Answer = TypeVar("Answer")
 
 
-async def ended_run(deployment: str, parameters: Mapping[str, Any], name: str) -> State[Any]:
-    """Runs a deployment, or waits for a run of it that has already started; returns the run's final state.
+class SubRuns:
+    """Runs of a deployment that a flow starts and waits for. A context manager.
 
-    Waits while the Prefect server is down. If cancelled, cancels the run.
+    Goes on while the Prefect server is down.
     """
-    async with get_client() as client:
-        run = await _started_run(client, deployment, parameters, name)
+
+    def __init__(self, deployment: str) -> None:
+        self._deployment = deployment
+        self._held = AsyncExitStack()
+        self._client: PrefectClient
+        self._under_way: dict[Identity, FlowRun] = {}  # which a lost flow started: second ones would conflict
+        self._waited: set[UUID] = set()
+        self._ended: dict[UUID, State[Any]] = {}
+        self._looking = asyncio.Lock()
+        self._next_look = 0.0
+
+    async def __aenter__(self) -> Self:
+        """Finds which runs are under way."""
+        self._client = await self._held.enter_async_context(get_client())
+        self._under_way = await _answered(self._find_under_way)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Closes the connection."""
+        await self._held.aclose()
+
+    async def begun(self, parameters: Mapping[str, Any], name: str) -> FlowRun:
+        """Starts a run, or finds the one of the same output and shard; does not wait. Raises UsageError."""
+        if (run := self._under_way.pop(_identity(parameters), None)) is not None:
+            return run
+        # With the same key the server makes no second run, if the response to the first request was lost.
+        start = partial(
+            arun_deployment, self._deployment, parameters=dict(parameters), flow_run_name=name, timeout=0,
+            idempotency_key=str(uuid4()),
+        )  # fmt: skip
         try:
-            return await _final_state(client, run.id)
+            return await _answered(start)
+        except httpx.HTTPStatusError as error:
+            raise UsageError(
+                f"{self._deployment} does not accept these parameters: {error.response.text:.500}"
+            ) from None
+
+    async def ended(self, parameters: Mapping[str, Any], name: str) -> State[Any]:
+        """Does the same, and returns the run's final state. If cancelled, cancels the run."""
+        run = await self.begun(parameters, name)
+        self._waited.add(run.id)
+        try:
+            while run.id not in self._ended:
+                await asyncio.sleep(POLL_SECONDS)
+                await self._look()
         except asyncio.CancelledError:
-            await asyncio.shield(client.set_flow_run_state(run.id, Cancelling()))
+            await asyncio.shield(self._client.set_flow_run_state(run.id, Cancelling()))
             raise
+        finally:
+            self._waited.discard(run.id)
+        return self._ended.pop(run.id)
+
+    async def _look(self) -> None:
+        """Asks for the states of all runs at once, for all who wait. Polls: an event could be missed."""
+        async with self._looking:
+            if time.monotonic() < self._next_look:
+                return
+            waited = list(self._waited)
+            with suppress(httpx.HTTPError):
+                for page in range(0, len(waited), PAGE):
+                    ids = waited[page : page + PAGE]
+                    runs = await self._client.read_flow_runs(
+                        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=ids)), limit=PAGE
+                    )
+                    self._ended |= {run.id: run.state for run in runs if run.state and run.state.is_final()}
+                    deleted = {*ids} - {run.id for run in runs}
+                    self._ended |= dict.fromkeys(deleted, Crashed(message="the run was deleted"))
+            self._next_look = time.monotonic() + max(POLL_SECONDS, len(waited) / LOOKS_PER_SECOND)
+
+    async def _find_under_way(self) -> dict[Identity, FlowRun]:
+        flow, _, name = self._deployment.partition("/")
+        found: list[FlowRun] = []
+        while True:
+            runs = await self._client.read_flow_runs(
+                flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
+                deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])),
+                flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=LIVE))),
+                limit=PAGE,
+                offset=len(found),
+            )
+            found += runs
+            if len(runs) < PAGE:
+                return {_identity(run.parameters): run for run in found}
 
 
-async def begun_run(deployment: str, parameters: Mapping[str, Any], name: str) -> FlowRun:
-    """Runs a deployment, or finds a run of it under way; does not wait for its end. Raises UsageError."""
-    async with get_client() as client:
-        return await _started_run(client, deployment, parameters, name)
+def _identity(parameters: Mapping[str, Any]) -> Identity:
+    """The parameters that two runs must not share."""
+    return str(parameters.get("output")), str(parameters.get("shard"))
+
+
+async def _answered(ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The answer of the Prefect server, once there is one. Raises HTTPStatusError if it refuses."""
+    while True:
+        try:
+            return await ask()
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code < 500:
+                raise
+        except httpx.HTTPError:
+            pass
+        await asyncio.sleep(POLL_SECONDS)
 
 
 async def check_deployment(name: str) -> None:
@@ -58,54 +152,6 @@ async def check_deployment(name: str) -> None:
             await client.read_deployment_by_name(name)
         except (ObjectNotFound, ValueError):
             raise UsageError(f"deployment {name!r} does not exist: prefect deploy --all") from None
-
-
-async def _started_run(client: PrefectClient, deployment: str, parameters: Mapping[str, Any], name: str) -> FlowRun:
-    while True:
-        try:
-            # Look for it every time: the response to the request that started it may have been lost.
-            run = await _run_under_way(client, deployment, parameters)
-            return run or await arun_deployment(deployment, parameters=dict(parameters), flow_run_name=name, timeout=0)
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code < 500:
-                raise UsageError(f"{deployment} does not accept these parameters: {error.response.text:.500}") from None
-        except httpx.HTTPError:
-            pass
-        await asyncio.sleep(POLL_SECONDS)
-
-
-async def _run_under_way(client: PrefectClient, deployment: str, parameters: Mapping[str, Any]) -> FlowRun | None:
-    """The run with the same output and shard that a lost parent started, if any: a second one would conflict."""
-    flow, _, name = deployment.partition("/")
-    identity, page = [parameters[of] for of in IDENTITY], 0
-    while True:
-        runs = await client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
-            deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])),
-            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=LIVE))),
-            limit=PAGE,
-            offset=page * PAGE,
-        )
-        for run in runs:
-            if [run.parameters.get(of) for of in IDENTITY] == identity:
-                return run
-        if len(runs) < PAGE:
-            return None
-        page += 1
-
-
-async def _final_state(client: PrefectClient, run: UUID) -> State[Any]:
-    """Polls for the final state: an event could be missed."""
-    while True:
-        try:
-            state = (await client.read_flow_run(run)).state
-        except ObjectNotFound:
-            return Crashed(message="the run was deleted")
-        except httpx.HTTPError:
-            state = None
-        if state is not None and state.is_final():
-            return state
-        await asyncio.sleep(POLL_SECONDS)
 
 
 def run_parameter(block: Block | None) -> Any:
