@@ -33,7 +33,10 @@ class Flow:
     """A run of the deployment `annotate-sharded/annotate-sharded`."""
 
     def __init__(self, parameters: dict[str, Any]) -> None:
-        self._api = httpx.Client(base_url=f"{os.environ['PREFECT_API_URL']}/", timeout=60, trust_env=False)
+        retrying = httpx.HTTPTransport(retries=3)
+        self._api = httpx.Client(
+            base_url=f"{os.environ['PREFECT_API_URL']}/", timeout=300, trust_env=False, transport=retrying
+        )
         deployment = self._get("deployments/name/annotate-sharded/annotate-sharded")["id"]
         self._id = self._post(f"deployments/{deployment}/create_flow_run", parameters=parameters)["id"]
         self._rng = random.Random(0)

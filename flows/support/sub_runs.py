@@ -30,6 +30,7 @@ from blocks import VLLMServer
 from vllm_annotate.errors import UsageError
 
 POLL_SECONDS = 2.0
+WAITING = 10  # for a worker, at most: with hundreds that are late, a Prefect server on SQLite locks itself out
 LOOKS_PER_SECOND = 50  # of runs: more of them are looked at less often
 PAGE = 200  # the server's maximum
 LIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
@@ -49,7 +50,8 @@ class SubRuns:
         self._client: PrefectClient
         self._under_way: dict[Identity, FlowRun] = {}  # which a lost flow started: second ones would conflict
         self._waited: set[UUID] = set()
-        self._ended: dict[UUID, State[Any]] = {}
+        self._states: dict[UUID, State[Any]] = {}
+        self._turns = asyncio.Semaphore(WAITING)
         self._looking = asyncio.Lock()
         self._next_look = 0.0
 
@@ -81,18 +83,27 @@ class SubRuns:
 
     async def ended(self, parameters: Mapping[str, Any], name: str) -> State[Any]:
         """Does the same, and returns the run's final state. If cancelled, cancels the run."""
-        run = await self.begun(parameters, name)
+        run = None
+        try:
+            async with self._turns:
+                run = await self.begun(parameters, name)
+                await self._reached(run, lambda state: not (state.is_scheduled() or state.is_pending()))
+            return await self._reached(run, State.is_final)
+        except asyncio.CancelledError:
+            if run is not None:
+                await asyncio.shield(self._client.set_flow_run_state(run.id, Cancelling()))
+            raise
+
+    async def _reached(self, run: FlowRun, is_it: Callable[[State[Any]], bool]) -> State[Any]:
+        """Waits until a run has a state of a kind; returns it."""
         self._waited.add(run.id)
         try:
-            while run.id not in self._ended:
+            while (state := self._states.get(run.id)) is None or not is_it(state):
                 await asyncio.sleep(POLL_SECONDS)
                 await self._look()
-        except asyncio.CancelledError:
-            await asyncio.shield(self._client.set_flow_run_state(run.id, Cancelling()))
-            raise
         finally:
             self._waited.discard(run.id)
-        return self._ended.pop(run.id)
+        return state
 
     async def _look(self) -> None:
         """Asks for the states of all runs at once, for all who wait. Polls: an event could be missed."""
@@ -106,9 +117,9 @@ class SubRuns:
                     runs = await self._client.read_flow_runs(
                         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=ids)), limit=PAGE
                     )
-                    self._ended |= {run.id: run.state for run in runs if run.state and run.state.is_final()}
+                    self._states |= {run.id: run.state for run in runs if run.state}
                     deleted = {*ids} - {run.id for run in runs}
-                    self._ended |= dict.fromkeys(deleted, Crashed(message="the run was deleted"))
+                    self._states |= dict.fromkeys(deleted, Crashed(message="the run was deleted"))
             self._next_look = time.monotonic() + max(POLL_SECONDS, len(waited) / LOOKS_PER_SECOND)
 
     async def _find_under_way(self) -> dict[Identity, FlowRun]:

@@ -80,8 +80,8 @@ async def test_no_request_is_lost_while_each_endpoint_in_turn_is_killed_and_revi
         over = asyncio.Event()
 
         async def kill_in_turn(client: Inference) -> None:
-            for turn in range(6):
-                victim, endpoint = servers[turn % 3], client.pool.endpoints[turn % 3]
+            for turn in range(3):
+                victim, endpoint = servers[turn], client.pool.endpoints[turn]
                 victim.kill()
                 while endpoint.up.is_set():
                     await asyncio.sleep(0.02)
@@ -107,7 +107,7 @@ async def test_no_request_is_lost_while_each_endpoint_in_turn_is_killed_and_revi
             for number in range(48):
                 group.create_task(keep_asking(number, client, got))
     assert set(got.values()) == {1}
-    assert len(got) > 300
+    assert len(got) > 150
 
 
 async def test_auto_stays_within_the_connections_that_a_process_can_have() -> None:
