@@ -17,7 +17,7 @@ from flows.support.outcome import ended, refused
 from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.inside import image_root_at
-from vllm_annotate.pipeline.pilot import as_markdown, check_one_input, estimate_in_words, pilot_output
+from vllm_annotate.pipeline.pilot import as_markdown, estimate_in_words, pilot_output
 from vllm_annotate.storage.locations import Location, OptionalLocation, Output, run_name
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
@@ -51,7 +51,8 @@ async def pilot(
             s3://bucket/captions.jsonl.
         image_root: Folder or URL that image paths are relative to; nothing outside it is read. Empty if the images are
             inside the input.
-        output: The result of the whole, such as labeled.jsonl; the pilot writes labeled.pilot.jsonl beside it.
+        output: The result of the whole, such as labeled.jsonl; the pilot writes labeled.pilot.jsonl beside it. Of a
+            folder, labeled, it writes the folder labeled-pilot.
         server: Endpoints of vLLM, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
         recipe: Prompts, sampling, schema and image budget; empty uses the built-in recipe.
         sample: How many images, at random; a larger sample contains a smaller one.
@@ -64,7 +65,6 @@ async def pilot(
     parameters = dict(locals())
     await hide_secrets(server)
     try:
-        check_one_input(input)
         own = await run_to_end(pilot_output, output)
     except (UsageError, OSError) as error:
         return refused(error, output)

@@ -140,6 +140,11 @@ class Job(BaseModel):
         return value
 
     @property
+    def selects(self) -> bool:
+        """Whether it is of some images only."""
+        return bool(self.limit or self.sample)
+
+    @property
     def columns(self) -> dict[str, str]:
         """The columns that are read of an input: with others, its images have other paths or captions."""
         return {"image": self.image_column, "caption": self.caption_column}

@@ -3,9 +3,12 @@
 import json
 from collections.abc import Callable
 
+import pytest
+
 from stand_in.process import StandIn
 from tests.cli.conftest import Done
 from tests.conftest import Job, lines_of
+from tests.flows.test_many_inputs import Corpus
 
 Command = Callable[..., Done]
 MakeJob = Callable[..., Job]
@@ -113,8 +116,19 @@ def test_what_annotate_refuses_a_pilot_refuses(command: Command, make_job: MakeJ
     assert not list(job.folder.glob("*pilot*"))
 
 
-def test_a_pilot_of_several_files_says_to_take_one(command: Command, make_job: MakeJob, nobody: str) -> None:
-    job = make_job(4)
-    done = command("pilot", *job.arguments(nobody), "--input", str(job.folder), "--without-prefect")
-    assert done.code == 2
-    assert f"input '{job.folder}' may be several files, and a pilot takes one: name one of them" in done.err
+def test_a_pilot_of_a_folder_estimates_the_rest_from_some_files(
+    command: Command, make_job: MakeJob, stand_in: StandIn
+) -> None:
+    job = make_job(120)
+    corpus = Corpus(job, 30)
+    arguments = corpus.arguments(stand_in)
+    done = command("pilot", *arguments, "--sample", "40")
+    assert done.code == 0, done.err
+    assert done.out.startswith("Estimate for the other 80 images, from 40 of this pilot:\n  time      ")
+    assert "40 images: 40 answered, 0 failed, 80 not selected; 20 of 30 input files are finished" in done.err
+    own = job.folder / "labeled-pilot"
+    assert {len(lines_of(path)) for path in own.rglob("*.jsonl")} == {2}
+    report = json.loads((job.folder / "labeled-pilot.report.json").read_text())
+    size = sum(path.stat().st_size for path in own.rglob("*.jsonl"))
+    assert report["estimate"]["output_bytes"]["likely"] == pytest.approx(80 * size / 40)
+    assert not corpus.output.exists()

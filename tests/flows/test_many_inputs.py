@@ -357,3 +357,27 @@ async def test_the_flow_shows_the_chunks_of_all_files(make_job: MakeJob, stand_i
     graph = read_prefect(prefect_api, f"/flow_runs/{state.state_details.flow_run_id}/graph")
     names = {task["name"] for task in graph}
     assert {"plan", "prove", "chunk 1 of 1 of 0/00.jsonl", "chunk 1 of 1 of 1/{b}.jsonl", "merge", "report"} == names
+
+
+def test_a_sample_is_of_some_files_and_the_whole_adds_the_rest(make_job: MakeJob, stand_in: StandIn) -> None:
+    corpus = Corpus(make_job(90), 30)
+    stand_in.set_faults({"kind": "400", "count": None, "match": "00[0-2][0-9]"})
+    first = corpus.run(stand_in, "--sample", "10")
+    assert "10 images: " in first.stderr
+    assert "80 not selected; 10 of 30 input files are finished" in first.stderr
+    small = set(stand_in.asked())
+    assert len(small) == 10
+    assert "(20 of 90 are selected); nothing was sent" in corpus.run(stand_in, "--sample", "20", "--dry-run").stdout
+    failed = len(lines_of(corpus.failures))
+    assert 0 < failed < 10
+    stand_in.set_faults()
+    assert corpus.run(stand_in, "--sample", "5").returncode == 0
+    assert len(lines_of(corpus.failures)) < failed, "those of the smaller sample are asked again, the others stay"
+    assert corpus.run(stand_in, "--sample", "20").returncode == 0
+    assert small < set(stand_in.asked())
+    assert len(stand_in.asked()) == 20
+    whole = corpus.run(stand_in)
+    assert whole.returncode == 0, whole.stderr
+    assert {name: sorted(paths) for name, paths in corpus.answers().items()} == corpus.asked()
+    assert sum(stand_in.asked().values()) == 90 + failed
+    assert not corpus.failures.exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.inputs.listing import list_inputs, names_one_file
+from vllm_annotate.inputs.listing import SAMPLED_FILES, InputFile, Inputs, list_inputs, names_one_file
 
 
 @pytest.fixture
@@ -96,3 +96,22 @@ def test_a_name_that_is_not_utf_8_is_refused(corpus: Path) -> None:
     Path(os.fsdecode(os.fsencode(corpus) + b"/a/\xff.tar")).touch()
     with pytest.raises(UsageError, match="is not UTF-8: rename"):
         list_inputs(corpus)
+
+
+def test_a_sample_is_drawn_from_few_files_the_larger_ones_more_often() -> None:
+    sizes = {f"{number:03d}.jsonl": 1000 * (1 + number % 2 * 9) for number in range(400)}
+    inputs = Inputs("/data/", [InputFile(name, Path(name), None, size) for name, size in sizes.items()])
+    drawn = [{file.name for file in inputs.sampled(200, seed).files if file.sample} for seed in range(50)]
+    large = sum(sizes[name] == 10_000 for names in drawn for name in names)
+    assert all(len(names) == SAMPLED_FILES for names in drawn)
+    assert 0.87 < large / (50 * SAMPLED_FILES) < 0.95, "ten of eleven bytes are in large files"
+    assert drawn[0] != drawn[1]
+    before = dict.fromkeys(sizes, 0)
+    for sample in (1, 7, 19, 20, 21, 215, 216, 1000):
+        shares = {file.name: file.sample for file in inputs.sampled(sample, 3).files}
+        assert sum(shares.values()) == sample
+        assert all(shares[name] >= before[name] for name in shares), "a larger sample contains a smaller one"
+        before = shares
+    few = inputs.sampled(200, 3).bytes_for_drawn_one
+    assert 10 < few < 50
+    assert inputs.bytes_for_drawn_one == 1

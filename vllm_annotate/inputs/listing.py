@@ -8,15 +8,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import log
 from pathlib import Path
 from typing import Any
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.selection import rank_of
 from vllm_annotate.storage.file_states import Version, file_version
 from vllm_annotate.storage.locations import WILD, Given, file_system, reaching, unreachable, version_of
 from vllm_annotate.storage.shard import Shard
 
 Found = tuple[str, Version, int]  # where, version and size in bytes
+SAMPLED_FILES = 20  # that a sample is drawn from, at most: each is read whole, and a corpus may have thousands
 ENDING = re.compile(
     r"\.(?:(?P<jsonl>(?:jsonl|ndjson)(?:\.gz|\.zst)?)|(?P<parquet>parquet|pq|parq)|(?P<tar>tar))$", re.I
 )
@@ -37,6 +40,7 @@ class InputFile:
     version: Version
     size: int  # bytes
     output_format: str = "jsonl"  # of its output when it is new
+    sample: int = 0  # its share of a sample, images
 
     @property
     def output_name(self) -> str:
@@ -57,6 +61,24 @@ class Inputs:
     folder: str  # ends with a slash
     files: list[InputFile]
 
+    def sampled(self, sample: int, seed: int) -> "Inputs":
+        """The same files, some of them with equal shares of a sample.
+
+        They are drawn at random, the larger ones more often: each image of the whole is about as likely as another.
+        With a larger sample no share is smaller.
+        """
+        by_chance = sorted(self.files, key=lambda file: -log(_chance(file.name, seed)) / max(1, file.size))
+        drawn = by_chance[: min(sample, SAMPLED_FILES)]
+        each, more = divmod(sample, max(1, len(drawn)))
+        shares = {file.name: each + (place < more) for place, file in enumerate(drawn)}
+        return replace(self, files=[replace(file, sample=shares.get(file.name, 0)) for file in self.files])
+
+    @property
+    def bytes_for_drawn_one(self) -> float:
+        """How many bytes all files have for each of those that were drawn for a sample; 1 without one."""
+        drawn = sum(file.size for file in self.files if file.sample)
+        return sum(file.size for file in self.files) / drawn if drawn else 1.0
+
     def of_shard(self, shard: Shard) -> "Inputs":
         """The files that a shard has to do: dealt in turn, so that shards have equally many.
 
@@ -68,6 +90,11 @@ class Inputs:
                 f"at most {len(self.files)} shards; to split one file, run it alone, with an output that ends in .jsonl"
             )
         return replace(self, files=self.files[shard.number - 1 :: shard.count])
+
+
+def _chance(name: str, seed: int) -> float:
+    """A number over 0, at most 1, that a name has in the samples of this seed."""
+    return (rank_of(name, seed) + 1) / 2**64
 
 
 def names_one_file(given: Given) -> bool:

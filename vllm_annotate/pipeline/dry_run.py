@@ -40,21 +40,26 @@ def _counted(workspace: Workspace, source: Source | None) -> tuple[int, int, int
 
 
 def _counted_all(job: Job, files: RunFiles) -> tuple[int, int, int]:
-    """The same of all files of the input."""
+    """The same of all files of the input, those that were not drawn for a sample by their sizes."""
     assert files.inputs is not None  # noqa: S101 - for the type checker
     counts, left = [0, 0, 0], job.limit
     entries = read_finished(files.workspace, files.output.output_version)
     for file in files.inputs.files:
         entry, output = entries.get(file.name), files.output.output_version(file.output_name)
-        if entry is not None and not job.limit and is_current(entry, file, output, job.columns):
+        if job.sample and not file.sample:
+            continue
+        if entry is not None and not job.selects and is_current(entry, file, output, job.columns):
             counts = [counts[0] + entry.counts.distinct, counts[1] + entry.counts.distinct, counts[2]]
             continue
         one = job.model_copy(update={"input": file.where, "shard": ""})
         with TemporaryDirectory(prefix="vllm-annotate-") as folder:
-            source = replace(find_input(one, Path(folder), name=file.name).source, selection=Selection(left))
+            source = replace(
+                find_input(one, Path(folder), name=file.name).source,
+                selection=Selection(left, file.sample, job.sample_seed),
+            )
             counted = _counted(files.output.of_input(file).workspace, source)
         counts = [sum(both) for both in zip(counts, counted, strict=True)]
         left -= min(left, counted[1])
         if job.limit and not left:
             break
-    return counts[0], counts[1], counts[2]
+    return round(counts[0] * files.inputs.bytes_for_drawn_one), counts[1], counts[2]

@@ -112,8 +112,6 @@ async def run_files(job: Job, say: Callable[[str], None], warn: Callable[[str], 
 def _several(job: Job, files: Files, warn: Callable[[str], None]) -> RunFiles:
     """The files of a run over the files of an input. They are opened one by one, later."""
     workspace = files.workspace
-    if job.sample:
-        raise UsageError("sample needs an output that is one file: end it in .jsonl, or set limit")
     inputs = input_files(job, workspace)
     return RunFiles(None, several_images(job, inputs), files, warn, inputs)
 
@@ -134,6 +132,8 @@ def input_files(job: Job, workspace: Workspace) -> Inputs:
     there = job.output.rpartition("/")[0] if isinstance(job.output, str) else ""
     inputs = list_inputs(job.input, [f"{there}/{path.name}" for path in own] if there else own)
     inputs = replace(inputs, files=[replace(file, output_format=job.output_format) for file in inputs.files])
+    if job.sample:
+        inputs = inputs.sampled(job.sample, job.sample_seed)
     return inputs.of_shard(Shard.parse(job.shard)) if job.shard else inputs
 
 

@@ -48,16 +48,17 @@ class ManyInputs:
         self.counts = Counts()
         self._run, self._logger = run, logger
         self._workspace = run.workspace
-        self._all = run.files.inputs.files
+        self._inputs = run.files.inputs
+        self._all = self._inputs.files
         self._output = run.files.output
         self._entries = read_finished(run.workspace, self._output.output_version)
-        self._columns = run.job.columns
         self._states = {state.name for state in run.workspace.states.glob("*")}
+        self._finished = 0
         self._todo = deque[InputFile]()
         for file in self._all:
             if self._is_current(file):
                 self._pass_over(file)
-            else:
+            elif file.sample or not run.job.sample:
                 self._todo.append(file)
         self._left = run.job.limit  # images that may still be selected
         self._bytes = sum(file.size for file in self._todo)
@@ -67,14 +68,13 @@ class ManyInputs:
         self._merged, self._lock = Merged(), Lock()
         self._stopped: dict[str, list[int]] = {}  # file → chunks
         self._failed: dict[str, str] = {}  # file → why it could not be read
-        self._finished = len(self._all) - len(self._todo)
         self._stopping = threading.Event()
         self._at_once = 1
         self._said: set[str] = set()
 
     def _is_current(self, file: InputFile) -> bool:
         entry, output = self._entries.get(file.name), self._output.output_version(file.output_name)
-        if self._run.job.limit or not is_current(entry, file, output, self._columns):
+        if self._run.job.selects or not is_current(entry, file, output, self._run.job.columns):
             return False
         workspace = self._of(file)
         return workspace.work.name not in self._states or not any(workspace.parts.glob("*"))
@@ -88,6 +88,7 @@ class ManyInputs:
                 workspace.failures.unlink(missing_ok=True)  # of a run whose output another one's was there before
                 remove_state(workspace)
         self._output.tidy(file)
+        self._finished += 1
         self.counts = self.counts.plus(replace(counts, already_done=counts.distinct, taken=0))
 
     @property
@@ -99,6 +100,12 @@ class ManyInputs:
         return self._planned_rows + round(min(others, self._left) if self._run.job.limit else others)
 
     @property
+    def not_selected(self) -> int:
+        """How many images are not selected, those of files that were not drawn for a sample by their sizes."""
+        found = self.counts.distinct + self.counts.not_selected
+        return round(found * self._inputs.bytes_for_drawn_one) - self.counts.distinct
+
+    @property
     def failed_chunks(self) -> list[str]:
         """The names of the chunks that stopped early."""
         return [f"chunk {number} of {name}" for name, numbers in self._stopped.items() for number in numbers]
@@ -106,14 +113,10 @@ class ManyInputs:
     @property
     def files(self) -> InputFiles:
         """What came of the files."""
-        all_are_begun = self._run.job.limit and not self._left
-        left = len(self._all) - self._finished - len(self._failed) - len(self._stopped)
-        return InputFiles(
-            inputs=len(self._all),
-            finished=self._finished,
-            failed=self._failed,
-            not_begun=0 if all_are_begun else left,
-        )
+        job, count = self._run.job, len(self._all)
+        left = count - self._finished - len(self._failed) - len(self._stopped)
+        not_begun = 0 if job.sample or (job.limit and not self._left) else left
+        return InputFiles(inputs=count, finished=self._finished, failed=self._failed, not_begun=not_begun)
 
     async def plan(self) -> None:
         """Plans until the first file that has an open image, and finishes those before it.
@@ -129,8 +132,7 @@ class ManyInputs:
 
     def _check_folder(self) -> None:
         """Raises UsageError if the input files lay in another folder: they would be taken for these, or be new."""
-        assert self._run.files.inputs is not None  # noqa: S101 - for the type checker
-        path, folder = self._workspace.common_folder, self._run.files.inputs.folder
+        path, folder = self._workspace.common_folder, self._inputs.folder
         places = [self._workspace, *shards_and_whole(self._workspace)]
         known = [place.common_folder for place in places if place.common_folder.exists()]
         before = known[0].read_text() if known else folder
@@ -276,8 +278,8 @@ class ManyInputs:
         planned.run.files.output.publish()
         failures = dict(merged.failures) | ({"left alone": merged.left_alone} if merged.left_alone else {})
         entry = Finished(
-            file.name, planned.version, self._output.output_version(file.output_name), self._columns,
-            {"limit": run.job.limit}, plan.counts, count_lines(workspace), failures,
+            file.name, planned.version, self._output.output_version(file.output_name), run.job.columns,
+            {"limit": run.job.limit, "sample": file.sample}, plan.counts, count_lines(workspace), failures,
         )  # fmt: skip
         with self._lock:
             note_finished(self._workspace, entry)

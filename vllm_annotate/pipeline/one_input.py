@@ -27,6 +27,11 @@ class OneInput:
         return self._plan.rows
 
     @property
+    def not_selected(self) -> int:
+        """How many images limit or sample leave out."""
+        return self._plan.counts.not_selected
+
+    @property
     def counts(self) -> Counts:
         """Counts of the input."""
         return self._plan.counts

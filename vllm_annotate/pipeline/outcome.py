@@ -4,7 +4,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from vllm_annotate.inputs.listing import shown
-from vllm_annotate.inputs.plan_file import Counts
 from vllm_annotate.pipeline.recording import Telemetry
 from vllm_annotate.pipeline.session import Run
 from vllm_annotate.pipeline.work import Work
@@ -12,8 +11,11 @@ from vllm_annotate.report.charts import duration
 from vllm_annotate.report.estimate import Estimate, estimate
 from vllm_annotate.report.figures import telemetry_figures
 from vllm_annotate.report.report import Images, Proof, Report, Seen, SkippedLines, Tokens
+from vllm_annotate.results.files import Files
+from vllm_annotate.results.finished import read_finished
 from vllm_annotate.results.merged import Merged
 from vllm_annotate.results.provenance import made_by, maker, makers_in
+from vllm_annotate.results.written import written_files
 
 
 def outcome(run: Run, work: Work, merged: Merged, telemetry: Telemetry, *, seconds: float) -> Report:
@@ -27,7 +29,7 @@ def outcome(run: Run, work: Work, merged: Merged, telemetry: Telemetry, *, secon
         images=Images(
             input=counts.input,
             distinct=counts.distinct,
-            not_selected=counts.not_selected,
+            not_selected=work.not_selected,
             already_done=counts.distinct - merged.answered - merged.failures.total(),
             answered=merged.answered,
             answered_before_an_interruption=max(0, merged.answered - tally.answered - counts.taken),
@@ -61,26 +63,35 @@ def outcome(run: Run, work: Work, merged: Merged, telemetry: Telemetry, *, secon
         telemetry=seen,
         input=shown(run.job.input),
         files=work.files,
-        estimate=estimated(run, counts, counts.distinct - merged.failures.total(), seen, seconds, annotating),
+        estimate=estimated(run, work, counts.distinct - merged.failures.total(), seen, seconds, annotating),
     )
 
 
 def estimated(
-    run: Run, counts: Counts, rows: int, seen: Seen, seconds: float, annotating_seconds: float
+    run: Run, work: Work, rows: int, seen: Seen, seconds: float, annotating_seconds: float
 ) -> Estimate | None:
     """What the images that were not selected will take; `rows` are the selected ones in the output."""
     watts = [gpu["power_watts_mean"] for gpu in seen.gpus.values()]
-    output = run.workspace.output
+    size, written = written_bytes(run.files.output, rows)
     return estimate(
-        counts.not_selected,
+        work.not_selected,
         run.annotator.tally.done_at,
         in_flight=sum(endpoint.most_in_flight for endpoint in run.annotator.pool.endpoints),
         seconds=seconds,
         annotating_seconds=annotating_seconds,
-        bytes_per_row=output.stat().st_size / max(1, rows) if output.is_file() else 0.0,
+        bytes_per_row=size / max(1, written),
         gpus=len(seen.gpus),
         watts=sum(power for power in watts if power is not None) if any(watts) else None,
     )
+
+
+def written_bytes(output: Files, rows: int) -> tuple[int, int]:
+    """The size of an output on this machine, and of how many rows; `rows` are those of one that is a file."""
+    workspace = output.workspace
+    size = sum(path.stat().st_size for path in written_files(workspace.answers))
+    if workspace.is_folder:
+        rows = sum(entry.rows for entry in read_finished(workspace, output.output_version).values())
+    return size, rows
 
 
 def proofs(run: Run) -> dict[str, Proof]:

@@ -5,29 +5,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vllm_annotate.errors import UsageError
-from vllm_annotate.inputs.listing import names_one_file, shown
 from vllm_annotate.report.estimate import FEWEST, Estimate
 from vllm_annotate.storage.json_text import json_object
-from vllm_annotate.storage.locations import Given, location, locations, read_object
+from vllm_annotate.storage.locations import location, read_object
+from vllm_annotate.storage.output_paths import names_folder
 from vllm_annotate.storage.workspace import Workspace
 
 SAMPLE = 200  # images, if none are selected
 
 
-def check_one_input(given: Given) -> None:
-    """Raises UsageError if an input may be several files, of which a pilot takes one."""
-    if not names_one_file(given):
-        raise UsageError(
-            f"input {shown(given)!r} may be several files, and a pilot takes one: name one of them and an output for "
-            "it, such as --input laion/00000.tar --output 00000.jsonl; multiply its time by the number of files"
-        )
-
-
 def pilot_output(output: Path | str) -> Path | str:
-    """The output of a pilot, beside the one it is for: `labeled.pilot.jsonl`. Raises UsageError for an invalid one."""
+    """The output of a pilot, beside the one it is for: `labeled.pilot.jsonl`, or of a folder `labeled-pilot`.
+
+    Raises UsageError for an invalid one.
+    """
     if isinstance(output, str):
-        return f"{output.removesuffix('.jsonl')}.pilot.jsonl"
+        return f"{output}-pilot" if names_folder(output) else f"{output.removesuffix('.jsonl')}.pilot.jsonl"
     return Workspace.at(output).pilot.output
 
 
@@ -35,8 +28,6 @@ def pilot_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a pilot's job, from those of the job it is for."""
     found = dict(fields)
     with suppress(ValueError):  # of an invalid location, which the job refuses
-        if found.get("input"):
-            check_one_input(locations(found["input"]))
         found["output"] = pilot_output(location(found.get("output")))
     with_sample(found)
     return found

@@ -71,7 +71,7 @@ def plan_file(
         if entry is not None and workspace.final is not None and workspace.final.exists():
             check_numbers(file, found, entry, workspace)
         warn_about(found, job, warn)
-        source = replace(found.source, selection=Selection(limit=limit))
+        source = replace(found.source, selection=Selection(limit, file.sample, run.job.sample_seed))
         files = RunFiles(source, found.images, output, run.files.warn, name=file.name)
         alone = replace(run, job=job, files=files)
         planned = PlannedFile(file, alone, plan_or_resume(alone), held.pop_all().close)

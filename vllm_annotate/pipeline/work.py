@@ -20,6 +20,10 @@ class Work(Protocol):
         """Counts of the input."""
 
     @property
+    def not_selected(self) -> int:
+        """How many images limit or sample leave out, or an estimate."""
+
+    @property
     def failed_chunks(self) -> list[str]:
         """The names of the chunks that stopped early."""
 

@@ -68,9 +68,9 @@ class Workspace(OutputPaths):
 
     @property
     def pilot(self) -> "Workspace":
-        """The pilot of this output, whose answers a run takes."""
+        """The pilot of this output. A run takes its answers, unless it is a folder."""
         whole = self.whole or self.output
-        return Workspace(whole.with_name(whole.stem + ".pilot.jsonl"))
+        return Workspace(whole.with_name(whole.name + "-pilot" if self.is_folder else whole.stem + ".pilot.jsonl"))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
