@@ -16,9 +16,11 @@ from flows.support.flow import REQUIRED, flow
 from flows.support.outcome import ended, refused
 from flows.support.shown_secrets import hide_secrets
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.input_images import images_inside
 from vllm_annotate.inputs.inside import image_root_at
 from vllm_annotate.pipeline.pilot import as_markdown, estimate_in_words, pilot_output
-from vllm_annotate.storage.locations import Location, OptionalLocation, Output, run_name
+from vllm_annotate.results.written import written_files
+from vllm_annotate.storage.locations import Given, Location, OptionalLocation, Output, run_name
 from vllm_annotate.threads import run_to_end
 from vllm_annotate.version import VERSION
 
@@ -77,11 +79,17 @@ async def pilot(
     get_run_logger().info("%s", estimate)
     pictures = ""
     if isinstance(own, Path):
-        images = await run_to_end(image_root_at, image_root or input, image_column)
-        pictures = await run_to_end(sample_pictures, [own], images)
+        pictures = await run_to_end(pictures_of, own, image_root, input, image_column)
     await acreate_markdown_artifact(
         key="annotate-estimate",
         markdown=f"{state.message}\n\n{as_markdown(estimate)}\n\n{pictures}",
         description=f"What the rest of {input} will take",
     )
     return ended(Completed(message=f"{state.message}\n\n{estimate}", data=result))
+
+
+def pictures_of(output: Path, image_root: Path | str | None, given: Given, image_column: str) -> str:
+    """Markdown with some answers of a pilot."""
+    fields = {"input": given, "image_column": image_column}
+    images = images_inside(fields) if image_root is None else image_root_at(image_root, image_column)
+    return "" if images is None else sample_pictures(written_files(output), images)

@@ -79,3 +79,15 @@ def test_a_folder_without_outputs_is_refused(tmp_path: Path, truth: Path) -> Non
     exported = command("export", "--output", tmp_path, "--format", "coco", "--to", tmp_path / "boxes.json")
     assert exported.returncode == 2
     assert "has no .jsonl file: name the output of a run" in exported.stderr
+
+
+def test_audit_asks_a_sample_of_all_files_again(corpus: Corpus, truth: Path, lasting_stand_in: StandIn) -> None:
+    asked = ("--sample", "8", "--asks", "1", "--truth", truth, "--api-base", f"{lasting_stand_in.url}/v1")
+    done = command("audit", "--output", corpus.output, *asked, "--json")
+    assert done.returncode == 0, done.stderr
+    images = json.loads(done.stdout)["images"]
+    assert (images["answered"], images["sampled"], images["audited"]) == (12, 8, 8)
+    audited = lines_of(corpus.job.folder / "labeled.audit.jsonl")
+    assert len(audited) == 8
+    page = corpus.job.folder / "labeled.audit.html"
+    assert page.exists()

@@ -268,6 +268,10 @@ def test_tars_keep_their_folders_and_a_broken_one_fails_alone(make_job: MakeJob,
     )
     assert command("evaluate", "--output", output, "--truth", truth).returncode == 0
     assert corpus.output.joinpath("b/00000.evaluation.html").read_text().count("data:image/jpeg;base64,") == 6
+    for audited, count in ((corpus.output, 12), (output, 6)):
+        done = command("audit", "--output", audited, "--asks", "1", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["images"]["audited"] == count
 
 
 def test_several_files_need_a_folder_as_output(make_job: MakeJob, stand_in: StandIn) -> None:

@@ -40,7 +40,7 @@ def draw_sample(output: Path, count: int, seed: int) -> Sample:
 
     A larger sample contains a smaller one, and rows that come later replace few.
     """
-    check_file(output, "--output")
+    check_file(output, "--output", or_folder=True)
     named = f"--output {str(output)!r}"
     held: dict[str, Sampled] = {}
     heap: list[tuple[int, str]] = []  # of negative ranks: the worst first

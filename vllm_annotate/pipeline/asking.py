@@ -3,11 +3,15 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vllm_annotate.errors import UsageError
+from vllm_annotate.errors import ImageFailure, UsageError
 from vllm_annotate.evaluation.audit_sample import Sampled
+from vllm_annotate.images.files import read_image
+from vllm_annotate.inputs.input_images import InputImages
 from vllm_annotate.job import Job, images_of
 from vllm_annotate.pipeline.annotating import Logger
 from vllm_annotate.pipeline.without_prefect import annotate
@@ -28,6 +32,7 @@ class Asking:
     job: Job  # that of the output
     asks: int
     temperature: float
+    inside: InputImages | None = None  # where images are that have no image root
 
     @property
     def folder(self) -> Path:
@@ -62,7 +67,9 @@ class Asking:
     def _job(self, number: int, output: Path) -> Job:
         fields = {name: getattr(self.job, name) for name in Job.model_fields}
         asked = {"input": self._questions, "output": output, "recipe": self._recipe(number)}
-        columns = {"caption_column": "caption"}
+        columns: dict[str, Any] = {"caption_column": "caption"}
+        if self.inside is not None:
+            columns |= {"image_root": self._copies, "image_column": "image_path"}
         if isinstance(root := self.job.image_root, Path) and root.expanduser().is_dir():
             columns["image_column"] = "image_path"
         whole = {"shard": "", "limit": 0, "sample": 0}
@@ -78,6 +85,11 @@ class Asking:
     def _questions(self) -> Path:
         return self.folder / "input.jsonl"
 
+    @property
+    def _copies(self) -> Path:
+        """Copies of the images of the sample, if they are inside several files."""
+        return self.folder / "images"
+
     def _write(self, rows: Sequence[Sampled]) -> None:
         captions = {row.image_path: row.caption for row in rows}
         for output in self.others:
@@ -87,6 +99,22 @@ class Asking:
             file.writelines(row.line for row in rows)
         with replacing(self._questions) as file:
             file.writelines(object_line(dumped(row.question)) for row in rows)
+        if self.inside is not None:
+            copy_images(self.inside, [row.image_path for row in rows], self._copies)
+
+
+def copy_images(images: InputImages, image_paths: Sequence[str], folder: Path) -> None:
+    """Copies images that are inside files to these paths below a folder. One that cannot be read is missing there."""
+    folder.mkdir(exist_ok=True)
+    for number in images.in_turn(image_paths):
+        copy = folder / image_paths[number]
+        if copy.exists() or not copy.resolve().is_relative_to(folder.resolve()):
+            continue
+        with suppress(ImageFailure):
+            content = read_image(images, image_paths[number])
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(copy) as file:
+                file.write(content)
 
 
 def _check_captions(output: Path, captions: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field
 
+from vllm_annotate.errors import UsageError
 from vllm_annotate.evaluation.audit import Audit, audit
 from vllm_annotate.evaluation.audit_page import audit_page
 from vllm_annotate.evaluation.audit_sample import Sample, draw_sample
@@ -14,6 +15,7 @@ from vllm_annotate.evaluation.names import Names
 from vllm_annotate.evaluation.report import write_files
 from vllm_annotate.evaluation.truth import Truth
 from vllm_annotate.evaluation.truth_file import known_truth
+from vllm_annotate.inputs.input_images import InputImages
 from vllm_annotate.job import Job
 from vllm_annotate.pipeline.annotating import Logger
 from vllm_annotate.pipeline.asking import Asking
@@ -64,9 +66,15 @@ class Auditing:
         """Reads truth and output before the server has any work. Raises UsageError."""
         output, names = Path(job.output), Names(synonyms)
         root = image_root_of(output, job.image_root)
+        inside = root if isinstance(root, InputImages) else None
+        if inside is not None and inside.is_remote:
+            raise UsageError(
+                f"the images of {output} are inside several files of an object store, of which an audit reads none: "
+                "copy some of them to this machine, annotate them into another output, and audit that"
+            )
         known, source = known_truth(output, truth, names)
         sample = draw_sample(output, settings.sample, settings.sample_seed)
-        asking = Asking(job, settings.asks, settings.temperature)
+        asking = Asking(job, settings.asks, settings.temperature, inside)
         return cls(output, settings, names, known, source, root, sample, asking)
 
     async def ask(self, logger: Logger) -> bool:
