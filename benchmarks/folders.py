@@ -7,20 +7,26 @@ ANSWERS is `whole` of 0.5 KB. Whole processes, without Prefect but for the last.
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.programs import peak_mebibytes, reporting_to_prefect
+from benchmarks.programs import peak_mebibytes, reporting_to_prefect, spread
 from benchmarks.scale import ANSWER, rows, write_lines
 from demo.processes import stand_in
 from demo.scenes import draw_scene
+from vllm_annotate.inputs.plan import make_plan
+from vllm_annotate.inputs.source import Source
+from vllm_annotate.pipeline.many_inputs import AT_ONCE
+from vllm_annotate.storage.workspace import Workspace
 
 PROGRAM = Path(sys.executable).with_name("vllm-annotate")
 OPEN = 10  # rows of each file without an answer, in the first run
-EARLY = 10  # files
+EARLY, PLANNED = 10, 40  # files
 NO_ANSWER = "}\n"
 
 
@@ -70,6 +76,23 @@ def run(folder: Path, url: str, *more: str) -> tuple[float, list[float]]:
     return time.monotonic() - begun, [*peaks, last]
 
 
+def plan_alone(folder: Path, files: int, count: int) -> float:
+    """Plans input files, whose outputs have all rows but OPEN, two at a time; returns rows a second."""
+    workspaces = []
+    for number in range(files):
+        workspace = Workspace(folder / "planned" / f"{number:05d}.jsonl")
+        workspace.parts.mkdir(parents=True)
+        shutil.copy(folder / "labeled" / workspace.output.name, workspace.output)
+        workspaces.append(workspace)
+    begun = time.monotonic()
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        sources = [Source(folder / "inputs" / workspace.output.name) for workspace in workspaces]
+        list(threads.map(make_plan, sources, workspaces, [500] * files))
+    seconds = time.monotonic() - begun
+    shutil.rmtree(folder / "planned")
+    return files * count / seconds
+
+
 def finished(folder: Path) -> int:
     """How many files the run says are finished."""
     path = folder / "labeled.work" / "finished.jsonl"
@@ -77,11 +100,15 @@ def finished(folder: Path) -> int:
 
 
 def main(files: int = 100, count: int = 50_000, *, whole: bool = False) -> None:
-    """Prints the figures of four runs."""
+    """Prints the figures of planning and of four runs."""
     alone = "--without-prefect"
     with tempfile.TemporaryDirectory(prefix="folders-", dir=os.environ.get("TMPDIR")) as name:
         folder = Path(name)
         write_corpus(folder, files, count, answer=f", {ANSWER}" if whole else "")
+        rates = [plan_alone(folder, min(files, PLANNED), count) for _ in range(5)]
+        print(
+            f"planning alone, {AT_ONCE} files at a time: {spread([rate / 1e6 for rate in rates])} million rows a second"
+        )
         with stand_in("--canned") as url:
             seconds, peaks = run(folder, url, alone)
             rate, mebibytes = files * count / seconds, " and ".join(f"{peak:.0f}" for peak in peaks)
