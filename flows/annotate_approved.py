@@ -65,11 +65,12 @@ async def annotate_approved(
 
     Args:
         input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row, or a
-            WebDataset .tar or a .parquet file with the images inside. A path, or a URL such as
-            s3://bucket/captions.jsonl.
+            WebDataset .tar or a .parquet file with the images inside. A path, a URL such as
+            s3://bucket/captions.jsonl, a folder, or a pattern such as tars/*.tar.
         image_root: Folder or URL that image paths are relative to; nothing outside it is read. Empty if the images are
             inside the input.
-        output: The result, a .jsonl file or URL; images that are already in it are skipped.
+        output: The result: a .jsonl file or URL, or without that ending a folder with a file for each input file.
+            Images that are already in it are skipped.
         server: Endpoints of vLLM, or how to start it; empty uses http://localhost:8000/v1 and the model it serves.
         recipe: Prompts, sampling, schema and image budget; empty uses the built-in recipe.
         sample: How many images the pilot annotates, at random.

@@ -175,9 +175,9 @@ async def merge_and_report(job: Job, lost: Mapping[Shard, str]) -> Report:
 def check_input(job: Job, count: int) -> None:
     """Raises UsageError if input or images cannot be read in so many shards: better here than in each shard."""
     if names_folder(job.output):
-        # Of a URL only the names count.
-        whole = Workspace.at(job.output) if isinstance(job.output, Path) else Workspace(Path(name_of(job.output)))
-        several_images(job, input_files(job.model_copy(update={"shard": f"1/{count}"}), whole))
+        if isinstance(job.output, Path):
+            Workspace.at(job.output)
+        several_images(job, input_files(job.model_copy(update={"shard": f"1/{count}"})))
         return
     check_single(job)
     with TemporaryDirectory(prefix="vllm-annotate-") as folder:

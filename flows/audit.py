@@ -17,7 +17,7 @@ from flows.support.shown_secrets import hide_secrets
 from flows.support.termination import ended_by_sigterm
 from vllm_annotate.errors import ServerFault, UsageError
 from vllm_annotate.evaluation.audit_page import audit_markdown, audit_sentence
-from vllm_annotate.job import Job
+from vllm_annotate.job import Job, remembered_job
 from vllm_annotate.pipeline.audit import REMEMBERED, Auditing, AuditSettings
 from vllm_annotate.storage.locations import Location, Output, local_paths, name_of
 from vllm_annotate.threads import run_to_end
@@ -84,6 +84,6 @@ def job_of(output: Path, given: dict[str, Any]) -> Job:
     """The job of the output's run, with what is given in its place. Raises UsageError."""
     own = {name: value for name, value in given.items() if value is not None}
     fields = of_earlier_run(output, given, REMEMBERED) | own
-    if "image_root" not in fields:
+    if "image_root" not in fields and not remembered_job(output):
         raise UsageError(f"no run of {output} is recorded beside it: correct output, or set image_root")
     return Job(input=output, output=output, **fields)

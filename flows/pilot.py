@@ -45,12 +45,12 @@ async def pilot(
 ) -> State[Any]:
     """Annotates a random sample into an output of its own, and estimates what the rest will take.
 
-    A later run of annotate with the same recipe takes the answers of the pilot.
+    A later run of annotate with the same recipe takes the answers of the pilot, unless the output is a folder.
 
     Args:
         input: The images: a .jsonl (also .gz, .zst) or .parquet file with an image path and a caption per row, or a
-            WebDataset .tar or a .parquet file with the images inside. A path, or a URL such as
-            s3://bucket/captions.jsonl.
+            WebDataset .tar or a .parquet file with the images inside. A path, a URL such as
+            s3://bucket/captions.jsonl, a folder, or a pattern such as tars/*.tar.
         image_root: Folder or URL that image paths are relative to; nothing outside it is read. Empty if the images are
             inside the input.
         output: The result of the whole, such as labeled.jsonl; the pilot writes labeled.pilot.jsonl beside it. Of a
@@ -90,6 +90,9 @@ async def pilot(
 
 def pictures_of(output: Path, image_root: Path | str | None, given: Given, image_column: str) -> str:
     """Markdown with some answers of a pilot."""
-    fields = {"input": given, "image_column": image_column}
-    images = images_inside(fields) if image_root is None else image_root_at(image_root, image_column)
+    fields = {"input": given, "image_column": image_column, "output": output}
+    try:
+        images = images_inside(fields) if image_root is None else image_root_at(image_root, image_column)
+    except UsageError:  # the input has changed meanwhile
+        return ""
     return "" if images is None else sample_pictures(written_files(output), images)

@@ -56,9 +56,15 @@ class SubRuns:
         self._next_look = 0.0
 
     async def __aenter__(self) -> Self:
-        """Finds which runs are under way."""
+        """Finds which runs are under way. Raises UsageError if the Prefect server refuses to tell."""
         self._client = await self._held.enter_async_context(get_client())
-        self._under_way = await _answered(self._find_under_way)
+        try:
+            self._under_way = await _answered(self._find_under_way)
+        except BaseException as error:
+            await self._held.aclose()
+            if isinstance(error, httpx.HTTPStatusError):
+                raise UsageError(f"the Prefect server refuses to list runs: {error.response.text:.500}") from None
+            raise
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -83,11 +89,12 @@ class SubRuns:
 
     async def ended(self, parameters: Mapping[str, Any], name: str) -> State[Any]:
         """Does the same, and returns the run's final state. If cancelled, cancels the run."""
-        run = None
+        run = self._under_way.pop(_identity(parameters), None)
         try:
-            async with self._turns:
-                run = await self.begun(parameters, name)
-                await self._reached(run, lambda state: not (state.is_scheduled() or state.is_pending()))
+            if run is None:
+                async with self._turns:
+                    run = await self.begun(parameters, name)
+                    await self._reached(run, lambda state: not (state.is_scheduled() or state.is_pending()))
             return await self._reached(run, State.is_final)
         except asyncio.CancelledError:
             if run is not None:

@@ -75,7 +75,7 @@ def test_a_folder_without_outputs_is_refused(tmp_path: Path, truth: Path) -> Non
     tmp_path.joinpath("photo.jpg").write_bytes(b"")
     evaluated = command("evaluate", "--output", tmp_path, "--truth", truth)
     assert evaluated.returncode == 2
-    assert "is a folder without .jsonl files: name the output of a run" in evaluated.stderr
+    assert "is a folder without .jsonl, .jsonl.zst or .parquet: name a run's output" in evaluated.stderr
     exported = command("export", "--output", tmp_path, "--format", "coco", "--to", tmp_path / "boxes.json")
     assert exported.returncode == 2
     assert "has no .jsonl file: name the output of a run" in exported.stderr

@@ -121,14 +121,17 @@ def test_a_pilot_of_a_folder_estimates_the_rest_from_some_files(
 ) -> None:
     job = make_job(120)
     corpus = Corpus(job, 30)
+    corpus.output = corpus.folder / "labeled"  # beside the inputs, which the answers are not
     arguments = corpus.arguments(stand_in)
     done = command("pilot", *arguments, "--sample", "40")
     assert done.code == 0, done.err
     assert done.out.startswith("Estimate for the other 80 images, from 40 of this pilot:\n  time      ")
     assert "40 images: 40 answered, 0 failed, 80 not selected; 20 of 30 input files are finished" in done.err
-    own = job.folder / "labeled-pilot"
+    own = corpus.folder / "labeled-pilot"
     assert {len(lines_of(path)) for path in own.rglob("*.jsonl")} == {2}
-    report = json.loads((job.folder / "labeled-pilot.report.json").read_text())
+    report = json.loads((corpus.folder / "labeled-pilot.report.json").read_text())
     size = sum(path.stat().st_size for path in own.rglob("*.jsonl"))
     assert report["estimate"]["output_bytes"]["likely"] == pytest.approx(80 * size / 40)
     assert not corpus.output.exists()
+    assert "120 images: 120 answered, 0 failed; 30 of 30 input files" in command("annotate", *arguments).err
+    assert "80 not selected; 20 of 30 input files" in command("pilot", *arguments, "--sample", "40").err

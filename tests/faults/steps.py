@@ -119,7 +119,7 @@ def annotate_folder(
         | {"output_format": output_format}
     )
     workspace, annotator, proving = Workspace.at(where / "labeled"), Turns(), object()
-    files = RunFiles(None, where, Files(workspace), logging.getLogger(__name__).warning, input_files(job, workspace))
+    files = RunFiles(None, where, Files(workspace), logging.getLogger(__name__).warning, input_files(job))
     parts: Any = (annotator, proving)
     run, logger = Run(job, files, "m", {"model": "m"}, "one", {}, *parts), logging.getLogger(__name__)
 

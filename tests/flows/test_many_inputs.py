@@ -374,6 +374,8 @@ def test_a_sample_is_of_some_files_and_the_whole_adds_the_rest(make_job: MakeJob
     assert "(20 of 90 are selected); nothing was sent" in corpus.run(stand_in, "--sample", "20", "--dry-run").stdout
     failed = len(lines_of(corpus.failures))
     assert 0 < failed < 10
+    assert command("retry", "--output", corpus.output, "--without-prefect").returncode == 1
+    assert set(stand_in.asked()) == small, "a retry is of the same sample"
     stand_in.set_faults()
     assert corpus.run(stand_in, "--sample", "5").returncode == 0
     assert len(lines_of(corpus.failures)) < failed, "those of the smaller sample are asked again, the others stay"
@@ -383,5 +385,5 @@ def test_a_sample_is_of_some_files_and_the_whole_adds_the_rest(make_job: MakeJob
     whole = corpus.run(stand_in)
     assert whole.returncode == 0, whole.stderr
     assert {name: sorted(paths) for name, paths in corpus.answers().items()} == corpus.asked()
-    assert sum(stand_in.asked().values()) == 90 + failed
+    assert sum(stand_in.asked().values()) == 90 + 2 * failed
     assert not corpus.failures.exists()

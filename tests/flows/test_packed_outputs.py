@@ -125,3 +125,16 @@ def test_commands_read_outputs_of_any_form(corpus: Corpus, stand_in: StandIn, fo
         to = corpus.job.folder / f"{count}.parquet"
         exported = command("export", "--output", output, "--format", "parquet", "--to", to)
         assert exported.stdout.startswith(f"{count} images, ")
+
+
+def test_a_table_with_a_column_more_is_named_before_an_image_is_asked(corpus: Corpus, stand_in: StandIn) -> None:
+    assert corpus.run(stand_in, "--output-format", "parquet").returncode == 0
+    path = corpus.output / "0/00.parquet"
+    pl.read_parquet(path).with_columns(mine=1).write_parquet(path)
+    before, asked = path.read_bytes(), stand_in.asked()
+    corpus.write("0/00.jsonl", corpus.job.rows()[:6])
+    done = corpus.run(stand_in)
+    assert done.returncode == 1
+    assert f"{path} has other columns than a run writes: move it away" in done.stderr
+    assert path.read_bytes() == before
+    assert stand_in.asked() == asked

@@ -98,6 +98,18 @@ def test_a_name_that_is_not_utf_8_is_refused(corpus: Path) -> None:
         list_inputs(corpus)
 
 
+def test_few_files_have_shares_of_a_sample_by_their_sizes() -> None:
+    sizes = {"a.tar": 5_000, "b.tar": 2_000, "c.tar": 1_000, "d.tar": 0}
+    inputs = Inputs("/data/", [InputFile(name, Path(name), None, size) for name, size in sizes.items()])
+    assert [file.sample for file in inputs.sampled(80, 0).files] == [50, 20, 10, 0]
+    before = [0] * 4
+    for sample in range(1, 300):
+        shares = [file.sample for file in inputs.sampled(sample, 0).files]
+        assert sum(shares) == sample
+        assert all(now >= then for now, then in zip(shares, before, strict=True))
+        before = shares
+
+
 def test_a_sample_is_drawn_from_few_files_the_larger_ones_more_often() -> None:
     sizes = {f"{number:03d}.jsonl": 1000 * (1 + number % 2 * 9) for number in range(400)}
     inputs = Inputs("/data/", [InputFile(name, Path(name), None, size) for name, size in sizes.items()])
@@ -112,6 +124,6 @@ def test_a_sample_is_drawn_from_few_files_the_larger_ones_more_often() -> None:
         assert sum(shares.values()) == sample
         assert all(shares[name] >= before[name] for name in shares), "a larger sample contains a smaller one"
         before = shares
-    few = inputs.sampled(200, 3).bytes_for_drawn_one
+    few = inputs.sampled(200, 3).bytes_for_drawn_one()
     assert 10 < few < 50
-    assert inputs.bytes_for_drawn_one == 1
+    assert inputs.bytes_for_drawn_one() == 1

@@ -64,6 +64,15 @@ def test_a_table_has_typed_columns_and_each_row_as_it_was_written(add: Any) -> N
     assert [row.encode() + b"\n" for row in table["row"]] == lines
 
 
+@pytest.mark.parametrize("caption", ['["a", "b"]', "18446744073709551615", "1e400", "true", '{"en": "a"}'])
+def test_a_caption_that_is_no_text_is_json(add: Any, caption: str) -> None:
+    """A run without captions leaves the input's own column of that name as it is."""
+    written = line(answered("a", BOX)).replace(b'"caption": "a"', f'"caption": {caption}'.encode())
+    table = pl.read_parquet(add("0.parquet", written))
+    assert table["caption"].to_list() == [caption]
+    assert [row.encode() + b"\n" for row in table["row"]] == [written]
+
+
 def test_later_rows_come_behind_those_that_were_there(add: Any) -> None:
     lines = [line(answered(f"{number:05d}", BOX)) for number in range(GROUP_ROWS + 10)]
     path = add("0.parquet", *lines[: GROUP_ROWS + 1])
@@ -94,5 +103,5 @@ def test_a_table_that_no_run_wrote_or_that_is_broken_is_left_alone(add: Any, tmp
         add("1.parquet", line(answered("b")))
     assert (other.read_bytes(), broken.read_bytes()) == before
     pl.DataFrame({"image_path": ["a"]}).write_parquet(other)
-    with pytest.raises(UsageError, match=r"0\.parquet has no column 'row', so no run has written it"):
+    with pytest.raises(UsageError, match=r"0\.parquet has no column 'row' of texts, so no run has written it"):
         done_paths(other)

@@ -18,7 +18,7 @@ EPILOGUE = (
     "Takes the options of annotate; without --limit and --sample, a sample of 200 images. The answers of --output "
     "labeled.jsonl go into labeled.pilot.jsonl, with failures, report and page beside it; the estimate is in "
     "labeled.pilot.report.json. annotate with the same recipe takes the answers of the pilot. Of a folder, labeled, "
-    "the pilot is the folder labeled-pilot, from at most 20 of the files.\n\n"
+    "the pilot is the folder labeled-pilot, from at most 20 of the files, and its answers stay there.\n\n"
     "With --sweep, each variant of the file is a pilot of the same sample, without Prefect, in "
     "labeled.sweep/NAME.jsonl; labeled.sweep.html and .json compare what a good box costs with each.\n\n"
     "Exit codes: those of annotate."

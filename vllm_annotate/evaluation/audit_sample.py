@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.evaluation.texts import check_file, lines_of
-from vllm_annotate.inputs.selection import rank_of
+from vllm_annotate.inputs.ranks import rank_of
 from vllm_annotate.storage.json_text import json_object
 
 

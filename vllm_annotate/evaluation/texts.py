@@ -26,7 +26,7 @@ def check_file(path: Path, option: str, *, or_folder: bool = False) -> None:
     local_path(path, option)
     if or_folder and path.is_dir():
         if not any(file.stat().st_size for file in written_files(path)):
-            raise UsageError(f"{named} is a folder without .jsonl files: name the output of a run")
+            raise UsageError(f"{named} is a folder without .jsonl, .jsonl.zst or .parquet: name a run's output")
         return
     if not path.is_file():
         raise UsageError(f"{named} {'is not a file' if path.exists() else 'does not exist'}: correct the path")

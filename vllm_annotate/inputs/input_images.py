@@ -9,7 +9,8 @@ from vllm_annotate.errors import ImageFailure, UsageError
 from vllm_annotate.inputs.inside import DEFAULT_COLUMN, Inside, image_root_at, open_inside
 from vllm_annotate.inputs.listing import InputFile, list_inputs, names_one_file
 from vllm_annotate.storage.image_roots import ImageRoot
-from vllm_annotate.storage.locations import locations
+from vllm_annotate.storage.locations import location, locations
+from vllm_annotate.storage.workspace import own_paths
 
 OPEN_FILES = 4
 
@@ -20,7 +21,10 @@ def images_inside(fields: Mapping[str, Any]) -> ImageRoot | None:
         return None
     column = fields.get("image_column", DEFAULT_COLUMN)
     found = locations(given)
-    return image_root_at(found, column) if names_one_file(found) else InputImages(list_inputs(found).files, column)
+    if names_one_file(found):
+        return image_root_at(found, column)
+    own = own_paths(location(fields["output"])) if fields.get("output") else ()
+    return InputImages(list_inputs(found, own).files, column)
 
 
 class InputImages:

@@ -5,15 +5,16 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from heapq import heapify, heapreplace
 from math import log
 from pathlib import Path
 from typing import Any
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.inputs.selection import rank_of
+from vllm_annotate.inputs.ranks import rank_of
 from vllm_annotate.storage.file_states import Version, file_version
 from vllm_annotate.storage.locations import WILD, Given, file_system, reaching, unreachable, version_of
 from vllm_annotate.storage.shard import Shard
@@ -64,19 +65,18 @@ class Inputs:
     def sampled(self, sample: int, seed: int) -> "Inputs":
         """The same files, some of them with equal shares of a sample.
 
-        They are drawn at random, the larger ones more often: each image of the whole is about as likely as another.
-        With a larger sample no share is smaller.
+        Of many files some are drawn at random, the larger ones more often, and have equal shares; few have shares by
+        their sizes: each image of the whole is about as likely as another. With a larger sample no share is smaller.
         """
         by_chance = sorted(self.files, key=lambda file: -log(_chance(file.name, seed)) / max(1, file.size))
-        drawn = by_chance[: min(sample, SAMPLED_FILES)]
-        each, more = divmod(sample, max(1, len(drawn)))
-        shares = {file.name: each + (place < more) for place, file in enumerate(drawn)}
+        is_all = len(self.files) <= SAMPLED_FILES
+        weights = [(file.name, max(1, file.size) if is_all else 1) for file in by_chance[:SAMPLED_FILES]]
+        shares = _dealt(sample, weights)
         return replace(self, files=[replace(file, sample=shares.get(file.name, 0)) for file in self.files])
 
-    @property
-    def bytes_for_drawn_one(self) -> float:
-        """How many bytes all files have for each of those that were drawn for a sample; 1 without one."""
-        drawn = sum(file.size for file in self.files if file.sample)
+    def bytes_for_drawn_one(self, unread: Container[str] = ()) -> float:
+        """How many bytes all files have for each of those that were drawn for a sample and read; 1 without one."""
+        drawn = sum(file.size for file in self.files if file.sample and file.name not in unread)
         return sum(file.size for file in self.files) / drawn if drawn else 1.0
 
     def of_shard(self, shard: Shard) -> "Inputs":
@@ -90,6 +90,18 @@ class Inputs:
                 f"at most {len(self.files)} shards; to split one file, run it alone, with an output that ends in .jsonl"
             )
         return replace(self, files=self.files[shard.number - 1 :: shard.count])
+
+
+def _dealt(count: int, weights: Sequence[tuple[str, int]]) -> dict[str, int]:
+    """Deals a number out by weights (Sainte-Laguë): with one more, no share is smaller."""
+    next_ones = [(1 / weight, place, name, weight) for place, (name, weight) in enumerate(weights)]
+    heapify(next_ones)
+    shares = dict.fromkeys((name for name, _ in weights), 0)
+    for _ in range(count):
+        _, place, name, weight = next_ones[0]
+        shares[name] += 1
+        heapreplace(next_ones, ((2 * shares[name] + 1) / weight, place, name, weight))
+    return shares
 
 
 def _chance(name: str, seed: int) -> float:

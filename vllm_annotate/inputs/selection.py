@@ -1,9 +1,10 @@
 """Some of an input's images: the first, or a random sample that stays the same when the input grows or is resumed."""
 
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import polars as pl
+
+from vllm_annotate.inputs.ranks import rank_of
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,3 @@ class Selection:
 
 
 ALL = Selection()
-
-
-def rank_of(image_path: str, seed: int) -> int:
-    """The place of an image in the samples of this seed. Not Polars' hash, which may change between versions."""
-    key = seed.to_bytes(8, "little", signed=True)
-    return int.from_bytes(blake2b(image_path.encode(errors="replace"), digest_size=8, key=key).digest())

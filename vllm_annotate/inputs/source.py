@@ -16,7 +16,7 @@ from vllm_annotate.inputs.selection import ALL, Selection
 from vllm_annotate.inputs.sharding import in_shard
 from vllm_annotate.storage.file_states import Version, file_version, version_at
 from vllm_annotate.storage.json_text import json_object, text_member
-from vllm_annotate.storage.packed import TABLE, scan_table
+from vllm_annotate.storage.packed import ROW, TABLE
 from vllm_annotate.storage.shard import Shard
 
 PARQUET, PARQUET_SUFFIXES = b"PAR1", (".parquet", ".pq", ".parq")
@@ -167,6 +167,16 @@ def _scan_output(output: Path) -> pl.LazyFrame:
     if output.suffix != TABLE:
         return _scan_lines(output)
     return scan_table(output).with_row_index("line", offset=1)
+
+
+def scan_table(path: Path) -> pl.LazyFrame:
+    """Returns the rows of a table, column `row`. Raises UsageError if it has none, and Polars' errors."""
+    table = pl.scan_parquet(path, glob=False)
+    if table.collect_schema().get(ROW) != pl.String:
+        raise UsageError(
+            f"{path} has no column {ROW!r} of texts, so no run has written it: move it away, or name another file"
+        )
+    return table.select(ROW).drop_nulls()
 
 
 def output_lines_from(output: Path, offset: int, lines: int) -> pl.LazyFrame:

@@ -1,16 +1,16 @@
 """Asks a sample of an output again: a run of its own for each further answer, beside the output."""
 
+import errno
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vllm_annotate.errors import ImageFailure, UsageError
 from vllm_annotate.evaluation.audit_sample import Sampled
-from vllm_annotate.images.files import read_image
+from vllm_annotate.images.files import FILE_ERRORS, read_image
 from vllm_annotate.inputs.input_images import InputImages
 from vllm_annotate.job import Job, images_of
 from vllm_annotate.pipeline.annotating import Logger
@@ -104,17 +104,31 @@ class Asking:
 
 
 def copy_images(images: InputImages, image_paths: Sequence[str], folder: Path) -> None:
-    """Copies images that are inside files to these paths below a folder. One that cannot be read is missing there."""
+    """Copies images that are inside files to these paths below a folder. One that cannot be read is missing there.
+
+    Raises UsageError if that is true of all.
+    """
     folder.mkdir(exist_ok=True)
+    copied = 0
     for number in images.in_turn(image_paths):
         copy = folder / image_paths[number]
-        if copy.exists() or not copy.resolve().is_relative_to(folder.resolve()):
-            continue
-        with suppress(ImageFailure):
-            content = read_image(images, image_paths[number])
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(copy) as file:
-                file.write(content)
+        try:
+            if copy.resolve().is_relative_to(folder.resolve()) and not copy.exists():
+                content = read_image(images, image_paths[number])
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(copy) as file:
+                    file.write(content)
+            copied += copy.exists()
+        except ImageFailure:
+            pass
+        except OSError as error:  # such as a name that is too long
+            if error.errno not in {*FILE_ERRORS, errno.EEXIST}:
+                raise
+    if not copied:
+        raise UsageError(
+            f"no image of the sample can be read from {images} by its path, such as {image_paths[0]!r:.200}: name an "
+            "output and the file with its images, such as --output labeled/00000.jsonl --image-root 00000.parquet"
+        )
 
 
 def _check_captions(output: Path, captions: dict[str, str]) -> None:

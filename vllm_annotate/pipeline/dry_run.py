@@ -62,4 +62,4 @@ def _counted_all(job: Job, files: RunFiles) -> tuple[int, int, int]:
         left -= min(left, counted[1])
         if job.limit and not left:
             break
-    return round(counts[0] * files.inputs.bytes_for_drawn_one), counts[1], counts[2]
+    return round(counts[0] * files.inputs.bytes_for_drawn_one()), counts[1], counts[2]

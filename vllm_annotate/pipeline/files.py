@@ -22,8 +22,8 @@ from vllm_annotate.results.files import Files
 from vllm_annotate.results.lines import OUR_FIELDS
 from vllm_annotate.results.output_files import output_files
 from vllm_annotate.storage.image_roots import ImageRoot
-from vllm_annotate.storage.shard import Shard, shards_folder
-from vllm_annotate.storage.workspace import Workspace
+from vllm_annotate.storage.shard import Shard
+from vllm_annotate.storage.workspace import Workspace, own_paths
 from vllm_annotate.threads import in_thread, run_to_end
 
 KEEP_SECONDS = 60  # of answers, about: what a power loss or a lost machine costs
@@ -111,8 +111,7 @@ async def run_files(job: Job, say: Callable[[str], None], warn: Callable[[str], 
 
 def _several(job: Job, files: Files, warn: Callable[[str], None]) -> RunFiles:
     """The files of a run over the files of an input. They are opened one by one, later."""
-    workspace = files.workspace
-    inputs = input_files(job, workspace)
+    inputs = input_files(job)
     return RunFiles(None, several_images(job, inputs), files, warn, inputs)
 
 
@@ -125,12 +124,9 @@ def check_single(job: Job) -> None:
         )
 
 
-def input_files(job: Job, workspace: Workspace) -> Inputs:
+def input_files(job: Job) -> Inputs:
     """The files of a job's input or of its shard, without those of its output. Raises UsageError as `list_inputs`."""
-    whole = Workspace(workspace.answers)
-    own = [whole.output, whole.work, whole.failures, whole.reviewed, whole.audited, shards_folder(whole.output)]
-    there = job.output.rpartition("/")[0] if isinstance(job.output, str) else ""
-    inputs = list_inputs(job.input, [f"{there}/{path.name}" for path in own] if there else own)
+    inputs = list_inputs(job.input, own_paths(job.output))
     inputs = replace(inputs, files=[replace(file, output_format=job.output_format) for file in inputs.files])
     if job.sample:
         inputs = inputs.sampled(job.sample, job.sample_seed)

@@ -103,7 +103,7 @@ class ManyInputs:
     def not_selected(self) -> int:
         """How many images are not selected, those of files that were not drawn for a sample by their sizes."""
         found = self.counts.distinct + self.counts.not_selected
-        return round(found * self._inputs.bytes_for_drawn_one) - self.counts.distinct
+        return round(found * self._inputs.bytes_for_drawn_one(self._failed)) - self.counts.distinct
 
     @property
     def failed_chunks(self) -> list[str]:

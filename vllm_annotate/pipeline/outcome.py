@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from vllm_annotate.inputs.listing import shown
+from vllm_annotate.inputs.listing import output_name, shown
 from vllm_annotate.pipeline.recording import Telemetry
 from vllm_annotate.pipeline.session import Run
 from vllm_annotate.pipeline.work import Work
@@ -16,6 +16,7 @@ from vllm_annotate.results.finished import read_finished
 from vllm_annotate.results.merged import Merged
 from vllm_annotate.results.provenance import made_by, maker, makers_in
 from vllm_annotate.results.written import written_files
+from vllm_annotate.storage.packed import names_of
 
 
 def outcome(run: Run, work: Work, merged: Merged, telemetry: Telemetry, *, seconds: float) -> Report:
@@ -88,10 +89,15 @@ def estimated(
 def written_bytes(output: Files, rows: int) -> tuple[int, int]:
     """The size of an output on this machine, and of how many rows; `rows` are those of one that is a file."""
     workspace = output.workspace
-    size = sum(path.stat().st_size for path in written_files(workspace.answers))
-    if workspace.is_folder:
-        rows = sum(entry.rows for entry in read_finished(workspace, output.output_version).values())
-    return size, rows
+    sizes = {path: path.stat().st_size for path in written_files(workspace.answers)}
+    if workspace.is_folder:  # of one in a bucket, a few are here
+        entries = read_finished(workspace, output.output_version).values()
+        rows = sum(
+            entry.rows
+            for entry in entries
+            if any(workspace.answers / name in sizes for name in names_of(output_name(entry.name)))
+        )
+    return sum(sizes.values()), rows
 
 
 def proofs(run: Run) -> dict[str, Proof]:

@@ -20,6 +20,7 @@ def pilot_output(output: Path | str) -> Path | str:
     Raises UsageError for an invalid one.
     """
     if isinstance(output, str):
+        output = output.rstrip("/")
         return f"{output}-pilot" if names_folder(output) else f"{output.removesuffix('.jsonl')}.pilot.jsonl"
     return Workspace.at(output).pilot.output
 

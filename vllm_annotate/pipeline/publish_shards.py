@@ -63,7 +63,7 @@ def _merged_file(job: Job, files: Sequence[Files], unfinished: Sequence[str], fo
 
 def _merged_folder(job: Job, files: Sequence[Files], unfinished: Sequence[str]) -> tuple[Report, ImageRoot]:
     whole, *shards = (each.workspace for each in files)
-    inputs, makers, reports = input_files(job, whole), makers_in(whole.report), shard_reports(shards)
+    inputs, makers, reports = input_files(job), makers_in(whole.report), shard_reports(shards)
     counts, merged, finished = merge_folder(inputs, files[0], shards)
     last = [report.last.images for report in reports.values()]
     answered = sum(images.answered for images in last)  # of shards of another count too, if there are any

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.job import remembered_job
+from vllm_annotate.job import SELECTING, remembered_job
 from vllm_annotate.storage.locations import locations
 from vllm_annotate.storage.workspace import Workspace
 
@@ -22,4 +22,5 @@ def retried_input(output: Path | str, workspace: Workspace) -> dict[str, Any]:
         raise UsageError(
             f"no run of {output} is recorded beside it: run annotate with its input, which retries failures"
         )
-    return {"input": locations(had["input"]), "limit": had.get("limit", 0)} | own_names
+    kept = {name: had[name] for name in ("output_format", *SELECTING) if name in had}
+    return {"input": locations(had["input"])} | kept | own_names

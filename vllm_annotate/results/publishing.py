@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.plan import POLARS_ERRORS
 from vllm_annotate.inputs.source import done_paths
 from vllm_annotate.results.append import appending
 from vllm_annotate.results.lines import path_of
 from vllm_annotate.results.merge import append_unplanned
-from vllm_annotate.results.table import add_rows
+from vllm_annotate.results.table import add_rows, check_columns
 from vllm_annotate.storage.atomic import replacing, replacing_path, sync_folder
 from vllm_annotate.storage.file_states import Version, file_state, file_version
 from vllm_annotate.storage.packed import TABLE, add_frame
@@ -51,13 +52,22 @@ def publish(workspace: Workspace, outputs: Sequence[Version]) -> Workspace:
 def settle_growing(workspace: Workspace) -> None:
     """Appends grown answers to an output that was put at their final path meanwhile.
 
-    Of grown answers that are compressed later, removes those that the final output has already.
+    Of grown answers that are compressed later, removes those that the final output has already. Raises UsageError if a
+    final output cannot be added to.
     """
-    growing = workspace.work / "growing.jsonl"
-    if workspace.final is None or not (workspace.final.exists() and growing.exists()):
+    growing, final = workspace.work / "growing.jsonl", workspace.final
+    if final is None or not final.exists():
         return
-    if workspace.is_packed:
-        _leave_out(growing, set(done_paths(workspace.final).collect()["image_path"]))
+    try:
+        if final.suffix == TABLE:
+            check_columns(final)
+        if workspace.is_packed:
+            if growing.exists():
+                _leave_out(growing, set(done_paths(final).collect()["image_path"]))
+            return
+    except POLARS_ERRORS as error:
+        raise UsageError(f"{final} is truncated or corrupt ({error!s:.200}): restore it") from None
+    if not growing.exists():
         return
     with appending(workspace, file_state(workspace.output)) as output:
         append_unplanned(workspace, [growing], output)

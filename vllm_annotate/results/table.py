@@ -10,9 +10,10 @@ from polars.io.plugins import register_io_source
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.polars_faults import polars_faults
+from vllm_annotate.inputs.source import scan_table
 from vllm_annotate.storage.atomic import replacing_path
-from vllm_annotate.storage.json_text import json_object
-from vllm_annotate.storage.packed import ROW, scan_table
+from vllm_annotate.storage.json_text import json_object, raw_members
+from vllm_annotate.storage.packed import ROW
 
 # The same in every file, whatever columns its input has: so the files of a folder can be read as one table.
 COLUMNS: dict[str, Any] = {
@@ -44,13 +45,19 @@ def add_rows(target: Path, rows: Path) -> None:
         yield pl.DataFrame(schema=SCHEMA)  # no image may have an answer
 
     try:
-        if target.exists() and pl.read_parquet_schema(target) != pl.Schema(SCHEMA):
-            raise UsageError(f"{target} has other columns than a run writes: move it away, and its images are asked")
+        check_columns(target)
         with replacing_path(target) as unfinished, polars_faults(target):
             table = register_io_source(groups, schema=SCHEMA)
             table.sink_parquet(unfinished, compression="zstd", row_group_size=GROUP_ROWS)
     except pl.exceptions.PolarsError as error:
-        raise UsageError(f"{target} is truncated or corrupt ({error!s:.200}): restore it") from None
+        what = "is truncated or corrupt, restore it" if target.exists() else "cannot be written"
+        raise UsageError(f"{target} {what}: {error!s:.200}") from None
+
+
+def check_columns(table: Path) -> None:
+    """Raises UsageError if a table, which need not exist, has other columns than a run writes, and Polars' errors."""
+    if table.exists() and pl.read_parquet_schema(table) != pl.Schema(SCHEMA):
+        raise UsageError(f"{table} has other columns than a run writes: move it away, and its images are asked again")
 
 
 def table_of(lines: Sequence[bytes]) -> pl.DataFrame:
@@ -59,12 +66,16 @@ def table_of(lines: Sequence[bytes]) -> pl.DataFrame:
 
 
 def _record(line: bytes) -> dict[str, Any]:
-    row = json_object(line) or {}
-    annotations = row.get("annotations")
-    return {name: row.get(name) for name in ("image_path", "caption", "width", "height", "flags")} | {
+    text = line.decode(errors="replace").removesuffix("\n")
+    row = json_object(text) or {}
+    annotations, caption = row.get("annotations"), row.get("caption")
+    if not isinstance(caption, str | None):  # a column of the input, of a run without captions
+        caption = raw_members(text)["caption"][1]
+    return {name: row.get(name) for name in ("image_path", "width", "height", "flags")} | {
+        "caption": caption,
         "rationale": annotations and annotations["rationale"],
         "objects": annotations and row["objects"],
-        ROW: line.decode(errors="replace").removesuffix("\n"),
+        ROW: text,
     }
 
 

@@ -3,10 +3,8 @@
 import shutil
 from pathlib import Path
 
-import polars as pl
 import zstandard
 
-from vllm_annotate.errors import UsageError
 from vllm_annotate.storage.atomic import replacing_path
 
 PLAIN, ZSTD, TABLE = ENDINGS = (".jsonl", ".jsonl.zst", ".parquet")  # of output files
@@ -28,19 +26,13 @@ def names_of(name: str) -> list[str]:
 def may_be_output(path: Path) -> bool:
     """Whether a file of an output may be what it is: of this name, and a table only with a column of rows."""
     if path.suffix == TABLE:
+        import polars as pl  # where help is printed, this module is imported too
+
         try:
-            return ROW in pl.read_parquet_schema(path)
+            return pl.read_parquet_schema(path).get(ROW) == pl.String
         except (OSError, pl.exceptions.PolarsError):
             return False
     return path.name.endswith(ENDINGS)
-
-
-def scan_table(path: Path) -> pl.LazyFrame:
-    """Returns the rows of a table, column `row`. Raises UsageError if it has none, and Polars' errors."""
-    table = pl.scan_parquet(path, glob=False)
-    if ROW not in table.collect_schema():
-        raise UsageError(f"{path} has no column {ROW!r}, so no run has written it: move it away, or name another file")
-    return table.select(ROW)
 
 
 def add_frame(target: Path, rows: Path) -> None:

@@ -159,3 +159,20 @@ class Workspace(OutputPaths):
                 f"{self.work} has format {written[:20]!r}, but this version supports formats up to {FOLDER_FORMAT}: "
                 "use the version that wrote it, or choose another --output"
             )
+
+
+def own_paths(output: Path | str) -> list[Path | str]:
+    """What runs and commands write of an output that is a folder, and of its pilot: none of it is an input."""
+    if isinstance(output, str):
+        folder, _, name = output.rstrip("/").rpartition("/")
+        whole = Workspace(Path(name))
+        return [f"{folder}/{path.name}" for path in (*_written(whole), *_written(whole.pilot))]
+    whole = Workspace(Path(os.path.realpath(output)))
+    base = Workspace(whole.output.with_name(whole.output.name.removesuffix("-pilot") or whole.output.name))
+    others = [each for each in (base, whole.pilot) if each.work.exists()]
+    return [path for each in (whole, *others) for path in _written(each)]
+
+
+def _written(whole: Workspace) -> list[Path]:
+    shards = shards_folder(whole.output)
+    return [whole.output, whole.work, whole.failures, whole.reviewed, whole.audited, whole.asked_again, shards]
