@@ -47,7 +47,9 @@ def test_it_has_neither_settings_of_prefect_nor_proxies(monkeypatch: pytest.Monk
     for name in ("PREFECT_API_KEY", "PREFECT_HOME", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "secret")
     with ServerProcess() as waiting:
-        variables = Path(f"/proc/{waiting.process.pid}/environ").read_text()
+        environment = Path(f"/proc/{waiting.process.pid}/environ")
+        while not (variables := environment.read_text()):  # for a moment of its start
+            assert waiting.process.poll() is None
     assert "PATH=" in variables
     assert "secret" not in variables
 

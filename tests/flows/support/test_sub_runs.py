@@ -20,8 +20,10 @@ from vllm_annotate.errors import UsageError
 
 @pytest.fixture
 async def client(prefect_api: str) -> AsyncIterator[PrefectClient]:
+    """A client of a server that other tests use too, so what a test makes is deleted."""
     async with get_client() as client:
         yield client
+        await client.delete_flow((await client.read_flow_by_name("sub-flow")).id)
 
 
 async def make_deployment(client: PrefectClient, name: str) -> str:
