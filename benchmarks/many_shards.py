@@ -68,10 +68,13 @@ class Array:
 PATHS = {"input": "inputs", "image_root": "images", "output": "labeled"}
 
 
-def lost_and_twice(folder: Path) -> tuple[int, int]:
-    """How many images have no answer, and how many answers are second ones."""
+def tell(folder: Path, what: str) -> None:
+    """Prints what was done, and how many images have no answer or two. Raises SystemExit if any has."""
     answered, asked = Counter(paths_in(folder / "labeled")), set(paths_in(folder / "inputs"))
-    return len(asked - set(answered)), sum(times - 1 for times in answered.values())
+    lost, twice = len(asked - set(answered)), sum(times - 1 for times in answered.values())
+    print(f"{what}; {lost} lost, {twice} twice")
+    if lost or twice:
+        raise SystemExit(1)
 
 
 def paths_in(folder: Path) -> Iterator[bytes]:
@@ -91,13 +94,11 @@ def main(shards: int = 200, files: int = 1000, kills: int = 60, count: int = 20)
             array.run()
             seconds, begun = time.monotonic() - begun, time.monotonic()
             subprocess.run([PROGRAM, "merge-shards", "--output", folder / "labeled"], check=True, capture_output=True)
-        lost, twice = lost_and_twice(folder)
-        print(
-            f"{shards} shards of {files} files, {files * count:,} images, {AT_ONCE} at once: {array.killed} kills, "
-            f"{lost} lost, {twice} twice; {seconds:.0f} s, merged in {time.monotonic() - begun:.1f} s"
+        tell(
+            folder,
+            f"{shards} shards of {files} files, {files * count:,} images, {AT_ONCE} at once: {array.killed} kills; "
+            f"{seconds:.0f} s, merged in {time.monotonic() - begun:.1f} s",
         )
-        if lost or twice:
-            raise SystemExit(1)
 
 
 if __name__ == "__main__":

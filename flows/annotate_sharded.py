@@ -176,7 +176,7 @@ def check_input(job: Job, count: int) -> None:
     """Raises UsageError if input or images cannot be read in so many shards: better here than in each shard."""
     if names_folder(job.output):
         if isinstance(job.output, Path):
-            Workspace.at(job.output)
+            Workspace.at(job.output)  # raises if it can be no output
         several_images(job, input_files(job.model_copy(update={"shard": f"1/{count}"})))
         return
     check_single(job)

@@ -63,7 +63,7 @@ class Inputs:
     files: list[InputFile]
 
     def sampled(self, sample: int, seed: int) -> "Inputs":
-        """The same files, some of them with equal shares of a sample.
+        """The same files, some of them with shares of a sample.
 
         Of many files some are drawn at random, the larger ones more often, and have equal shares; few have shares by
         their sizes: each image of the whole is about as likely as another. With a larger sample no share is smaller.

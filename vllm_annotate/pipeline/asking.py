@@ -68,10 +68,9 @@ class Asking:
         fields = {name: getattr(self.job, name) for name in Job.model_fields}
         asked = {"input": self._questions, "output": output, "recipe": self._recipe(number)}
         columns: dict[str, Any] = {"caption_column": "caption"}
-        if self.inside is not None:
-            columns |= {"image_root": self._copies, "image_column": "image_path"}
-        if isinstance(root := self.job.image_root, Path) and root.expanduser().is_dir():
-            columns["image_column"] = "image_path"
+        root = self.job.image_root if self.inside is None else self._copies
+        if isinstance(root, Path) and root.expanduser().is_dir():
+            columns |= {"image_root": root, "image_column": "image_path"}
         whole = {"shard": "", "limit": 0, "sample": 0}
         return Job(**{**fields, **asked, **columns, **whole})
 

@@ -71,7 +71,9 @@ def outcome(run: Run, work: Work, merged: Merged, telemetry: Telemetry, *, secon
 def estimated(
     run: Run, work: Work, rows: int, seen: Seen, seconds: float, annotating_seconds: float
 ) -> Estimate | None:
-    """What the images that were not selected will take; `rows` are the selected ones in the output."""
+    """What the images that were not selected will take, if any; `rows` are the selected ones in the output."""
+    if not work.not_selected:  # nearly always: what is below looks at each file of an output
+        return None
     watts = [gpu["power_watts_mean"] for gpu in seen.gpus.values()]
     size, written = written_bytes(run.files.output, rows)
     return estimate(

@@ -8,7 +8,7 @@ from typing import Any
 from vllm_annotate.report.estimate import FEWEST, Estimate
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.locations import location, read_object
-from vllm_annotate.storage.output_paths import names_folder
+from vllm_annotate.storage.output_paths import PILOT, names_folder
 from vllm_annotate.storage.workspace import Workspace
 
 SAMPLE = 200  # images, if none are selected
@@ -21,7 +21,7 @@ def pilot_output(output: Path | str) -> Path | str:
     """
     if isinstance(output, str):
         output = output.rstrip("/")
-        return f"{output}-pilot" if names_folder(output) else f"{output.removesuffix('.jsonl')}.pilot.jsonl"
+        return output + PILOT if names_folder(output) else f"{output.removesuffix('.jsonl')}.pilot.jsonl"
     return Workspace.at(output).pilot.output
 
 

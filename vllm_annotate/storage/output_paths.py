@@ -5,6 +5,8 @@ from pathlib import Path
 
 from vllm_annotate.storage.packed import is_packed
 
+PILOT = "-pilot"  # ending of the pilot of an output that is a folder
+
 
 def names_folder(output: Path | str) -> bool:
     """Whether an output, at a path or URL, is a folder: it has no ending."""

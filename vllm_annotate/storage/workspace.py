@@ -12,7 +12,7 @@ from vllm_annotate.storage.atomic import unfinished_name
 from vllm_annotate.storage.disk_errors import disk_is_full, explained
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
 from vllm_annotate.storage.output_checks import check_folder, check_output, check_regular, check_replaceable
-from vllm_annotate.storage.output_paths import OutputPaths
+from vllm_annotate.storage.output_paths import PILOT, OutputPaths
 from vllm_annotate.storage.packed import is_packed, names_of
 from vllm_annotate.storage.shard import Shard, shards_folder
 
@@ -70,7 +70,7 @@ class Workspace(OutputPaths):
     def pilot(self) -> "Workspace":
         """The pilot of this output. A run takes its answers, unless it is a folder."""
         whole = self.whole or self.output
-        return Workspace(whole.with_name(whole.name + "-pilot" if self.is_folder else whole.stem + ".pilot.jsonl"))
+        return Workspace(whole.with_name(whole.name + PILOT if self.is_folder else whole.stem + ".pilot.jsonl"))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -168,7 +168,7 @@ def own_paths(output: Path | str) -> list[Path | str]:
         whole = Workspace(Path(name))
         return [f"{folder}/{path.name}" for path in (*_written(whole), *_written(whole.pilot))]
     whole = Workspace(Path(os.path.realpath(output)))
-    base = Workspace(whole.output.with_name(whole.output.name.removesuffix("-pilot") or whole.output.name))
+    base = Workspace(whole.output.with_name(whole.output.name.removesuffix(PILOT) or whole.output.name))
     others = [each for each in (base, whole.pilot) if each.work.exists()]
     return [path for each in (whole, *others) for path in _written(each)]
 
