@@ -8,7 +8,7 @@ import pytest
 
 from stand_in.process import StandIn
 from tests.conftest import drawn_job, lines_of
-from tests.flows.test_many_inputs import Corpus, command
+from tests.support.corpus import Corpus, command
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from stand_in.process import StandIn
 from tests.cli.conftest import Done
 from tests.conftest import Job, lines_of
-from tests.flows.test_many_inputs import Corpus
+from tests.support.corpus import Corpus
 
 Command = Callable[..., Done]
 MakeJob = Callable[..., Job]

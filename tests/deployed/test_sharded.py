@@ -13,7 +13,7 @@ import pytest
 from stand_in.process import StandIn
 from tests.conftest import Job, ask_prefect, lines_of
 from tests.deployed.conftest import Deployed, descendants
-from tests.flows.test_many_inputs import Corpus
+from tests.support.corpus import Corpus
 
 MakeJob = Callable[..., Job]
 Parameters = Callable[..., dict[str, Any]]

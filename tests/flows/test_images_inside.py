@@ -1,8 +1,6 @@
 """Inputs with the images inside, from the run to the commands after it."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,18 +14,12 @@ from flows.annotate import annotate_images
 from flows.export_report import export_report
 from flows.retry import retry_failures
 from stand_in.process import StandIn
-from tests.conftest import ROOT, Job, lines_of
+from tests.conftest import Job, lines_of
+from tests.support.corpus import command
 from tests.support.s3 import Bucket
 from tests.support.tars import write_tar, write_webdataset
 
 MakeJob = Callable[..., Job]
-PROGRAM = "from vllm_annotate.cli.start import start; start()"
-
-
-def command(*arguments: Any) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
 
 
 def arguments(job: Job, given: Path | str, server: StandIn, *more: str) -> list[str]:

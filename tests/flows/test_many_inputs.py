@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -14,7 +12,8 @@ from typing import Any
 
 from flows.annotate import annotate_images
 from stand_in.process import StandIn
-from tests.conftest import ROOT, Job, lines_of, read_prefect
+from tests.conftest import Job, lines_of, read_prefect
+from tests.support.corpus import Corpus, command
 from tests.support.tars import write_webdataset
 
 MakeJob = Callable[..., Job]
@@ -26,62 +25,6 @@ def running(server: StandIn) -> float:
         found = re.search(r"^vllm:num_requests_running\S* (\S+)", response.read().decode(), re.MULTILINE)
     assert found is not None
     return float(found[1])
-
-
-def command(*words: Any) -> "subprocess.CompletedProcess[str]":
-    program = "from vllm_annotate.cli.start import start; start()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-
-
-class Corpus:
-    """A folder of JSONL files over the images of a job, and its output folder."""
-
-    def __init__(self, job: Job, files: int) -> None:
-        self.job = job
-        self.folder = job.folder / "corpus"
-        self.output = job.folder / "labeled"
-        self.work = job.folder / "labeled.work"
-        self.failures = job.folder / "labeled.failures.jsonl"
-        each = len(job.names) // files
-        for number in range(files):
-            self.write(f"{number % 2}/{number:02d}.jsonl", job.rows()[number * each : (number + 1) * each])
-
-    def write(self, name: str, rows: list[dict[str, Any]]) -> None:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def arguments(self, server: StandIn, *more: str) -> list[str]:
-        paths = ["--input", str(self.folder), "--image-root", str(self.job.images), "--output", str(self.output)]
-        return [*paths, "--api-base", f"{server.url}/v1", "--without-prefect", *more]
-
-    def run(self, server: StandIn, *more: str) -> "subprocess.CompletedProcess[str]":
-        return self.job.run_with(self.arguments(server, *more))
-
-    def run_killed(self, server: StandIn, kills: int, each: int, *more: str) -> None:
-        """Annotates, killed whenever so many more images were asked, and then to the end."""
-        given = self.arguments(server, "--max-concurrency", "4", *more)
-        for kill in range(1, kills + 1):
-            run = self.job.start_with(given)
-            while sum(server.asked().values()) < each * kill and run.poll() is None:
-                time.sleep(0.002)
-            run.kill()
-            run.communicate()
-        done = self.job.run_with(given)
-        assert done.returncode == 0, done.stderr
-        assert sum(server.asked().values()) <= len(self.job.names) + kills * 4, "what was in flight is asked again"
-
-    def answers(self) -> dict[str, list[str]]:
-        """The image paths in each file of the output."""
-        files = sorted(self.output.rglob("*.jsonl"))
-        return {str(path.relative_to(self.output)): [row["image_path"] for row in lines_of(path)] for path in files}
-
-    def asked(self) -> dict[str, list[str]]:
-        """The image paths in each file of the input."""
-        files = sorted(self.folder.rglob("*.jsonl"))
-        return {str(path.relative_to(self.folder)): [row["image_path"] for row in lines_of(path)] for path in files}
 
 
 def test_each_input_file_has_its_output_file(make_job: MakeJob, stand_in: StandIn) -> None:

@@ -12,7 +12,7 @@ import zstandard
 
 from stand_in.process import StandIn
 from tests.conftest import Job
-from tests.flows.test_many_inputs import Corpus, command
+from tests.support.corpus import Corpus, command
 
 MakeJob = Callable[..., Job]
 

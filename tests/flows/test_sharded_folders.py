@@ -10,7 +10,7 @@ import pytest
 
 from stand_in.process import StandIn
 from tests.conftest import Job, lines_of
-from tests.flows.test_many_inputs import Corpus, command
+from tests.support.corpus import Corpus, command
 
 MakeJob = Callable[..., Job]
 

@@ -15,7 +15,7 @@ import zstandard
 from flows.annotate_sharded import check_input
 from stand_in.process import StandIn
 from tests.conftest import Job
-from tests.flows.test_many_inputs import command
+from tests.support.corpus import command
 from tests.support.s3 import Bucket
 from vllm_annotate.errors import UsageError
 from vllm_annotate.job import Job as Parameters
