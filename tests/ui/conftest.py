@@ -10,7 +10,7 @@ import pytest
 from tests.deployed.conftest import Deployed, deployed_in
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Locator, Page, Response
 
 SCREENSHOTS = Path(__file__).parent.parent.parent / "ui-screenshots"
 
@@ -42,3 +42,21 @@ def screenshots() -> Path:
     """The folder for screenshots."""
     SCREENSHOTS.mkdir(exist_ok=True)
     return SCREENSHOTS
+
+
+def send(page: "Page", button: "Locator", request: str) -> "Response":
+    """Clicks a form's button until the server has taken the request: a person does too where SQLite was busy."""
+    from playwright.sync_api import TimeoutError as NoResponse
+
+    seen = []
+    for _ in range(4):
+        try:
+            with page.expect_response(lambda response: response.url.endswith(request), timeout=15_000) as sent:
+                button.click(timeout=10_000)
+        except NoResponse as error:
+            seen.append(str(error))
+        else:
+            if sent.value.status == 201:
+                return sent.value
+            seen.append(f"{sent.value.status}: {sent.value.text()}")
+    pytest.fail(f"{request} was not taken: {seen}")

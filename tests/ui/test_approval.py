@@ -9,6 +9,7 @@ import pytest
 from stand_in.process import StandIn
 from tests.conftest import Job, ask_prefect, lines_of
 from tests.deployed.conftest import Deployed
+from tests.ui.conftest import send
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -37,7 +38,7 @@ def test_a_person_approves_or_refuses_the_rest_in_a_form(
     page.get_by_role("switch", checked=True).first.wait_for()  # what an untouched form shows, it sends
     if not go_on:
         page.get_by_role("switch").first.click()
-    page.get_by_role("button", name="Submit" if ui == "v1" else "Resume").last.click()
+    send(page, page.get_by_role("button", name="Submit" if ui == "v1" else "Resume").last, "/resume")
     state = deployed.wait_for(run, *ENDED)
     page.close()
     if go_on:
