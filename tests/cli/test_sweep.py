@@ -15,6 +15,7 @@ from tests.cli.conftest import Done
 from tests.conftest import Job, lines_of
 from tests.evaluation.scenes import write_rows
 from tests.support.canned_http import canned_http
+from tests.support.corpus import Corpus
 from vllm_annotate.inference.keys import NO_KEY
 from vllm_annotate.pipeline.sweep import Variant, variant_fields
 
@@ -125,6 +126,33 @@ def test_a_variant_whose_server_is_gone_is_told_and_the_others_finish_and_a_seco
     assert not fast.images()
     again = json.loads((job.folder / "labeled.sweep.json").read_text())
     assert again["variants"] == figures["variants"]
+
+
+def test_of_several_files_all_variants_get_one_sample_and_none_of_their_answers_is_an_input(
+    command: Command, make_job: MakeJob, fast: StandIn, nobody: str
+) -> None:
+    job = make_job(60, distinct=4)
+    corpus = Corpus(job, 15)
+    several = ["--input", corpus.folder, "--output", corpus.folder / "labeled"]
+    fast.renew()
+    given = sweep_of(job, variant("a", fast), variant("gone", nobody), variant("b", fast, max_visual_tokens=400))
+    done = command(*given, *several, "--output-format", "parquet")
+    assert done.code == 1
+    assert "Hours are for all 60 images." in done.out
+    assert re.search(r"^a( \*)? +1\.000 \(1\.000–1\.000\) ", done.out, re.MULTILINE), done.out
+    figures = json.loads((corpus.folder / "labeled.sweep.json").read_text())
+    answered = {each["name"]: each["answered"] for each in figures["variants"]}
+    assert answered == {"a": SAMPLE, "b": SAMPLE}
+    assert Path(figures["variants"][0]["output"]).is_dir()
+    assert sum(fast.images().values()) == 2 * SAMPLE
+    fast.forget()
+    again = command(*sweep_of(job, variant("a", fast), variant("b", fast, max_visual_tokens=400)), *several, "--json")
+    assert again.code == 0, again.err
+    assert not fast.images()
+    (corpus.folder / "0/00.jsonl").unlink()
+    changed = figures_of(command(*sweep_of(job, variant("a", fast), variant("c", fast)), *several, "--json"))
+    assert "a has answers of" in changed["failed"]["a"]
+    assert [each["name"] for each in changed["variants"]] == ["c"]
 
 
 def test_a_variant_with_another_server_is_not_taken_for_the_one_that_was_measured(

@@ -20,7 +20,8 @@ EPILOGUE = (
     "labeled.pilot.report.json. annotate with the same recipe takes the answers of the pilot. Of a folder, labeled, "
     "the pilot is the folder labeled-pilot, from at most 20 of the files, and its answers stay there.\n\n"
     "With --sweep, each variant of the file is a pilot of the same sample, without Prefect, in "
-    "labeled.sweep/NAME.jsonl; labeled.sweep.html and .json compare what a good box costs with each.\n\n"
+    "labeled.sweep/NAME.jsonl, or of a folder in labeled.sweep/NAME; labeled.sweep.html "
+    "and .json compare what a good box costs with each.\n\n"
     "Exit codes: those of annotate."
 )
 

@@ -9,13 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inference.keys import NO_KEY
+from vllm_annotate.inputs.listing import shown
 from vllm_annotate.job import Job, remembered_job
 from vllm_annotate.pipeline.pilot import with_sample
 from vllm_annotate.recipe.settings import Recipe
 from vllm_annotate.report.report import Report
 from vllm_annotate.results.lines import path_of
 from vllm_annotate.results.parts import answer_files
+from vllm_annotate.results.written import Written, written_files
 from vllm_annotate.serving.settings import Server
+from vllm_annotate.storage.output_paths import names_folder
 from vllm_annotate.storage.workspace import Workspace
 from vllm_annotate.storage.yaml_fields import check_names, read_value
 
@@ -74,10 +77,12 @@ def _variant(item: Any, named: str) -> Variant:
 def variant_fields(fields: Mapping[str, Any], variant: Variant, folder: Path) -> dict[str, Any]:
     """The fields of a variant's job, from those of the job that all share.
 
-    With endpoints or a start, its server has no fields of the shared one. Its endpoints get only the variant's own
-    key, and without one not that of the environment either: a key must not reach another host.
+    Its output is a file or a folder, as that of the shared job is. With endpoints or a start, its server has no fields
+    of the shared one. Its endpoints get only the variant's own key, and without one not that of the environment either:
+    a key must not reach another host.
     """
-    found = dict(fields) | {"output": str(folder / f"{variant.name}.jsonl")}
+    ending = "" if names_folder(str(fields.get("output"))) else ".jsonl"
+    found = dict(fields) | {"output": str(folder / f"{variant.name}{ending}")}
     if variant.server:
         alone = variant.server.keys() & {"endpoints", "start"}
         found["server"] = dict(variant.server) if alone else (found.get("server") or {}) | variant.server
@@ -92,7 +97,9 @@ def variant_fields(fields: Mapping[str, Any], variant: Variant, folder: Path) ->
 def check_same(job: Job) -> None:
     """Raises UsageError if the output has answers of a pilot whose figures are not those of this one."""
     workspace = Workspace.at(job.output)
-    if not any(path.is_file() and path.stat().st_size for path in [workspace.output, *answer_files(workspace)]):
+    growing = workspace.states.glob("*/growing.jsonl")
+    answers = [*written_files(workspace.output), *growing, *answer_files(workspace)]
+    if not any(path.stat().st_size for path in answers):
         return
     before = remembered_job(workspace.output)
     now = job.without_secrets()
@@ -105,12 +112,11 @@ def check_same(job: Job) -> None:
 def check_sample(job: Job, report: Report) -> None:
     """Raises UsageError if the output has answers of images that this pilot did not select: no other variant has."""
     workspace, images = Workspace.at(job.output), report.images
-    with workspace.output.open("rb") as file:
-        rows = sum(path_of(line) is not None for line in file)
+    rows = sum(path_of(line) is not None for line in Written.of(workspace.output).lines())
     if (others := rows - images.already_done - images.answered) > 0:
         raise UsageError(
             f"{workspace.output} has answers of {others} images that are not in this sample, as the sample was larger "
-            f"or {job.input} has changed since: {_new_start(workspace)}"
+            f"or {shown(job.input)} has changed since: {_new_start(workspace)}"
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from vllm_annotate.storage.packed import is_packed
 
 PILOT = "-pilot"  # ending of the pilot of an output that is a folder
+SWEEP = ".sweep"  # ending of the folder with the outputs of a sweep's variants
 
 
 def names_folder(output: Path | str) -> bool:
@@ -201,7 +202,7 @@ class OutputPaths:
     @property
     def sweep(self) -> Path:
         """The folder with the outputs of a sweep's variants."""
-        return self._beside(".sweep")
+        return self._beside(SWEEP)
 
     def figures(self, kind: str) -> tuple[Path, Path]:
         """JSON and page of an evaluation, a comparison, an audit or a sweep."""

@@ -12,7 +12,7 @@ from vllm_annotate.storage.atomic import unfinished_name
 from vllm_annotate.storage.disk_errors import disk_is_full, explained
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
 from vllm_annotate.storage.output_checks import check_folder, check_output, check_regular, check_replaceable
-from vllm_annotate.storage.output_paths import PILOT, OutputPaths
+from vllm_annotate.storage.output_paths import PILOT, SWEEP, OutputPaths
 from vllm_annotate.storage.packed import is_packed, names_of
 from vllm_annotate.storage.shard import Shard, shards_folder
 
@@ -162,17 +162,20 @@ class Workspace(OutputPaths):
 
 
 def own_paths(output: Path | str) -> list[Path | str]:
-    """What runs and commands write of an output that is a folder, and of its pilot: none of it is an input."""
+    """What runs and commands write of an output that is a folder, its pilot and sweep: none of it is an input."""
     if isinstance(output, str):
         folder, _, name = output.rstrip("/").rpartition("/")
         whole = Workspace(Path(name))
         return [f"{folder}/{path.name}" for path in (*_written(whole), *_written(whole.pilot))]
     whole = Workspace(Path(os.path.realpath(output)))
-    base = Workspace(whole.output.with_name(whole.output.name.removesuffix(PILOT) or whole.output.name))
-    others = [each for each in (base, whole.pilot) if each.work.exists()]
-    return [path for each in (whole, *others) for path in _written(each)]
+    base = whole.output.with_name(whole.output.name.removesuffix(PILOT) or whole.output.name)
+    sweep = [above] if (above := whole.output.parent).suffix == SWEEP else []
+    others = [Workspace(above.with_suffix("") if sweep else base), whole.pilot]
+    own = [whole, *(each for each in others if each.work.exists())]
+    return [*sweep, *(path for each in own for path in _written(each))]
 
 
 def _written(whole: Workspace) -> list[Path]:
     shards = shards_folder(whole.output)
-    return [whole.output, whole.work, whole.failures, whole.reviewed, whole.audited, whole.asked_again, shards]
+    beside = [whole.failures, whole.reviewed, whole.audited, whole.asked_again, whole.sweep]
+    return [whole.output, whole.work, *beside, shards]
