@@ -35,7 +35,7 @@ async def compare(
     """Compares two outputs of one input, and shows what differs as an artifact; with a truth, also which is better.
 
     Args:
-        output: A result, a .jsonl file; the comparison calls it A.
+        output: A result, a .jsonl file or a folder of results, at a path or a URL; the comparison calls it A.
         other: Another result for the same images, with another model, prompt or budget; the comparison calls it B.
         truth: Rows with image_path and objects, as an output has them, or a COCO file; empty compares without one.
         synonyms: YAML or JSON file with groups of equal names.
@@ -43,8 +43,8 @@ async def compare(
 
     """
     try:
-        paths = local_paths({"output": output, "other": other, "truth": truth, "synonyms": synonyms})
-        figures, files = await run_to_end(partial(compare_to_files, **paths, image_root=image_root))
+        paths = local_paths({"truth": truth, "synonyms": synonyms})
+        figures, files = await run_to_end(partial(compare_to_files, output, other, **paths, image_root=image_root))
     except (UsageError, OSError) as error:
         return refused(error, output)
     said = comparison_sentence(figures)

@@ -30,15 +30,15 @@ async def evaluate(
     """Scores the boxes of an output against a truth, and shows the scores as an artifact.
 
     Args:
-        output: The result to score, a .jsonl file.
+        output: The result to score, a .jsonl file or a folder of results; a path or a URL.
         truth: Rows with image_path and objects, as an output has them, or a COCO file.
         image_root: Folder or URL of the images, for the page; empty for that of the output's run.
         synonyms: YAML or JSON file with groups of equal names.
 
     """
     try:
-        paths = local_paths({"output": output, "truth": truth, "synonyms": synonyms})
-        figures, files = await run_to_end(partial(evaluate_to_files, **paths, image_root=image_root))
+        paths = local_paths({"truth": truth, "synonyms": synonyms})
+        figures, files = await run_to_end(partial(evaluate_to_files, output, **paths, image_root=image_root))
     except (UsageError, OSError) as error:
         return refused(error, output)
     said = evaluation_sentence(figures)

@@ -350,7 +350,7 @@ def test_object_storage(place: Place, bucket: Bucket) -> None:
         bucket.fs.put_file(str(place.job.images / name), f"{bucket.url}/images/{name}")
     place.own["s3://corpus"] = bucket.url
     place.environment |= os.environ | {"PATH": place.environment["PATH"]}
-    one, several = commands("object-storage.md")
+    one, several, export = commands("object-storage.md")
     place.run(one, more=" --without-prefect")
     assert bucket.lines("labeled.jsonl").count(b"\n") == 24
     for name in ("00000.tar", "00001.tar"):
@@ -358,6 +358,8 @@ def test_object_storage(place: Place, bucket: Bucket) -> None:
         bucket.fs.put_file(str(place.folder / name), f"{bucket.url}/laion/{name}")
     place.run(several, more=" --without-prefect")
     assert bucket.lines("laion-labeled/00001.jsonl").count(b"\n") == 24
+    place.run(export)
+    assert (place.folder / "laion.parquet").stat().st_size
 
 
 def test_troubleshooting(place: Place) -> None:

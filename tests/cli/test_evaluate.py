@@ -32,7 +32,11 @@ def test_it_prints_tables_or_json_and_writes_both_files(command: Command, tmp_pa
         ([], "--output and --truth: required"),
         (["--output", "labeled.jsonl"], "--truth: required"),
         (["--output", "none.jsonl", "--truth", "truth.json"], "--output 'none.jsonl' does not exist"),
-        (["--output", "s3://b/o.jsonl", "--truth", "none"], "--output 's3://b/o.jsonl' is a URL, and only local files"),
+        (
+            ["--output", "labeled.jsonl", "--truth", "s3://b/t.json"],
+            "--truth 's3://b/t.json' is a URL, and only local files",
+        ),
+        (["--output", "nothing://b/o", "--truth", "truth.json"], "'nothing://b/o' is not a URL that fsspec"),
         (["--output", "labeled.jsonl", "--truth", "none"], "--truth 'none' does not exist"),
         (["--output", "~nobody-of-this-name/o", "--truth", "none"], "does not exist: write the full path"),
         (["--output", "truth.json", "--truth", "truth.json"], "has no row with image_path and objects"),

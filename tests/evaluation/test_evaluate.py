@@ -67,9 +67,10 @@ def test_files_stand_beside_the_output_and_agree_with_each_other(tmp_path: Path)
     (tmp_path / "images").mkdir()
     for number in range(1, 30):
         Image.new("RGB", (64, 48)).save(tmp_path / "images" / f"{number:04d}.jpg")
-    figures, files = evaluate_to_files(
+    figures, written = evaluate_to_files(
         tmp_path / "labeled.jsonl", tmp_path / "truth.json", image_root=tmp_path / "images"
     )
+    files = [Path(file) for file in written]
     assert [path.name for path in files] == ["labeled.evaluation.json", "labeled.evaluation.html"]
     assert json.loads(files[0].read_text()) == json.loads(json.dumps(figures))
     page = files[1].read_text()

@@ -41,7 +41,7 @@ def test_what_is_there_is_never_overwritten(
     [
         ({"--format": "yolo"}, "--format 'yolo' is unknown: use one of coco, "),
         ({"--output": "none.jsonl"}, "--output 'none.jsonl' is not a file: name the output of a run"),
-        ({"--output": "s3://bucket/labeled.jsonl"}, "and only local files are read: download it first"),
+        ({"--output": "nothing://bucket/labeled.jsonl"}, "'nothing://bucket/labeled.jsonl' is not a URL that fsspec"),
         ({"--to": "none/boxes.json"}, "the folder of --to 'none/boxes.json' does not exist: create it"),
         ({"--image-root": "none"}, "image root 'none' is not a folder"),
     ],

@@ -36,7 +36,10 @@ async def test_without_a_truth_nothing_is_said_of_which_is_better(tmp_path: Path
 @pytest.mark.usefixtures("prefect_api")
 @pytest.mark.parametrize(
     ("other", "message"),
-    [("none.jsonl", "none.jsonl' does not exist"), ("s3://bucket/other.jsonl", "other 's3://bucket/other.jsonl' is a")],
+    [
+        ("none.jsonl", "none.jsonl' does not exist"),
+        ("nothing://bucket/other.jsonl", "other.jsonl' is not a URL that fsspec"),
+    ],
 )
 async def test_what_cannot_be_compared_fails_with_the_remedy(other: str, message: str, tmp_path: Path) -> None:
     output = write_rows(tmp_path / "labeled.jsonl", [{"image_path": "a", "objects": []}])

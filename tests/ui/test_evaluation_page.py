@@ -32,7 +32,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     output, truth = folder / "labeled.jsonl", folder / "truth.jsonl"
     _, (_, evaluation) = evaluate_to_files(output, truth, image_root=folder)
     _, (_, comparison) = compare_to_files(output, truth, truth, image_root=folder)
-    return {"evaluation": evaluation, "comparison": comparison}
+    return {"evaluation": Path(evaluation), "comparison": Path(comparison)}
 
 
 def opened(browser: "Browser", path: Path, width: int, scheme: str = "light") -> "Page":

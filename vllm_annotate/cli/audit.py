@@ -11,7 +11,7 @@ from typing import Any
 from cyclopts import App
 
 from vllm_annotate.cli.console import Console
-from vllm_annotate.cli.evaluate import common_options, path_in, paths_in
+from vllm_annotate.cli.evaluate import common_options, path_in, require
 from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.jobs import checked, fields_after_run, job_of, refuse_blocks, server_options
 from vllm_annotate.cli.options import command, fields, option
@@ -52,7 +52,8 @@ def run(given: Mapping[str, Any], console: Console, interrupts: Interrupts) -> i
 
     own = AuditSettings.model_fields
     settings = checked(AuditSettings, {name: given[name] for name in own if given.get(name) is not None})
-    (output,) = paths_in(given, "output")
+    require(given, "output")
+    output = path_in(given, "output")
     truth, synonyms = (path_in(given, name) if given.get(name) else None for name in ("truth", "synonyms"))
     of_job = {name: value for name, value in given.items() if name not in own}
     known = fields_after_run(of_job, REMEMBERED, input=str(output), output=str(output))

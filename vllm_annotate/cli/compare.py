@@ -10,7 +10,7 @@ from typing import Any
 from cyclopts import App
 
 from vllm_annotate.cli.console import Console
-from vllm_annotate.cli.evaluate import common_options, path_in, paths_in
+from vllm_annotate.cli.evaluate import common_options, path_in, require
 from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.options import command, option
 
@@ -33,8 +33,10 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     """Writes JSON and page beside the first output; returns the exit code."""
     from vllm_annotate.evaluation.comparison_tables import comparison_text
     from vllm_annotate.evaluation.report import compare_to_files
+    from vllm_annotate.results.local_output import given_output
 
-    one, other = paths_in(given, "output", "with_")
+    require(given, "output", "with_")
+    one, other = given_output(given["output"], "--output"), given_output(given["with_"], "--with")
     truth, synonyms = (path_in(given, name) if given.get(name) else None for name in ("truth", "synonyms"))
     figures, files = compare_to_files(one, other, truth, synonyms, given.get("image_root"))
     if given.get("json"):

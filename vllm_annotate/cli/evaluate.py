@@ -39,11 +39,10 @@ def common_options() -> list[Option]:
     ]
 
 
-def paths_in(given: Mapping[str, Any], *required: str) -> list[Path]:
-    """The paths of these options. Raises UsageError if one is missing."""
+def require(given: Mapping[str, Any], *required: str) -> None:
+    """Raises UsageError if one of these options is missing."""
     if missing := [flag_of(name) for name in required if not given.get(name)]:
         raise UsageError(f"{' and '.join(missing)}: required")
-    return [path_in(given, name) for name in required]
 
 
 def path_in(given: Mapping[str, Any], name: str) -> Path:
@@ -55,8 +54,10 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     """Writes JSON and page beside the output; returns the exit code."""
     from vllm_annotate.evaluation.report import evaluate_to_files
     from vllm_annotate.evaluation.tables import evaluation_text
+    from vllm_annotate.results.local_output import given_output
 
-    output, truth = paths_in(given, "output", "truth")
+    require(given, "output", "truth")
+    output, truth = given_output(given["output"], "--output"), path_in(given, "truth")
     synonyms = path_in(given, "synonyms") if given.get("synonyms") else None
     figures, files = evaluate_to_files(output, truth, synonyms, given.get("image_root"))
     if given.get("json"):

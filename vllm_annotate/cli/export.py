@@ -57,6 +57,7 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     from vllm_annotate.export.card import card
     from vllm_annotate.export.selection import read_selection, read_splits
     from vllm_annotate.export.survey import Output
+    from vllm_annotate.results.local_output import given_output, local_output
     from vllm_annotate.results.provenance import model_of
     from vllm_annotate.storage.new_files import creating
 
@@ -68,28 +69,26 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
         given.get("without_flag") or [], given.get("min_size"), given.get("names") or [], given.get("min_agreement")
     )
     splits, min_count = read_splits(given.get("split") or []), count_of("--min-count", given.get("min_count") or "1")
-    output = Output(
-        existing(given["output"]), selection, exporting.FORMATS[name].needs_size, image_root_of(given.get("image_root"))
-    )
-    about = About({}, model_of(output.path), _absolute(given.get("image_root")), given.get("image_url") or "")
+    where, root = given_output(given["output"], "--output"), image_root_of(given.get("image_root"))
     to = new_file("--to", given["to"])
     cards = [new_file("--card", given["card"])] if given.get("card") else []
-    with creating("--card", *cards) as unfinished:
+    with local_output(where) as here, creating("--card", *cards) as unfinished:
+        output = Output(existing(here.path), selection, exporting.FORMATS[name].needs_size, root)
+        about = About({}, model_of(output.path), _absolute(given.get("image_root")), given.get("image_url") or "")
         done = exporting.export(output, name, to, splits, about, min_count)
-        for path, where in zip(unfinished, cards, strict=True):
-            path.write_text(card(done, output.path, where), "utf-8")
+        for path, place in zip(unfinished, cards, strict=True):
+            path.write_text(card(done, output.path, place), "utf-8")
     _show(done, console)
     return 0 if done.is_complete else 1
 
 
-def existing(where: str) -> Path:
-    """Returns the output. Raises UsageError unless it is a file, or a folder of them, on this machine."""
+def existing(path: Path) -> Path:
+    """Returns the path of an output. Raises UsageError unless it is a file, or a folder of them."""
     from vllm_annotate.results.written import written_files
 
-    path = local_path(where, "--output")
     if not written_files(path):
         what = "has no .jsonl file" if path.is_dir() else "is not a file"
-        raise UsageError(f"--output {where!r} {what}: name the output of a run")
+        raise UsageError(f"--output {str(path)!r} {what}: name the output of a run")
     return path
 
 

@@ -5,7 +5,7 @@ Exit codes: 0 done; 1 done, but some images or boxes were left out; 2 refused, n
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
@@ -15,6 +15,9 @@ from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.options import command, option
 from vllm_annotate.errors import UsageError
 from vllm_annotate.storage.locations import local_path
+
+if TYPE_CHECKING:
+    from vllm_annotate.results.local_output import LocalOutput
 
 MOST = "200"
 NAMED = 5  # images in a message
@@ -40,12 +43,15 @@ def app() -> App:
 
 def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> int:
     """Writes tasks or corrected rows; returns the exit code."""
+    from vllm_annotate.results.local_output import given_output, local_output
+
     if not given.get("output"):
         raise UsageError("--output: required")
     if bool(given.get("to")) == bool(given.get("from_")):
         raise UsageError("set --to to write tasks, or --from to read what was corrected")
-    output = existing(given["output"])
-    return _read(output, given, console) if given.get("from_") else _write(output, given, console)
+    with local_output(given_output(given["output"], "--output")) as here:
+        existing(here.path)
+        return _read(here, given, console) if given.get("from_") else _write(here.path, given, console)
 
 
 def _write(output: Path, given: Mapping[str, Any], console: Console) -> int:
@@ -62,19 +68,20 @@ def _write(output: Path, given: Mapping[str, Any], console: Console) -> int:
     return 1 if without_size else 0
 
 
-def _read(output: Path, given: Mapping[str, Any], console: Console) -> int:
+def _read(output: "LocalOutput", given: Mapping[str, Any], console: Console) -> int:
     from vllm_annotate.review.corrections import import_reviews
 
-    done = import_reviews(output, local_path(given["from_"], "--from"))
+    done = import_reviews(output.path, local_path(given["from_"], "--from"))
+    (target,) = output.publish([done.target])
     replaced = f", {done.replaced} of them in place of an earlier review" if done.replaced else ""
-    console.show(f"{done.images} images reviewed{replaced}: {done.target}")
+    console.show(f"{done.images} images reviewed{replaced}: {target}")
     if done.not_reviewed:
         console.show(f"{done.not_reviewed} tasks not reviewed")
     if done.invalid_boxes:
         console.show(f"left out: {done.invalid_boxes} boxes without a label, or outside the image")
     if done.unknown:
         some = ", ".join(map(repr, done.unknown[:NAMED])) + (", …" if len(done.unknown) > NAMED else "")
-        console.show(f"left out: {len(done.unknown)} images that {output} does not have: {some}")
+        console.show(f"left out: {len(done.unknown)} images that {output.where} does not have: {some}")
     return 1 if done.unknown or done.invalid_boxes else 0
 
 

@@ -89,7 +89,7 @@ def comparison_sentence(figures: Mapping[str, Any]) -> str:
     return printable(f"{both}: agreement {agreement}, {compared_images(figures)}{verdict}")
 
 
-def comparison_markdown(figures: Mapping[str, Any], files: Sequence[Path]) -> str:
+def comparison_markdown(figures: Mapping[str, Any], files: Sequence[Path | str]) -> str:
     """A comparison as an artifact; `files` have the rest."""
     names = change_rows(figures, IN_A_TERMINAL)
     parts = [

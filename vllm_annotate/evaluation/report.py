@@ -9,32 +9,37 @@ from vllm_annotate.evaluation.comparison_page import comparison_page
 from vllm_annotate.evaluation.evaluate import evaluate
 from vllm_annotate.evaluation.files import image_root_of
 from vllm_annotate.evaluation.page import evaluation_page
+from vllm_annotate.results.local_output import local_output
 from vllm_annotate.storage.atomic import replacing, write_json
 from vllm_annotate.storage.workspace import Workspace
 
 
 def evaluate_to_files(
-    output: Path, truth: Path, synonyms: Path | None = None, image_root: Path | str | None = None
-) -> tuple[dict[str, Any], list[Path]]:
-    """Returns the figures, and the files that have them. Raises UsageError."""
-    root = image_root_of(output, image_root)
-    found = evaluate(output, truth, synonyms)
-    page = evaluation_page(found.figures, found.worst, root)
-    return found.figures, write_files(output, "evaluation", found.figures, page)
+    output: Path | str, truth: Path, synonyms: Path | None = None, image_root: Path | str | None = None
+) -> tuple[dict[str, Any], list[Path | str]]:
+    """Returns the figures, and the files beside the output that have them. Raises UsageError and OSError."""
+    with local_output(output) as here:
+        root = image_root_of(here.path, image_root)
+        found = evaluate(here.path, truth, synonyms)
+        figures = found.figures | {"output": str(output)}
+        page = evaluation_page(figures, found.worst, root)
+        return figures, here.publish(write_files(here.path, "evaluation", figures, page))
 
 
 def compare_to_files(
-    output: Path,
-    other: Path,
+    output: Path | str,
+    other: Path | str,
     truth: Path | None = None,
     synonyms: Path | None = None,
     image_root: Path | str | None = None,
-) -> tuple[dict[str, Any], list[Path]]:
-    """Returns the figures, and the files beside the first output that have them. Raises UsageError."""
-    root = image_root_of(output, image_root)
-    found = compare(output, other, truth, synonyms)
-    page = comparison_page(found.figures, found.most_different, root)
-    return found.figures, write_files(output, "comparison", found.figures, page)
+) -> tuple[dict[str, Any], list[Path | str]]:
+    """Returns the figures, and the files beside the first output that have them. Raises UsageError and OSError."""
+    with local_output(output) as one, local_output(other) as two:
+        root = image_root_of(one.path, image_root)
+        found = compare(one.path, two.path, truth, synonyms)
+        figures = found.figures | {"output": str(output), "with": str(other)}
+        page = comparison_page(figures, found.most_different, root)
+        return figures, one.publish(write_files(one.path, "comparison", figures, page))
 
 
 def write_files(output: Path, kind: str, figures: Mapping[str, Any], page: bytes) -> list[Path]:

@@ -117,7 +117,7 @@ def evaluation_sentence(figures: Mapping[str, Any]) -> str:
     return printable(f"{name_of(figures['output'])}: F1 {f1} at IoU 0.5, {image_counts(figures['images'])}")
 
 
-def evaluation_markdown(figures: Mapping[str, Any], files: Sequence[Path]) -> str:
+def evaluation_markdown(figures: Mapping[str, Any], files: Sequence[Path | str]) -> str:
     """An evaluation as an artifact; `files` have the rest."""
     parts = [
         f"{markdown.code(figures['output'])} against {markdown.code(figures['truth'])}: "
