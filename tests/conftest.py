@@ -55,8 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Gives each process of `-n` one test after the other; those of a Prefect server stay with it.
 
-    All tests on PostgreSQL share one, and so do those of a file on SQLite. One vLLM serves all that need none of their
-    own.
+    To set one up takes half a minute of a core. So all tests on PostgreSQL share one, and those on SQLite two. One vLLM
+    serves all that need none of their own.
 
     The mark xdist_group would do, but with pytest 9.2 xdist 3.8 does not see it.
     """
@@ -65,10 +65,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            database = re.search(r"\[(sqlite|postgresql)]$", nodeid)
+            database = re.search(r"[\[-](sqlite|postgresql)[]-]", nodeid)
             if database is None:
                 return file if file == "tests/test_vllm.py" else nodeid
-            return f"{file} {database[1]}" if database[1] == "sqlite" else database[1]
+            half = bool(re.search("deployments|operations", file))
+            return f"sqlite {half}" if database[1] == "sqlite" else database[1]
 
     return Scheduling(config, log) if config.getoption("dist") == "load" else None
 

@@ -30,7 +30,10 @@ def runs_shards(deployed: Deployed, run: str, worker: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("database", "files"), [("sqlite", 1), ("postgresql", 10)], indirect=["database"], ids=["file", "folder"]
+    ("database", "files"),
+    [("sqlite", 1), ("postgresql", 10)],
+    indirect=["database"],
+    ids=["file-sqlite", "folder-postgresql"],
 )
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("no_worker")

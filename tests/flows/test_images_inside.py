@@ -1,6 +1,7 @@
 """Inputs with the images inside, from the run to the commands after it."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,21 +66,24 @@ def test_no_image_root_is_needed(make_job: MakeJob, stand_in: StandIn, name: str
     assert max(stand_in.asked().values()) == 1
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_run_that_is_killed_again_and_again_loses_and_repeats_nothing(make_job: MakeJob, name: str) -> None:
-    job = make_job(150, distinct=10)
+def test_a_run_that_is_killed_again_and_again_loses_and_repeats_nothing(
+    make_job: MakeJob, name: str, fuzzing: bool
+) -> None:
+    job, kills = make_job(150, distinct=10), 6 if fuzzing else 3
     paths = WRITERS[name](job.folder / name, job)
     with StandIn.started("--canned", "--prefill-seconds", "0.02") as server:
         given = arguments(job, job.folder / name, server, "--max-concurrency", "4", "--chunk-size", "20")
-        for kill in range(1, 7):
+        for kill in range(1, kills + 1):
             run = job.start_with(given)
-            while sum(server.asked().values()) < 20 * kill and run.poll() is None:
-                pass
+            while sum(server.asked().values()) < 120 // kills * kill and run.poll() is None:
+                time.sleep(0.002)
             run.kill()
             run.communicate()
         done = job.run_with(given)
         assert done.returncode == 0, done.stderr
-        assert sum(server.asked().values()) <= 150 + 6 * 4
+        assert sum(server.asked().values()) <= 150 + kills * 4
     assert [row["image_path"] for row in lines_of(job.output)] == paths
     assert not job.failures.exists()
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from flows.annotate import annotate_images
 from stand_in.process import StandIn
 from tests.conftest import Job, lines_of, read_prefect
@@ -175,10 +177,11 @@ def test_the_server_has_work_between_two_files(make_job: MakeJob) -> None:
     assert sum(count == 0 for count in waiting) <= len(waiting) / 10, waiting
 
 
-def test_a_run_that_is_killed_again_and_again_loses_and_repeats_nothing(make_job: MakeJob) -> None:
-    corpus = Corpus(make_job(160, distinct=10), 8)
+@pytest.mark.fuzz
+def test_a_run_that_is_killed_again_and_again_loses_and_repeats_nothing(make_job: MakeJob, fuzzing: bool) -> None:
+    corpus, kills = Corpus(make_job(160, distinct=10), 8), 7 if fuzzing else 3
     with StandIn.started("--canned", "--prefill-seconds", "0.02") as server:
-        corpus.run_killed(server, 7, 18, "--chunk-size", "7")
+        corpus.run_killed(server, kills, 130 // kills, "--chunk-size", "7")
     assert corpus.answers() == corpus.asked()
     assert not corpus.failures.exists()
 

@@ -105,10 +105,13 @@ def test_a_file_that_breaks_off_is_named_and_left_alone(corpus: Corpus, stand_in
     assert corpus.run(stand_in, "--output-format", form).returncode == 0
 
 
-def test_a_run_that_is_killed_again_and_again_loses_and_repeats_nothing(make_job: MakeJob, form: str) -> None:
-    corpus = Corpus(make_job(100, distinct=10), 10)
+@pytest.mark.fuzz
+def test_a_run_that_is_killed_again_and_again_loses_and_repeats_nothing(
+    make_job: MakeJob, form: str, fuzzing: bool
+) -> None:
+    corpus, kills = Corpus(make_job(100, distinct=10), 10), 5 if fuzzing else 3
     with StandIn.started("--canned", "--prefill-seconds", "0.02") as server:
-        corpus.run_killed(server, 5, 16, "--chunk-size", "3", "--output-format", form)
+        corpus.run_killed(server, kills, 80 // kills, "--chunk-size", "3", "--output-format", form)
     assert answers(corpus, form) == corpus.asked()
 
 
