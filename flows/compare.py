@@ -1,6 +1,7 @@
 """The flow that compares two outputs of one input."""
 
 from functools import partial
+from threading import Event
 from typing import Any
 
 from prefect import runtime
@@ -27,7 +28,7 @@ def flow_run_name() -> str:
 @flow(name="compare", flow_run_name=flow_run_name, version=VERSION)
 async def compare(
     output: Output,
-    other: Location,
+    other: Output,
     truth: Location | None = None,
     synonyms: Location | None = None,
     image_root: Location | None = None,
@@ -42,9 +43,11 @@ async def compare(
         image_root: Folder or URL of the images, for the page; empty for that of the output's run.
 
     """
+    stopped = Event()
     try:
         paths = local_paths({"truth": truth, "synonyms": synonyms})
-        figures, files = await run_to_end(partial(compare_to_files, output, other, **paths, image_root=image_root))
+        work = partial(compare_to_files, output, other, **paths, image_root=image_root, stopped=stopped)
+        figures, files = await run_to_end(work, give_up=stopped.set)
     except (UsageError, OSError) as error:
         return refused(error, output)
     said = comparison_sentence(figures)

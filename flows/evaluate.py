@@ -1,6 +1,7 @@
 """The flow that scores an output against a truth."""
 
 from functools import partial
+from threading import Event
 from typing import Any
 
 from prefect import runtime
@@ -36,9 +37,11 @@ async def evaluate(
         synonyms: YAML or JSON file with groups of equal names.
 
     """
+    stopped = Event()
     try:
         paths = local_paths({"truth": truth, "synonyms": synonyms})
-        figures, files = await run_to_end(partial(evaluate_to_files, output, **paths, image_root=image_root))
+        work = partial(evaluate_to_files, output, **paths, image_root=image_root, stopped=stopped)
+        figures, files = await run_to_end(work, give_up=stopped.set)
     except (UsageError, OSError) as error:
         return refused(error, output)
     said = evaluation_sentence(figures)

@@ -1,8 +1,12 @@
 """Outputs in an object store are scored, compared, exported and reviewed as those on this machine are."""
 
 import json
+import os
 import shutil
+import threading
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,10 @@ from tests.cli.conftest import Done, command
 from tests.conftest import lines_of
 from tests.evaluation.scenes import write_rows, write_scenes
 from tests.support.s3 import Bucket
+from vllm_annotate.errors import UsageError
+from vllm_annotate.evaluation.files import image_root_of
 from vllm_annotate.results.local_output import local_output
+from vllm_annotate.storage.lock import locked
 from vllm_annotate.storage.state_folder import state_folder
 from vllm_annotate.storage.uploads import ObjectChangedError
 
@@ -120,12 +127,113 @@ def test_reviews_go_back_to_the_store_and_never_over_those_of_somebody_else(
     assert bucket.lines("labeled.reviewed.jsonl") == b"somebody else's\n"
 
 
+def test_a_link_of_the_same_name_in_the_current_folder_changes_nothing(
+    command: Command, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scenes(tmp_path, 2)
+    bucket.fs.put_file(str(tmp_path / "labeled.jsonl"), f"{bucket.url}/labeled.jsonl")
+    bucket.fs.pipe_file(f"{bucket.url}/labeled.reviewed.jsonl", b"{}\n")
+    (tmp_path / "labeled.jsonl").rename(tmp_path / "run-7.jsonl")
+    (tmp_path / "labeled.jsonl").symlink_to(tmp_path / "run-7.jsonl")
+    monkeypatch.chdir(tmp_path)
+    with local_output(f"{bucket.url}/labeled.jsonl") as output:
+        assert output.path.with_name("labeled.reviewed.jsonl").read_bytes() == b"{}\n"
+
+
+@pytest.mark.parametrize("job", ["labeled.work/job.json", "labeled.shards/01-of-02.work/job.json"])
+@pytest.mark.parametrize("output", ["labeled", "labeled/a/00000.parquet"])
+def test_images_come_from_the_job_of_the_folder_or_of_its_shards(
+    output: str, job: str, bucket: Bucket, tmp_path: Path
+) -> None:
+    pl.DataFrame({"row": ['{"image_path": "a.jpg", "objects": []}']}).write_parquet(tmp_path / "0.parquet")
+    bucket.fs.put_file(str(tmp_path / "0.parquet"), f"{bucket.url}/labeled/a/00000.parquet")
+    bucket.fs.pipe_file(f"{bucket.url}/{job}", json.dumps({"image_root": str(tmp_path)}).encode())
+    with local_output(f"{bucket.url}/{output}") as here:
+        assert image_root_of(here.path, None) == tmp_path
+
+
+def test_a_copy_that_is_ended_leaves_nothing(bucket: Bucket, tmp_path: Path) -> None:
+    write_scenes(tmp_path, 2)
+    bucket.fs.put_file(str(tmp_path / "labeled.jsonl"), f"{bucket.url}/labeled/0.jsonl")
+    stopped = threading.Event()
+    stopped.set()
+    with (
+        pytest.raises(UsageError, match="cannot be reached: Operation canceled"),
+        local_output(f"{bucket.url}/labeled", stopped),
+    ):
+        pass
+    assert not list((state_folder() / "reading").iterdir())
+
+
+def test_copies_of_killed_processes_go_and_those_of_others_stay(bucket: Bucket) -> None:
+    bucket.fs.pipe_file(f"{bucket.url}/labeled.jsonl", b"{}\n")
+    names = ("killed", "young", "held")
+    killed, young, held = folders = [state_folder() / "reading" / name for name in names]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        if folder != young:
+            os.utime(folder, (1, 1))
+    with locked(held / "lock"):
+        os.utime(held, (1, 1))
+        with local_output(f"{bucket.url}/labeled.jsonl"):
+            assert [folder.exists() for folder in (killed, young, held)] == [False, True, True]
+
+
+def test_a_store_that_only_reads_costs_no_figures(
+    command: Command, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scenes(tmp_path, 2)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/labeled.jsonl"
+    done = command("evaluate", "--output", url, "--truth", tmp_path / "truth.json")
+    server.shutdown()
+    assert done.code == 0, done.err
+    assert "2 images scored." in done.out
+    assert str(tmp_path / "here" / "labeled.evaluation.html") in done.out
+    assert json.loads((tmp_path / "here" / "labeled.evaluation.json").read_text())["output"] == url
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate", "--truth", "none.json"),
+        ("compare", "--with", "labeled.jsonl", "--synonyms", "none.yaml"),
+        ("export", "--format", "coco", "--to", "labeled.jsonl"),
+        ("export", "--format", "coco", "--to", "new.json", "--card", "labeled.jsonl"),
+        ("review", "--to", "labeled.jsonl"),
+        ("review", "--from", "none.json"),
+    ],
+)
+def test_what_is_wrong_here_is_said_before_anything_is_copied(
+    words: tuple[str, ...], command: Command, tmp_path: Path, nobody: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scenes(tmp_path, 2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", nobody)
+    done = command(*words, "--output", "s3://bucket/labeled.jsonl")
+    assert (done.code, done.out) == (2, "")
+    assert "none" in done.err or "labeled.jsonl" in done.err
+    assert "cannot be reached" not in done.err
+
+
+def test_no_password_of_a_url_is_shown(command: Command, tmp_path: Path) -> None:
+    write_scenes(tmp_path, 2)
+    done = command("evaluate", "--output", "s3://key:hunter2@b/o.jsonl", "--truth", tmp_path / "truth.json")
+    assert done.code == 2
+    assert "must not contain a password" in done.err
+    assert "hunter2" not in done.err
+
+
 @pytest.mark.parametrize(
     ("output", "message"),
     [
         ("none.jsonl", "does not exist: name the output of a run"),
         ("other", "has no .jsonl, .jsonl.zst or .parquet file"),
         ("empty.jsonl", "empty.jsonl' is empty"),
+        ("odd", "whose name no path can have"),
     ],
 )
 def test_what_is_no_output_is_refused_by_its_url(
@@ -134,6 +242,7 @@ def test_what_is_no_output_is_refused_by_its_url(
     write_scenes(tmp_path, 2)
     bucket.fs.pipe_file(f"{bucket.url}/other/1.jpg", b"1")
     bucket.fs.pipe_file(f"{bucket.url}/empty.jsonl", b"")
+    bucket.fs.pipe_file(f"{bucket.url}/odd/../../a.jsonl", b"{}")
     done = command("evaluate", "--output", f"{bucket.url}/{output}", "--truth", tmp_path / "truth.json")
     assert (done.code, done.out) == (2, "")
     assert f"{bucket.url}/{output}" in done.err

@@ -11,11 +11,12 @@ import pytest
 
 from tests.conftest import ROOT
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.listing import list_inputs
 from vllm_annotate.recipe.guard import guard_recipe, record_recipe
 from vllm_annotate.results.audited import audit_file
 from vllm_annotate.results.reviewed import reviewed_file
 from vllm_annotate.storage.atomic import read_json, replacing, write_json
-from vllm_annotate.storage.workspace import FOLDER_FORMAT, FORMAT, Workspace
+from vllm_annotate.storage.workspace import FOLDER_FORMAT, FORMAT, Workspace, own_paths
 
 SETTINGS = {"model": "m", "temperature": 0.0}
 
@@ -227,3 +228,30 @@ def test_a_lock_file_that_is_a_pipe_is_refused_with_the_reason(workspace: Worksp
     os.mkfifo(workspace.work / "lock")
     with pytest.raises(UsageError, match=r"cannot write beside output .*: \w[\w ]+ \(.*/lock\)"), workspace.locked():
         pass
+
+
+def touched(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}\n")
+
+
+OF_A_RUN = ["labeled/0.jsonl", "labeled.work/finished.jsonl"]
+OF_A_PILOT = ["labeled-pilot/0.jsonl", "labeled-pilot.work/finished.jsonl", "labeled-pilot.failures.jsonl"]
+OF_A_SWEEP = ["labeled.sweep/a/0.jsonl", "labeled.sweep/a.work/finished.jsonl", "labeled.sweep/b.work/finished.jsonl"]
+
+
+@pytest.mark.parametrize("output", ["labeled", "labeled-pilot", "labeled.sweep/a", "labeled.sweep/c"])
+@pytest.mark.parametrize("there", [OF_A_RUN, OF_A_PILOT, OF_A_SWEEP, OF_A_RUN + OF_A_PILOT + OF_A_SWEEP])
+def test_what_a_run_its_pilot_or_its_sweep_wrote_is_no_input_of_any_of_them(
+    there: list[str], output: str, tmp_path: Path
+) -> None:
+    touched(tmp_path, "0.jsonl", *there)
+    assert [file.name for file in list_inputs(tmp_path, own_paths(tmp_path / output)).files] == ["0.jsonl"]
+
+
+def test_folders_with_names_of_ours_may_be_inputs(tmp_path: Path) -> None:
+    touched(tmp_path, "data.sweep/0.jsonl", "data/0.jsonl")
+    for given, output in (("data.sweep", "data.sweep/labeled"), ("data", "data-pilot")):
+        files = list_inputs(tmp_path / given, own_paths(tmp_path / output)).files
+        assert [file.name for file in files] == ["0.jsonl"]

@@ -72,7 +72,8 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     where, root = given_output(given["output"], "--output"), image_root_of(given.get("image_root"))
     to = new_file("--to", given["to"])
     cards = [new_file("--card", given["card"])] if given.get("card") else []
-    with local_output(where) as here, creating("--card", *cards) as unfinished:
+    exporting.new_files(name, to, splits)  # before an output is copied
+    with creating("--card", *cards) as unfinished, local_output(where) as here:
         output = Output(existing(here.path), selection, exporting.FORMATS[name].needs_size, root)
         about = About({}, model_of(output.path), _absolute(given.get("image_root")), given.get("image_url") or "")
         done = exporting.export(output, name, to, splits, about, min_count)

@@ -5,7 +5,7 @@ Exit codes: 0 done; 1 done, but some images or boxes were left out; 2 refused, n
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cyclopts import App
 
@@ -15,9 +15,6 @@ from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.options import command, option
 from vllm_annotate.errors import UsageError
 from vllm_annotate.storage.locations import local_path
-
-if TYPE_CHECKING:
-    from vllm_annotate.results.local_output import LocalOutput
 
 MOST = "200"
 NAMED = 5  # images in a message
@@ -43,36 +40,44 @@ def app() -> App:
 
 def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> int:
     """Writes tasks or corrected rows; returns the exit code."""
-    from vllm_annotate.results.local_output import given_output, local_output
+    from vllm_annotate.results.local_output import given_output
 
     if not given.get("output"):
         raise UsageError("--output: required")
     if bool(given.get("to")) == bool(given.get("from_")):
         raise UsageError("set --to to write tasks, or --from to read what was corrected")
-    with local_output(given_output(given["output"], "--output")) as here:
-        existing(here.path)
-        return _read(here, given, console) if given.get("from_") else _write(here.path, given, console)
+    where = given_output(given["output"], "--output")
+    return _read(where, given, console) if given.get("from_") else _write(where, given, console)
 
 
-def _write(output: Path, given: Mapping[str, Any], console: Console) -> int:
+def _write(where: Path | str, given: Mapping[str, Any], console: Console) -> int:
+    from vllm_annotate.results.local_output import local_output
     from vllm_annotate.review.tasks import MAX_TASKS, write_tasks
+    from vllm_annotate.storage.new_files import check_new
 
     most, to = count_of("--most", given.get("most") or MOST), new_file("--to", given["to"])
     if most > MAX_TASKS:
         raise UsageError(f"--most {most} is more than anyone reviews: write at most {MAX_TASKS}, or export all")
     root = image_root_of(given.get("image_root"))
-    images, without_size = write_tasks(output, most, to, root, given.get("image_url") or "")
+    check_new("--to", to)  # before an output is copied
+    with local_output(where) as here:
+        images, without_size = write_tasks(existing(here.path), most, to, root, given.get("image_url") or "")
     console.show(f"{images} images to review: {to}\nlabelling config: {to.with_suffix('.xml')}")
     if without_size:
         console.show(f"left out: {without_size} without width and height; set --image-root")
     return 1 if without_size else 0
 
 
-def _read(output: "LocalOutput", given: Mapping[str, Any], console: Console) -> int:
+def _read(where: Path | str, given: Mapping[str, Any], console: Console) -> int:
+    from vllm_annotate.results.local_output import local_output
     from vllm_annotate.review.corrections import import_reviews
+    from vllm_annotate.review.label_studio_export import read_reviews
 
-    done = import_reviews(output.path, local_path(given["from_"], "--from"))
-    (target,) = output.publish([done.target])
+    export = local_path(given["from_"], "--from")
+    read_reviews(export)  # before an output is copied
+    with local_output(where) as here:
+        done = import_reviews(existing(here.path), export)
+        (target,) = here.publish([done.target])
     replaced = f", {done.replaced} of them in place of an earlier review" if done.replaced else ""
     console.show(f"{done.images} images reviewed{replaced}: {target}")
     if done.not_reviewed:
@@ -81,7 +86,7 @@ def _read(output: "LocalOutput", given: Mapping[str, Any], console: Console) -> 
         console.show(f"left out: {done.invalid_boxes} boxes without a label, or outside the image")
     if done.unknown:
         some = ", ".join(map(repr, done.unknown[:NAMED])) + (", …" if len(done.unknown) > NAMED else "")
-        console.show(f"left out: {len(done.unknown)} images that {output.where} does not have: {some}")
+        console.show(f"left out: {len(done.unknown)} images that {where} does not have: {some}")
     return 1 if done.unknown or done.invalid_boxes else 0
 
 

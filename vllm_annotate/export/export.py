@@ -68,15 +68,21 @@ class Export:
         self.found.left_out.update({NOTHING_LEFT: empty} if empty else {})
 
 
-def export(output: Output, name: str, to: Path, splits: Splits, about: About, min_count: int = 1) -> Export:
-    """Writes the chosen rows of an output in the format of that name. Raises UsageError."""
+def new_files(name: str, to: Path, splits: Splits) -> tuple[dict[str, Path], list[Path]]:
+    """The files of an export, by split, and those of its labelling config. Raises UsageError if one exists."""
     check_name("--to", to)
-    form, files = FORMATS[name], splits.files(to)
-    configs = [to.with_suffix(".xml")] if form.write_config else []
+    files = splits.files(to)
+    configs = [to.with_suffix(".xml")] if FORMATS[name].write_config else []
     if to in configs:
         raise UsageError(f"--to {str(to)!r} is the name of the labelling config: choose one that ends in .json")
     for path in [*files.values(), *configs]:
-        check_new("--to", path)  # before the first pass, which may take minutes
+        check_new("--to", path)
+    return files, configs
+
+
+def export(output: Output, name: str, to: Path, splits: Splits, about: About, min_count: int = 1) -> Export:
+    """Writes the chosen rows of an output in the format of that name. Raises UsageError."""
+    form, (files, configs) = FORMATS[name], new_files(name, to, splits)  # before the first pass, which may take minutes
     found = survey(output, columns=form.with_columns)
     categories = _categories(found, min_count, output.path, needed=form.needs_categories or min_count > 1)
     done = Export(found, categories, files, configs[0] if configs else None)

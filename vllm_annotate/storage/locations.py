@@ -32,12 +32,16 @@ def local_path(where: str | Path, option: str, why: str = "only local files are 
     """Returns the path of a file, with the home folder for ~. Raises UsageError for a URL, and says why."""
     text = str(where)
     if URL_AS_PATH.match(text):
-        shown = f"{text.partition(':')[0]}://…" if "@" in text else text  # there may be a password before it
-        raise UsageError(f"{option} {shown!r} is a URL, and {why}")
+        raise UsageError(f"{option} {without_login(text)!r} is a URL, and {why}")
     try:
         return Path(location(where)).expanduser()
     except ValueError as error:
         raise UsageError(f"{option} {text!r}: {error}") from None
+
+
+def without_login(text: str) -> str:
+    """Returns a location as messages may show it: before an @ there may be a password."""
+    return f"{text.partition(':')[0]}://…" if URL_AS_PATH.match(text) and "@" in text else text
 
 
 def local_paths(given: Mapping[str, Path | str | None]) -> dict[str, Path]:

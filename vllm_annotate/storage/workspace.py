@@ -10,6 +10,7 @@ from pathlib import Path
 from vllm_annotate.errors import UsageError
 from vllm_annotate.storage.atomic import unfinished_name
 from vllm_annotate.storage.disk_errors import disk_is_full, explained
+from vllm_annotate.storage.locations import read_object
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
 from vllm_annotate.storage.output_checks import check_folder, check_output, check_regular, check_replaceable
 from vllm_annotate.storage.output_paths import PILOT, SWEEP, OutputPaths
@@ -165,17 +166,23 @@ def own_paths(output: Path | str) -> list[Path | str]:
     """What runs and commands write of an output that is a folder, its pilot and sweep: none of it is an input."""
     if isinstance(output, str):
         folder, _, name = output.rstrip("/").rpartition("/")
-        whole = Workspace(Path(name))
-        return [f"{folder}/{path.name}" for path in (*_written(whole), *_written(whole.pilot))]
+        own = [Workspace(Path(name)), Workspace(Path(name)).pilot]
+        base = name.removesuffix(PILOT)
+        if base not in ("", name) and read_object(f"{folder}/{base}.work/job.json"):
+            own.append(Workspace(Path(base)))
+        return [f"{folder}/{path.name}" for each in own for path in _written(each)]
     whole = Workspace(Path(os.path.realpath(output)))
-    base = whole.output.with_name(whole.output.name.removesuffix(PILOT) or whole.output.name)
-    sweep = [above] if (above := whole.output.parent).suffix == SWEEP else []
-    others = [Workspace(above.with_suffix("") if sweep else base), whole.pilot]
-    own = [whole, *(each for each in others if each.work.exists())]
-    return [*sweep, *(path for each in own for path in _written(each))]
+    bases = [whole.output.with_name(whole.output.name.removesuffix(PILOT) or whole.output.name)]
+    if (above := whole.output.parent).suffix == SWEEP:  # it may be a variant
+        bases.append(above.with_suffix(""))
+    own = [whole]
+    for each in map(Workspace, bases):
+        own += [other for other in (each, each.pilot) if other.work.exists()]
+        own += [Workspace(work.with_suffix("")) for work in each.sweep.glob("*.work")]
+    return [path for each in own for path in _written(each)]
 
 
 def _written(whole: Workspace) -> list[Path]:
     shards = shards_folder(whole.output)
-    beside = [whole.failures, whole.reviewed, whole.audited, whole.asked_again, whole.sweep]
+    beside = [whole.failures, whole.reviewed, whole.audited, whole.asked_again]
     return [whole.output, whole.work, *beside, shards]
