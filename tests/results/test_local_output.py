@@ -3,8 +3,13 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +21,7 @@ import zstandard
 from PIL import Image
 
 from tests.cli.conftest import Done, command
-from tests.conftest import lines_of
+from tests.conftest import ROOT, lines_of
 from tests.evaluation.scenes import write_rows, write_scenes
 from tests.support.s3 import Bucket
 from vllm_annotate.errors import UsageError
@@ -163,6 +168,44 @@ def test_a_copy_that_is_ended_leaves_nothing(bucket: Bucket, tmp_path: Path) -> 
     ):
         pass
     assert not list((state_folder() / "reading").iterdir())
+
+
+class Endless(SimpleHTTPRequestHandler):
+    """A large output, slowly."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200 if self.path.endswith("labeled.jsonl") else 404)
+        self.send_header("Content-Length", str(1 << 30))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"{}\n" * 10_000)
+                time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_130_soon_when_it_is_interrupted_while_it_copies(number: signal.Signals, tmp_path: Path) -> None:
+    write_scenes(tmp_path, 2)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/labeled.jsonl"
+    words = ["evaluate", "--output", url, "--truth", str(tmp_path / "truth.json")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.program", *words],
+        cwd=ROOT, env=os.environ | {"XDG_STATE_HOME": str(tmp_path / "state")}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    reading = tmp_path / "state" / "vllm-annotate" / "reading"
+    while not list(reading.glob("*/.labeled*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=10)
+    assert (process.returncode, said) == (130, "interrupted: nothing was written\n")
+    assert not list(reading.iterdir())
+    server.shutdown()
 
 
 def test_copies_of_killed_processes_go_and_those_of_others_stay(bucket: Bucket) -> None:

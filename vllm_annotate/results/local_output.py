@@ -4,7 +4,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from vllm_annotate.job import remembered_job
 from vllm_annotate.results.written import BESIDE
 from vllm_annotate.storage.atomic import write_json
 from vllm_annotate.storage.disk_errors import disk_is_full, explained
-from vllm_annotate.storage.downloads import download
+from vllm_annotate.storage.downloads import POLL_SECONDS, download
 from vllm_annotate.storage.locations import file_system, name_of, output_location, reaching, unreachable, without_login
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
 from vllm_annotate.storage.packed import ENDINGS
@@ -146,7 +146,12 @@ def _download(fs: AbstractFileSystem, copies: Mapping[str, Path], stopped: threa
         folder.mkdir(parents=True, exist_ok=True)
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
-        list(pool.map(lambda name: download(fs, name, copies[name], stopped), copies))
+        left = {pool.submit(download, fs, name, copy, stopped) for name, copy in copies.items()}
+        while left:
+            # Not without a time: Polars handles SIGINT too, and has the kernel go on with a wait that it interrupts.
+            done, left = wait(left, POLL_SECONDS, FIRST_EXCEPTION)
+            for each in done:
+                each.result()
     except BaseException:  # Ctrl-C, too: nothing may be written into a folder that goes
         stopped.set()
         raise
@@ -156,11 +161,9 @@ def _download(fs: AbstractFileSystem, copies: Mapping[str, Path], stopped: threa
 
 def _files_of(fs: AbstractFileSystem, there: str, url: str) -> dict[str, int]:
     """The objects of an output, with their sizes in bytes. Raises FileNotFoundError if there is nothing."""
+    if (info := fs.info(there))["type"] == "file":
+        return {there: int(info.get("size") or 0)}
     found = {name: int(info.get("size") or 0) for name, info in fs.find(there, detail=True).items()}
-    if not found:
-        raise FileNotFoundError(there)
-    if there in found:
-        return {there: found[there]}
     outputs = [name for name in found if name.endswith(ENDINGS) and not name.endswith(BESIDE)]
     for name in outputs:
         if not {"", ".", ".."}.isdisjoint(name.removeprefix(f"{there}/").split("/")):  # keys may be anything
@@ -170,7 +173,7 @@ def _files_of(fs: AbstractFileSystem, there: str, url: str) -> dict[str, int]:
 
 def _job_of(url: str) -> dict[str, Any]:
     """The job that wrote an output, or the folder that it is in; nothing if no run did."""
-    while url.count("/") > len(["s3:", "", "bucket"]) - 1:
+    while url.count("/") > 2:  # those of a URL without a path
         if job := remembered_job(url):
             return job
         url = url.rpartition("/")[0]
