@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -103,8 +104,10 @@ def test_two_servers_that_start_at_once_make_one_database_in_turn(
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "fresh"))
     servers = [TemporaryPrefectServer(), TemporaryPrefectServer()]
     try:
+        # Each lets the other one start when it is ready, whichever was first.
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(TemporaryPrefectServer.wait_until_ready, servers))
         for server in servers:
-            server.wait_until_ready()
             assert server.home.path == tmp_path / "fresh"
             assert server.home.note == ""
     finally:
