@@ -21,7 +21,7 @@ def app() -> App:
         "compare",
         "Compare two outputs of one input. --output and --with are required.",
         [
-            option("output", "An output of annotate: A."),
+            option("output", "An output of annotate, at a path or a URL: A."),
             option("with_", "Another output of the same images: B."),
             option("truth", "Rows or a COCO file, as for evaluate, to find out which one is better."),
             *common_options(),

@@ -23,7 +23,7 @@ def app() -> App:
         "evaluate",
         "Score the boxes of an output against a truth. --output and --truth are required.",
         [
-            option("output", "An output of annotate."),
+            option("output", "An output of annotate, at a path or a URL."),
             option("truth", "Rows with image_path and objects, as an output has them, or a COCO file."),
             *common_options(),
         ],

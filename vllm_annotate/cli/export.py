@@ -30,7 +30,7 @@ def app() -> App:
         "export",
         "Write an output in the format of a trainer or a tool for labelling.",
         [
-            option("output", "An output of annotate."),
+            option("output", "An output of annotate, at a path or a URL."),
             option("format", f"One of {', '.join(FORMATS)}."),
             option("to", "The new file; it must not exist. With --split, its name gets that of the split."),
             option("image_root", "Folder with the images. Rows of old outputs without width and height get them from "

@@ -26,7 +26,7 @@ def app() -> App:
         "review",
         "Write the most doubtful answers as tasks for Label Studio, or read what people corrected there.",
         [
-            option("output", "An output of annotate."),
+            option("output", "An output of annotate, at a path or a URL."),
             option("to", "The new file for the tasks; the labelling config is written beside it."),
             option("most", f"How many images to review. (default: {MOST})"),
             option("image_url", "What goes before the image path in the tasks, such as https://host/images/ or "
