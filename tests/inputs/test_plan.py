@@ -16,8 +16,10 @@ from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.plan import make_plan, open_plan, plan_is_for, read_chunk
 from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.inputs.source import Source, check_source, left_out, output_lines
+from vllm_annotate.results.append import appending
 from vllm_annotate.results.lines import path_of
 from vllm_annotate.results.parts import pending_rows
+from vllm_annotate.storage.file_states import file_state
 from vllm_annotate.storage.workspace import Workspace
 
 
@@ -129,6 +131,19 @@ def test_a_plan_belongs_to_the_input_it_was_made_from(tmp_path: Path, workspace:
     assert plan_is_for(workspace, first)
     assert not plan_is_for(workspace, Source(first.path, image_column="other"))
     assert not plan_is_for(workspace, source(tmp_path, '{"image_path": "b.jpg"}\n{}\n'))
+
+
+def test_a_plan_stays_where_a_run_was_killed_after_it_made_the_output(tmp_path: Path, workspace: Workspace) -> None:
+    """Else answers of a chunk would be appended before an earlier image of it, which has none yet."""
+    rows = source(tmp_path, '{"image_path": "a.jpg"}\n')
+    make_plan(rows, workspace, 3)
+    workspace.output.touch()
+    assert plan_is_for(workspace, rows)
+    with appending(workspace, file_state(workspace.output)) as output:
+        output.write(b'{"image_path": "a.jpg"}\n')
+    assert plan_is_for(workspace, rows)
+    workspace.output.write_text("{}\n")
+    assert not plan_is_for(workspace, rows), "another program has written it"
 
 
 def test_the_digest_of_a_chunk_covers_its_image_paths_only(tmp_path: Path, workspace: Workspace) -> None:

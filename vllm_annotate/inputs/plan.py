@@ -17,7 +17,7 @@ from vllm_annotate.inputs.plan_file import (
 )
 from vllm_annotate.inputs.plan_rows import ROW_GROUP, chunks_of, plan_rows, sink_rows
 from vllm_annotate.inputs.source import Source, distinct_paths
-from vllm_annotate.storage.appends import only_appended
+from vllm_annotate.storage.appends import is_same, only_appended
 from vllm_annotate.storage.atomic import replacing_path, sync_folder
 from vllm_annotate.storage.file_states import FileState, file_state, file_version
 from vllm_annotate.storage.workspace import Workspace
@@ -121,7 +121,7 @@ def plan_is_for(workspace: Workspace, source: Source) -> bool:
     if not written.outputs or written.outputs[1:] != outputs[1:]:
         return False
     before = written.outputs[0]
-    return before == outputs[0] or only_appended(workspace.appends, before, workspace.output)
+    return is_same(before, outputs[0]) or only_appended(workspace.appends, before, workspace.output)
 
 
 def input_has_changed(workspace: Workspace, source: Source) -> bool:

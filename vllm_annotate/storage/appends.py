@@ -62,10 +62,15 @@ def only_appended(log: Path, before: Version | None, path: Path, *, whole: bool 
     if not appends or not path.exists():
         return False
     status = path.stat()
-    if appends[0].found != before or any(append.inode != status.st_ino for append in appends):
+    if not is_same(before, appends[0].found) or any(append.inode != status.st_ino for append in appends):
         return False
     found = [append.found for append in appends[1:]] + [[status.st_size, status.st_mtime_ns]]
     return all(append.leads_to(version) for append, version in zip(appends, found, strict=True))
+
+
+def is_same(before: Version | None, now: Version | None) -> bool:
+    """Whether a file has the rows that it had: a run may be killed when it has made one, before its first append."""
+    return before == now or (before is None and now is not None and now[0] == 0)
 
 
 def appended_ranges(log: Path, size: int) -> Iterator[tuple[int, int]]:
