@@ -4,9 +4,11 @@ import json
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.support.s3 import Bucket
 from vllm_annotate.errors import UsageError
@@ -117,3 +119,54 @@ def test_a_lease_says_when_it_was_taken_with_the_offset_from_utc() -> None:
     since = datetime.fromisoformat(json.loads(fs.cat_file("/bucket/lease"))["since"])
     held.release()
     assert abs(datetime.now(UTC) - since) < timedelta(minutes=5)
+
+
+class SizesAlone(MemoryFileSystem):  # type: ignore[misc]
+    """A store that says of an object only its size, and whose looks can fail."""
+
+    protocol = "sizes"
+    failing = 0
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        self._fail()
+        return {"name": path, "size": super().info(path, **options)["size"], "type": "file"}
+
+    def cat_file(self, path: str, **options: Any) -> Any:
+        self._fail()
+        return super().cat_file(path, **options)
+
+    def _fail(self) -> None:
+        if self.failing:
+            self.failing -= 1
+            raise TimeoutError("no answer")
+
+
+def test_a_lease_that_is_renewed_is_refused_to_others_even_if_the_store_tells_only_sizes() -> None:
+    fs = SizesAlone()
+    held = Lease(fs, "/sizes/lease", "sizes://lease", "one", lambda _: None)
+    held.take()
+    other = Lease(fs, "/sizes/lease", "sizes://lease", "two", lambda _: renewal.start())
+    renewal = threading.Timer(0.1, held.check)
+    with pytest.raises(UsageError, match="is being written by another run"):
+        other.take()
+    held.release()
+
+
+def test_a_look_that_fails_after_a_renewal_does_not_lose_the_lease() -> None:
+    fs = SizesAlone()
+    held = Lease(fs, "/sizes/blip", "sizes://blip", "one", lambda _: None)
+    held.take()
+
+    def write(path: str, value: bytes, **options: Any) -> None:
+        MemoryFileSystem.pipe_file(fs, path, value, **options)
+        fs.failing = 1
+
+    fs.pipe_file = write
+    with pytest.raises(OSError, match="no answer"):
+        held.check()
+    del fs.pipe_file
+    held.check()
+    assert held.held
+    fs.pipe_file("/sizes/blip", b'{"token": "two"}')
+    with pytest.raises(UsageError, match="another run took over"):
+        held.check()

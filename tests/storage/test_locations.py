@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.storage.locations import local_path, location
+from vllm_annotate.storage.locations import local_path, location, version_of
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,8 @@ def test_a_url_with_a_password_is_refused_without_repeating_it(url: str) -> None
     with pytest.raises(ValueError, match="must not contain a password") as caught:
         location(url)
     assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ETag", "etag", "mtime", "LastModified", "last_modified", "Last-Modified", "blob_id"])
+def test_an_object_that_was_written_again_has_another_version_in_any_drivers_words(name: str) -> None:
+    assert version_of({"size": 1, name: "a"}) != version_of({"size": 1, name: "b"})

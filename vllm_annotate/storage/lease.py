@@ -24,6 +24,7 @@ class Lease:
     """An object that its holder rewrites regularly. Another run takes it over once it stays unchanged.
 
     No clocks are compared. If the store supports conditional writes (S3 does), exactly one of two contenders wins.
+    In others the content shows what was rewritten: some say of an object only its size.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Lease:
         self._token = token  # of the local folder, which is locked: an earlier holder of the same token is gone
         self._say = say
         self._stopped = stopped or threading.Event()
+        self._has_conditions = "s3" in fs.protocol
         self._version = ""
         self._held = self._lost = False
         self._writing = threading.Lock()
@@ -139,31 +141,35 @@ class Lease:
                 self._write_alone()
 
     def _write_alone(self) -> None:
-        # Other stores have no conditional writes: compare versions.
-        condition: dict[str, Any] = {"IfMatch": self._version} if "s3" in self._fs.protocol else {}
+        condition: dict[str, Any] = {"IfMatch": self._version} if self._has_conditions else {}
         try:
-            if not condition and self._current_version() != self._version:
+            if not condition and not self._is_held_still():
                 self._lost = True
                 return
             written = self._fs.pipe_file(self._path, self._content(), **condition)
-            self._version = (
-                version_of(written) if isinstance(written, dict) and "ETag" in written else self._current_version()
-            )
+            has_version = isinstance(written, dict) and "ETag" in written
+            self._version = version_of(written) if has_version else self._current_version()
         except FileNotFoundError:
             self._lost = True
         except OSError as error:
             if error.errno != errno.EINVAL:  # "precondition failed"
                 raise
             # Also raised if the driver's first attempt succeeded and its retry found the result.
-            self._lost = self._holder().get("token") != self._token
+            self._lost = not self._is_held_still()
             if not self._lost:
                 self._version = self._current_version()
+
+    def _is_held_still(self) -> bool:
+        """Whether nobody else has written it since, even if this run never heard of its own last write."""
+        return self._current_version() == self._version or self._holder().get("token") == self._token
 
     def _holder(self) -> dict[str, Any]:
         return json_object(self._fs.cat_file(self._path)) or {}
 
     def _current_version(self) -> str:
-        return version_of(self._fs.info(self._path))
+        if self._has_conditions:
+            return version_of(self._fs.info(self._path))
+        return str(self._fs.cat_file(self._path))
 
     def _content(self) -> bytes:
         at = {"since": local_time(), "beat": time.monotonic_ns()}

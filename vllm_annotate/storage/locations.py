@@ -186,10 +186,13 @@ def _endpoint(fs: AbstractFileSystem) -> list[str]:
 
 
 def version_of(info: dict[str, Any]) -> str:
-    """Returns the version of an object: its ETag, or size and times if the store has none."""
+    """Returns the version of an object: its ETag, or size and times if the store has none. Each driver has its names."""
     if "ETag" in info:
         return str(info["ETag"])
-    return "-".join(str(info.get(name)) for name in ("size", "mtime", "created", "LastModified", "updated"))
+    names = ("size", "mtime", "created", "LastModified", "updated")
+    if not any(info.get(name) for name in names[1:]):
+        names = ("size", "etag", "last_modified", "Last-Modified", "blob_id")  # Azure, HTTP, Hugging Face
+    return "-".join(str(info.get(name)) for name in names)
 
 
 def error_code(error: OSError) -> str | None:
