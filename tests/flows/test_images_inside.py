@@ -238,3 +238,19 @@ def test_samples_without_a_caption_are_retried_too(make_job: MakeJob, stand_in: 
     again = command("retry", "--output", job.output, "--without-prefect")
     assert again.returncode == 1
     assert "1 failed (1 unreadable)" in again.stderr
+
+
+def test_images_that_a_lost_shard_left_keep_their_captions(make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(8)
+    write_webdataset(job.folder / "00000.tar", job)
+    whole = job.folder / "whole.jsonl"
+    given = arguments(job, job.folder / "00000.tar", stand_in)
+    assert job.run_with([*given, "--shard", "1/2"]).returncode == 0
+    assert command("merge-shards", "--output", job.output).returncode == 1
+    captions = {row["caption"] for row in job.rows()}
+    assert {row["caption"] for path in (job.output, job.failures) for row in lines_of(path)} == captions
+    assert command("retry", "--output", job.output, "--without-prefect").returncode == 0
+    assert job.run_with([*given, "--output", str(whole)]).returncode == 0
+    parts = ({row["image_path"]: row | {"made_by": None} for row in lines_of(path)} for path in (job.output, whole))
+    merged, expected = ({path: (row["caption"], row.keys()) for path, row in rows.items()} for rows in parts)
+    assert merged == expected

@@ -20,10 +20,10 @@ from vllm_annotate.inputs.inside import Inside, open_inside
 SAMPLE = {"a/1.jpg": b"image", "a/1.txt": "一只猫\n".encode(), "a/1.json": b'{"url": "x", "n": 1e400}'}
 
 
-def opened(path: Path) -> tuple[list[dict[str, Any]], Inside]:
+def opened(path: Path, image_column: str = "image_path") -> tuple[list[dict[str, Any]], Inside]:
     """The rows of a tar, and its images."""
     rows = path.with_name("rows.jsonl")
-    inside = open_inside(path, "image_path", "caption", rows)
+    inside = open_inside(path, image_column, "caption", rows)
     assert inside is not None
     return [json.loads(line) for line in rows.read_text().splitlines()], inside
 
@@ -123,6 +123,7 @@ def test_a_tar_cut_anywhere_gives_what_comes_before_the_cut(tmp_path: Path) -> N
             said = str(error)
             assert (complete, said.startswith(f"input '{path}' is truncated or corrupt (")) == (0, True), cut
             continue
+        complete = complete if len(rows) > 2 else 0  # of a single one nobody can say whether texts followed
         assert [inside.read(row["image_path"], 999) for row in rows[:complete]] == [
             whole[(start := whole.index(f"{number}.jpg".encode()) + 512) : start + 700] for number in range(complete)
         ]
@@ -199,12 +200,54 @@ def test_tars_that_were_joined_are_told(tmp_path: Path) -> None:
     assert "more after the end mark at byte" in why_not(inside, "x.tar")
 
 
-def test_a_name_with_further_dots_is_told_if_it_is_the_only_image(tmp_path: Path) -> None:
-    write_tar(tmp_path / "x.tar", {"a.v2.jpg": b"1", "b.jpg": b"2", "b.seg.png": b"3"})
+def test_images_whose_names_have_further_dots_fail_or_are_told(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {"a.v2.jpg": b"1", "a.v3.jpg": b"1", "a.txt": b"a", "b.jpg": b"2", "b.seg.png": b"3"})
     rows, inside = opened(tmp_path / "x.tar")
-    assert [row["image_path"] for row in rows] == ["x.tar/a", "x.tar/b.jpg"]
-    assert "its only image is 'a.v2.jpg', but a key ends at the first dot of a name" in why_not(inside, "x.tar/a")
+    assert [row["image_path"] for row in rows] == ["x.tar/a.v2.jpg", "x.tar/a.v3.jpg", "x.tar/b.jpg"]
+    for number in (2, 3):
+        why = why_not(inside, f"x.tar/a.v{number}.jpg")
+        assert why.endswith(f"rename it, or set --image-column v{number}.jpg if all images end like it")
     assert inside.read("x.tar/b.jpg", 9) == b"2"
+    assert getattr(inside, "passed_over", None) == ["seg.png"]
+
+
+def test_the_ending_of_the_images_can_be_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {"a.input.jpg": b"1", "a.mask.png": b"2", "a.png": b"3", "a.txt": b"one"})
+    rows, inside = opened(tmp_path / "x.tar", "input.jpg")
+    assert rows == [{"image_path": "x.tar/a.input.jpg", "caption": "one"}]
+    assert inside.read("x.tar/a.input.jpg", 9) == b"1"
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+def test_no_row_of_a_tar_that_breaks_off_lacks_what_may_come_behind(tmp_path: Path, kept: int) -> None:
+    texts = [(f"{key}.{kind}", b"{}") for key in "12" for kind in ("txt", "json")]
+    members = [("1.jpg", b"i"), ("2.jpg", b"i"), *texts]
+    path = tmp_path / "x.tar"
+    write_tar(path, members)
+    content, next_one = path.read_bytes(), members[2 + kept][0]
+    path.write_bytes(content[: content.index(next_one.encode())])
+    rows, inside = opened(path)
+    usable = [row for row in rows if inside.has(row["image_path"])]
+    assert [row["image_path"] for row in usable] == [["x.tar/1.jpg", "x.tar/2.jpg"], [], [], ["x.tar/1.jpg"]][kept]
+    assert all("caption" in row for row in usable) or not kept, "of texts nothing is known"
+
+
+def test_names_that_are_no_utf_8_stay_distinct_whatever_the_locale(tmp_path: Path) -> None:
+    names = ["鸟".encode("gbk"), "狗".encode("gbk")]
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for name in names:
+            member = tarfile.TarInfo(f"{name.decode('latin-1')}.jpg")
+            member.size = len(name)
+            tar.addfile(member, io.BytesIO(name))
+    rows, inside = opened(tmp_path / "x.tar")
+    assert [row["image_path"] for row in rows] == ["x.tar/%C4%F1.jpg", "x.tar/%B9%B7.jpg"]
+    assert [inside.read(row["image_path"], 9) for row in rows] == names
+
+
+@pytest.mark.parametrize("name", ["README.txt", "a/LICENSE.txt"])
+def test_a_text_about_the_tar_is_no_caption(tmp_path: Path, name: str) -> None:
+    write_tar(tmp_path / "x.tar", {name: b"about", "1.jpg": b"i", "1.json": b'{"text": "one"}'})
+    assert opened(tmp_path / "x.tar")[0] == [{"image_path": "x.tar/1.jpg", "text": "one"}]
 
 
 def test_a_header_with_a_negative_size_ends_the_tar(tmp_path: Path) -> None:

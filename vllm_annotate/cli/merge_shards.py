@@ -13,7 +13,8 @@ from vllm_annotate.cli.console import Console
 from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.jobs import fields_after_run, job_of
 from vllm_annotate.cli.options import command, fields
-from vllm_annotate.job import Job
+from vllm_annotate.job import Job, remembered_job
+from vllm_annotate.storage.locations import location
 
 OPTIONS = ("output", "input", "image_root", "image_column")
 
@@ -31,7 +32,11 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     from vllm_annotate.pipeline.publish_shards import merge_and_publish
     from vllm_annotate.report.summary import sentence
 
-    job = job_of(fields_after_run(given, OPTIONS))
+    found = fields_after_run(given, (*OPTIONS, "caption_column"))
+    unknown = (
+        {} if remembered_job(location(found["output"])) else {"caption_column": ""}
+    )  # the input may have no such column
+    job = job_of(unknown | found)
     check_distinct(job.input, job.output)
     report = merge_and_publish(job, [], console.say)
     console.show(sentence(report))

@@ -19,7 +19,7 @@ from vllm_annotate.inputs.parquet_images import (
 )
 from vllm_annotate.inputs.source import PARQUET_SUFFIXES, is_parquet
 from vllm_annotate.inputs.tar_images import LocalTar, RemoteTar, TarImages
-from vllm_annotate.inputs.tars import Place, is_tar, rows_of
+from vllm_annotate.inputs.tars import Place, ending_of_images, is_tar, passed_over, rows_of
 from vllm_annotate.storage.disk_errors import disk_is_full, explained
 from vllm_annotate.storage.downloads import local_copy
 from vllm_annotate.storage.file_states import file_version
@@ -52,7 +52,7 @@ def open_inside(
         raise UsageError(f"input {str(where)!r} is a compressed tar: unpack it, as with gunzip")
     if isinstance(where, str):
         if where.lower().endswith(".tar"):
-            return _in_tar(where, name, caption_column, rows, stopped)
+            return _in_tar(where, name, image_column, caption_column, rows, stopped)
         if not where.lower().endswith(PARQUET_SUFFIXES):
             return None
         where = local_copy(where, state_folder() / "inputs", stopped)
@@ -60,7 +60,7 @@ def open_inside(
     if not where.is_file():
         return None
     if is_tar(where):
-        return _in_tar(where, name, caption_column, rows, stopped)
+        return _in_tar(where, name, image_column, caption_column, rows, stopped)
     is_named = guess or image_column != DEFAULT_COLUMN
     return _in_parquet(where, name, image_column, rows) if is_named and is_parquet(where) else None
 
@@ -97,11 +97,16 @@ def _in_parquet(path: Path, name: str, image_column: str, rows: Path | None) -> 
 
 
 def _in_tar(
-    where: Path | str, name: str, caption_column: str, rows: Path | None, stopped: threading.Event
+    where: Path | str,
+    name: str,
+    image_column: str,
+    caption_column: str,
+    rows: Path | None,
+    stopped: threading.Event,
 ) -> TarImages:
     try:
         tar = LocalTar(where) if isinstance(where, Path) else RemoteTar(where)
-        found = tar.headers(stopped.is_set)
+        found = tar.headers(stopped.is_set, ending_of_images(image_column))
     except FileNotFoundError:
         raise UsageError(f"input {str(where)!r} does not exist") from None
     except OSError as error:
@@ -126,7 +131,7 @@ def _in_tar(
                 file.writelines(lines())
         except OSError as error:
             raise UsageError(explained(error, rows)) from None
-    return TarImages(tar, places)
+    return TarImages(tar, places, passed_over(found))
 
 
 def image_root_at(

@@ -32,10 +32,10 @@ class LocalTar:
     def __str__(self) -> str:
         return str(self.where)
 
-    def headers(self, is_stopped: Callable[[], bool]) -> Tar:
+    def headers(self, is_stopped: Callable[[], bool], ending: str = "") -> Tar:
         """Reads all but the images."""
         with open(self._descriptor, "rb", closefd=False) as file:
-            return read_tar(file, is_stopped)
+            return read_tar(file, is_stopped, ending)
 
     def read(self, start: int, end: int) -> bytes:
         """Returns the bytes from `start` to `end`; fewer if the file ends before, none if it was changed."""
@@ -65,11 +65,11 @@ class RemoteTar:
     def __str__(self) -> str:
         return self.where
 
-    def headers(self, is_stopped: Callable[[], bool]) -> Tar:
+    def headers(self, is_stopped: Callable[[], bool], ending: str = "") -> Tar:
         """Reads all but the images, or these too where they are small: few large requests are faster than many."""
         options = {"block_size": HEADERS_AT_ONCE, "cache_type": "readahead"}
         with reaching(self.where), self._fs.open(self._path, "rb", **options) as file:
-            return read_tar(file, is_stopped)
+            return read_tar(file, is_stopped, ending)
 
     def read(self, start: int, end: int) -> bytes:
         """Returns the bytes from `start` to `end`."""
@@ -85,8 +85,11 @@ class RemoteTar:
 class TarImages:
     """The images of a tar by image path."""
 
-    def __init__(self, tar: LocalTar | RemoteTar, places: Mapping[str, Place | str]) -> None:
-        """Images at these places; a text says why there is none."""
+    def __init__(
+        self, tar: LocalTar | RemoteTar, places: Mapping[str, Place | str], passed_over: Sequence[str] = ()
+    ) -> None:
+        """Images at these places; a text says why there is none. Images with the endings `passed_over` are no rows."""
+        self.passed_over = passed_over
         self.where, self.version, self.is_remote = tar.where, tar.version, tar.is_remote
         self.is_numbered = False
         self._tar = tar

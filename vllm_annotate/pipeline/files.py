@@ -145,6 +145,9 @@ def warn_about(found: FoundInput, job: Job, warn: Callable[[str], None]) -> None
     source = found.source
     if found.is_inside and job.image_root is not None:
         warn(f"image root {job.image_root} is not used: the images are inside the input")
+    if endings := getattr(found.images, "passed_over", ()):
+        some = ", ".join(f".{ending}" for ending in endings[:5])
+        warn(f"images whose names have further dots are passed over beside that of their key: {some}")
     if replaced := [name for name in found.columns if name in replaced_columns(source)]:
         warn(f"the output replaces these input columns with its own: {', '.join(map(repr, replaced))}")
     if missing := left_out(source):

@@ -47,7 +47,7 @@ def merge_and_publish(job: Job, unfinished: Sequence[str], warn: Callable[[str],
 
 
 def _merged_file(job: Job, files: Sequence[Files], unfinished: Sequence[str], folder: Path) -> tuple[Report, ImageRoot]:
-    found = find_input(job.model_copy(update={"caption_column": ""}), folder)
+    found = find_input(job, folder)
     whole, *shards = (each.workspace for each in files)
     try:
         counts, merged = merge_shards(found.source, whole, shards)

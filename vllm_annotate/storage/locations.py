@@ -186,7 +186,7 @@ def _endpoint(fs: AbstractFileSystem) -> list[str]:
 
 
 def version_of(info: dict[str, Any]) -> str:
-    """Returns the version of an object: its ETag, or size and times if the store has none. Each driver has its names."""
+    """Returns the version of an object: its ETag, or size and times if it has none. Drivers name them otherwise."""
     if "ETag" in info:
         return str(info["ETag"])
     names = ("size", "mtime", "created", "LastModified", "updated")
