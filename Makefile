@@ -15,7 +15,7 @@ test: .venv/.installed
 	$(BIN)/python -m pytest -m "$(FAST) and alone"
 
 # Randomized tests, with other seeds than `make test` and fifty times as many cases: 100,000 hostile answers. SEED=1
-# fixes the seed, ONLY=hypothesis leaves out the tests that kill runs, PROFILE=ci takes five times as many cases only.
+# fixes the seed, ONLY=hypothesis leaves out the tests that kill runs, PROFILE=ci takes twice as many cases only.
 test-fuzz: .venv/.installed
 	$(BIN)/python -m pytest -n 2 -m "$(or $(ONLY),hypothesis or fuzz)" \
 		--timeout=1800 --hypothesis-profile=$(or $(PROFILE),fuzz) $(if $(SEED),--hypothesis-seed=$(SEED))

@@ -24,7 +24,7 @@ from vllm_annotate.pipeline.found_input import find_input
 from vllm_annotate.pipeline.publish_shards import merge_and_publish
 from vllm_annotate.report.report import Report
 from vllm_annotate.report.summary import sentence
-from vllm_annotate.results.shard_files import shards_begun, shards_left
+from vllm_annotate.results.shard_files import check_count, shards_begun
 from vllm_annotate.storage.disk_errors import explained
 from vllm_annotate.storage.locations import Location, OptionalLocation, Output, name_of, run_name
 from vllm_annotate.storage.output_paths import names_folder
@@ -183,12 +183,3 @@ def check_input(job: Job, count: int) -> None:
     with TemporaryDirectory(prefix="vllm-annotate-") as folder:
         find_input(job, Path(folder))
     check_count(job.output, count)
-
-
-def check_count(output: Path | str, count: int) -> None:
-    """Raises UsageError if shards of another count hold answers, which this run would request again."""
-    if others := {of for _, of in shards_left(output)} - {count}:
-        raise UsageError(
-            f"{output} has unmerged answers from a run in {min(others)} shards: resume with shards={min(others)}, or "
-            "merge them first (vllm-annotate merge-shards)"
-        )

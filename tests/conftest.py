@@ -30,7 +30,7 @@ pytest_plugins = ["tests.support.s3"]
 # as many. No deadline: machines stall now and then.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("fuzz", derandomize=False, max_examples=5000, deadline=None)
-hypothesis.settings.register_profile("ci", derandomize=False, max_examples=500, deadline=None)
+hypothesis.settings.register_profile("ci", derandomize=False, max_examples=200, deadline=None)
 hypothesis.settings.load_profile("same")
 
 

@@ -100,7 +100,7 @@ def test_cancelling_the_run_cancels_its_shards(deployed: Deployed, make_job: Mak
         again = deployed.run(SHARDED, **parameters(job, server.url, shards=3))
         refused = deployed.wait_for(again, *ENDED)
         assert refused["name"] == "Failed"
-        assert "from a run in 2 shards: resume with shards=2" in refused["message"]
+        assert "from a run in 2 shards: go on with 2 shards" in refused["message"]
         server.forget()
         again = deployed.run(SHARDED, **parameters(job, server.url, shards=2))
         assert deployed.wait_for(again, *ENDED)["name"] == "Completed"

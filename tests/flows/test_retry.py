@@ -71,7 +71,7 @@ async def test_only_failures_of_the_chosen_kinds_are_retried_and_the_others_stay
     others = [line for line in failed.failures.read_bytes().splitlines() if b'"unreadable"' not in line]
     state = await retry(failed, stand_in, kinds=["unreadable"])
     assert state.is_completed()
-    assert state.message == "2 images: 2 answered, 0 failed, 4 failures of other kinds not retried"
+    assert state.message == "2 images: 2 answered, 0 failed, 4 earlier failures not asked again"
     assert sorted(stand_in.asked()) == [f"caption of {name}" for name in failed.names[4:6]]
     assert failed.failures.read_bytes().splitlines() == others
     assert len(lines_of(failed.output)) == 16

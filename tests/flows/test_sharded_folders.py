@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,19 @@ def test_another_count_of_shards_goes_on_where_the_first_stopped(corpus: Corpus,
         assert corpus.run(stand_in, "--shard", f"{number}/3").returncode == 0
     assert corpus.answers() == corpus.asked()
     assert max(stand_in.asked().values()) == 1
+
+
+def test_shards_of_two_recipes_are_refused_and_so_is_a_whole_run_after_them(
+    corpus: Corpus, stand_in: StandIn, tmp_path: Path
+) -> None:
+    tmp_path.joinpath("zh.yaml").write_text("language: zh\n")
+    other = ("--recipe", str(tmp_path / "zh.yaml"))
+    assert corpus.run(stand_in, "--shard", "1/2").returncode == 0
+    for more in (("--shard", "2/2"), ("--shard", "1/3"), ()):
+        refused = corpus.run(stand_in, *more, *other)
+        assert refused.returncode == 2, refused.stderr
+        assert "was written with another recipe (language: 'en' → 'zh')" in refused.stderr
+    assert corpus.run(stand_in, "--shard", "2/2").returncode == 0
 
 
 def test_a_shard_that_was_killed_is_resumed_by_another_run(make_job: MakeJob) -> None:

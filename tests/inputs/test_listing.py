@@ -127,3 +127,40 @@ def test_a_sample_is_drawn_from_few_files_the_larger_ones_more_often() -> None:
     few = inputs.sampled(200, 3).bytes_for_drawn_one()
     assert 10 < few < 50
     assert inputs.bytes_for_drawn_one() == 1
+
+
+def test_what_earlier_runs_wrote_is_no_input_unless_it_is_named_or_all_there_is(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "labeled.jsonl", "labeled.failures.jsonl", "labeled.work/recipe.json", "b/captions.jsonl"):
+        tmp_path.joinpath(name).parent.mkdir(exist_ok=True)
+        tmp_path.joinpath(name).write_text("{}")
+    for name in ("captions.work/recipe.json", "captions/a.jsonl", "captions.work/finished.jsonl"):
+        tmp_path.joinpath("b", name).parent.mkdir(exist_ok=True)
+        tmp_path.joinpath("b", name).write_text("{}")
+    tmp_path.joinpath("b/captions.work/format").write_text("2\n")
+    found = list_inputs(tmp_path)
+    assert [file.name for file in found.files] == ["a.jsonl", "b/captions.jsonl"]
+    assert found.of_runs == [str(tmp_path / "b" / "captions"), str(tmp_path / "labeled.jsonl")]
+    assert names(tmp_path / "*.jsonl") == ["a.jsonl"]
+    assert names([tmp_path / "a.jsonl", tmp_path / "labeled.jsonl"]) == ["a.jsonl", "labeled.jsonl"]
+    assert names(tmp_path / "labeled.json*") == ["labeled.jsonl"], "all there is"
+    assert names(tmp_path / "b" / "captions") == ["a.jsonl"]
+
+
+def test_the_tables_that_img2dataset_writes_beside_its_tars_are_no_inputs(tmp_path: Path) -> None:
+    for number in range(3):
+        for ending in (".tar", ".parquet", "_stats.json"):
+            tmp_path.joinpath(f"{number:05d}{ending}").write_text("")
+    assert names(tmp_path) == ["00000.tar", "00001.tar", "00002.tar"]
+    tmp_path.joinpath("more.parquet").write_text("")
+    with pytest.raises(
+        UsageError, match=rf"'00000.parquet' \(parquet\) and '00000.tar' \(tar\): .* '{tmp_path}/\*\.parquet'"
+    ):
+        names(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["2024.reviewed.jsonl", "x.failures.jsonl.gz", "c.audit.jsonl"])
+def test_a_name_whose_answers_would_be_taken_for_something_else_is_refused(tmp_path: Path, name: str) -> None:
+    tmp_path.joinpath(name).write_text("{}")
+    tmp_path.joinpath("a.jsonl").write_text("{}")
+    with pytest.raises(UsageError, match="is a name of other files of a run: rename the input file"):
+        names(tmp_path)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,45 @@ def test_blocks_that_are_read_in_any_order_give_the_same_images(tmp_path: Path, 
         for order in orders:
             read = threads.map(lambda row: inside.read(f"t.parquet/{row}", 2_000_000), order)
             assert all(image == images[row] for row, image in zip(order, read, strict=True))
+
+
+def test_own_paths_of_several_files_begin_with_the_name_of_theirs(tmp_path: Path) -> None:
+    images = [{"bytes": bytes([n]), "path": path} for n, path in enumerate(["a.jpg", "0", "t.parquet/1", "b", "b"])]
+    path = tmp_path / "t.parquet"
+    pl.DataFrame({"image": images}).write_parquet(path)
+    inside = open_inside(path, rows=tmp_path / "rows.jsonl", name="d/t.parquet", prefixed=True)
+    assert inside is not None
+    paths = [json.loads(line)["image_path"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert paths == [f"d/t.parquet/{own}" for own in ("a.jpg", "1", "t.parquet/1", "3", "4")]
+    assert [inside.read(path, 9) for path in paths] == [bytes([n]) for n in range(5)]
+
+
+def test_a_read_that_fails_costs_one_image_and_a_lack_of_descriptors_none(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pl.DataFrame({"image": [b"0", b"1"]}).write_parquet(path)
+    _, inside = opened(path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            inside.read("t.parquet/0", 9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert inside.read("t.parquet/0", 9) == b"0"
+
+
+def test_columns_that_do_not_reach_the_rows_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pl.DataFrame({"image": [b"0"], "image_path": ["my/1.jpg"], "mask": [b"1"], "n": [1]}).write_parquet(path)
+    rows, inside = opened(path, "image")
+    assert rows == [{"image_path": "t.parquet/0", "n": 1}]
+    assert (getattr(inside, "left_out", None), getattr(inside, "replaced", None)) == (["mask"], ["image_path"])
+
+
+def test_a_copy_has_the_content_of_its_file_and_another_file_has_not(tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.parquet" for name in "abc"]
+    for path, images in zip(files, ([b"0", b"1"], [b"0", b"1"], [b"1", b"0"]), strict=True):
+        pl.DataFrame({"image": images}).write_parquet(path)
+    one, copy, other = (getattr(opened(path)[1], "content", None) for path in files)
+    assert one == copy
+    assert one != other

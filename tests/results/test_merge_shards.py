@@ -130,6 +130,10 @@ def test_shards_of_two_recipes_or_of_a_live_run_are_not_merged(make_job: MakeJob
     for number, temperature in ((1, 0.0), (2, 0.5)):
         recipe.write_text(f"temperature: {temperature}\n")
         assert job.run(stand_in.url, "--shard", f"{number}/2", "--recipe", str(recipe)).returncode == 0
+        shards = job.folder / "labeled.shards"
+        shards.rename(job.folder / f"machine-{number}")  # neither knows of the other's
+    for number in (1, 2):
+        shutil.copytree(job.folder / f"machine-{number}", shards, dirs_exist_ok=True)
     refused = merged(job)
     assert refused.returncode == 2
     assert "2-of-2.jsonl was written with another recipe (temperature: 0.5 → 0.0)" in refused.stderr
@@ -223,3 +227,21 @@ def test_damaged_reports_and_edited_answers_of_shards_do_not_stop_a_merge(make_j
     job.input.write_bytes(b"\x1f\x8b broken")
     broken = merged(job, "--input", str(job.input.rename(job.input.with_suffix(".jsonl.gz"))))
     assert (broken.returncode, "Traceback" in broken.stderr) == (2, False)
+
+
+def test_shards_of_two_recipes_are_refused_before_they_ask_anything(
+    make_job: MakeJob, stand_in: StandIn, tmp_path: Path
+) -> None:
+    job = make_job(6)
+    tmp_path.joinpath("zh.yaml").write_text("language: zh\n")
+    other = ("--recipe", str(tmp_path / "zh.yaml"))
+    assert job.run(stand_in.url, "--shard", "1/2").returncode == 0
+    asked = len(stand_in.asked())
+    refused = job.run(stand_in.url, "--shard", "2/2", *other)
+    assert refused.returncode == 2, refused.stderr
+    assert "was written with another recipe (language: 'en' → 'zh')" in refused.stderr
+    for more in (("--shard", "1/3"), ()):
+        refused = job.run(stand_in.url, *more)
+        assert refused.returncode == 2
+        assert "has unmerged answers from a run in 2 shards: go on with 2 shards, or merge them first" in refused.stderr
+    assert len(stand_in.asked()) == asked

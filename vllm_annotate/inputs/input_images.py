@@ -85,6 +85,6 @@ class InputImages:
         if isinstance(where, str):  # nearly all of it would be read again
             raise ImageFailure("missing", "images inside files of an object store are not shown")
         try:
-            return open_inside(where, self._image_column, name=name)
+            return open_inside(where, self._image_column, name=name, prefixed=True)
         except UsageError as error:
             raise ImageFailure("unreadable", str(error)) from None

@@ -21,8 +21,8 @@ from vllm_annotate.inputs.source import PARQUET_SUFFIXES, is_parquet
 from vllm_annotate.inputs.tar_images import LocalTar, RemoteTar, TarImages
 from vllm_annotate.inputs.tars import Place, ending_of_images, is_tar, passed_over, rows_of
 from vllm_annotate.storage.disk_errors import disk_is_full, explained
-from vllm_annotate.storage.downloads import local_copy
-from vllm_annotate.storage.file_states import file_version
+from vllm_annotate.storage.downloads import copied_version, local_copy
+from vllm_annotate.storage.file_states import Version, file_version
 from vllm_annotate.storage.image_roots import ImageRoot, RemoteFolder
 from vllm_annotate.storage.locations import name_of, unreachable
 from vllm_annotate.storage.state_folder import state_folder
@@ -41,11 +41,13 @@ def open_inside(
     name: str = "",
     *,
     guess: bool = True,
+    prefixed: bool = False,
 ) -> Inside | None:
     """Returns the images inside a tar or a Parquet file, and writes its rows to a file; None if it has none.
 
     Only with `guess`, a column with images that nobody named is taken. Image paths begin with
-    `name`, by default that of the file. Setting `stopped` ends it. Raises UsageError if the file cannot be read.
+    `name`, by default that of the file; those that Parquet files have of their own only if they are `prefixed`. Setting
+    `stopped` ends it. Raises UsageError if the file cannot be read.
     """
     name, stopped = name or name_of(where), stopped or threading.Event()
     if PACKED_TAR.search(name):
@@ -55,14 +57,19 @@ def open_inside(
             return _in_tar(where, name, image_column, caption_column, rows, stopped)
         if not where.lower().endswith(PARQUET_SUFFIXES):
             return None
-        where = local_copy(where, state_folder() / "inputs", stopped)
+        copy = local_copy(where, state_folder() / "inputs", stopped)
+        is_named = guess or image_column != DEFAULT_COLUMN
+        of = (where, copied_version(copy))
+        return _in_parquet(copy, name, image_column, rows, of, prefixed=prefixed) if is_named else None
     where = where.expanduser()
     if not where.is_file():
         return None
     if is_tar(where):
         return _in_tar(where, name, image_column, caption_column, rows, stopped)
     is_named = guess or image_column != DEFAULT_COLUMN
-    return _in_parquet(where, name, image_column, rows) if is_named and is_parquet(where) else None
+    if not (is_named and is_parquet(where)):
+        return None
+    return _in_parquet(where, name, image_column, rows, (where, file_version(where)), prefixed=prefixed)
 
 
 def image_columns(where: Path | str) -> list[str]:
@@ -72,14 +79,17 @@ def image_columns(where: Path | str) -> list[str]:
     return columns_with_images(where.expanduser())
 
 
-def _in_parquet(path: Path, name: str, image_column: str, rows: Path | None) -> ParquetImages | None:
+def _in_parquet(
+    path: Path, name: str, image_column: str, rows: Path | None, of: tuple[Path | str, Version], *, prefixed: bool
+) -> ParquetImages | None:
+    """The images of a file, which may be a copy `of` another, in its version."""
     version = file_version(path)
     try:
         column = image_column_of(path, image_column, DEFAULT_COLUMN)
         if not column:
             return None
         check_bytes(path, column)
-        paths = image_paths(path, column, name)
+        paths = image_paths(path, column, name, prefixed=prefixed)
         if rows is not None:
             with rows.open("wb") as file:
                 file.writelines(lines_of(path, paths))
@@ -93,7 +103,7 @@ def _in_parquet(path: Path, name: str, image_column: str, rows: Path | None) -> 
         ) from None
     if file_version(path) != version:
         raise UsageError(f"input {str(path)!r} was replaced while it was read: run again")
-    return ParquetImages(path, column, paths, name, version)
+    return ParquetImages(path, column, paths, name, *of)
 
 
 def _in_tar(

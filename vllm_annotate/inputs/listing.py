@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from vllm_annotate.errors import UsageError
+from vllm_annotate.inputs.earlier_outputs import of_outputs, outputs_in
 from vllm_annotate.inputs.ranks import rank_of
 from vllm_annotate.storage.file_states import Version, file_version
 from vllm_annotate.storage.locations import WILD, Given, file_system, reaching, unreachable, version_of
+from vllm_annotate.storage.packed import BESIDE
 from vllm_annotate.storage.shard import Shard
 
 Found = tuple[str, Version, int]  # where, version and size in bytes
@@ -61,6 +63,11 @@ class Inputs:
 
     folder: str  # ends with a slash
     files: list[InputFile]
+    of_runs: Sequence[str] = ()  # outputs of earlier runs, which are no inputs
+
+    def has(self, name: str) -> bool:
+        """Whether a file of this name is there, given or not; in an object store that is not looked up."""
+        return "://" in self.folder or Path(self.folder, name).is_file()
 
     def sampled(self, sample: int, seed: int) -> "Inputs":
         """The same files, some of them with shares of a sample.
@@ -133,6 +140,13 @@ def list_inputs(given: Given, but: Sequence[Path | str] = ()) -> Inputs:
         place = where if "://" in where else f"{real(folder)}/{name}"
         if any(f"{place}/".startswith(f"{path}/") for path in but):
             del places[where]
+    named = {str(item) for item in items}
+    earlier = outputs_in((base, [where for where, _, _ in files]) for base, files in listed)
+    of_earlier = {where: output for where, output in of_outputs(places, earlier).items() if where not in named}
+    if len(of_earlier) < len(places):  # else they are meant
+        places = {where: found for where, found in places.items() if where not in of_earlier}
+    else:
+        of_earlier = {}
     if not places:
         raise UsageError(f"input {shown(given)!r} has no files: {SAYS}, or a folder of them")
     folder = _common_folder([base for base, _ in listed])
@@ -141,9 +155,9 @@ def list_inputs(given: Given, but: Sequence[Path | str] = ()) -> Inputs:
         InputFile(where[len(folder) :], Path(where) if local else where, version, size)
         for where, version, size in places.values()
     ]
-    files.sort(key=lambda file: file.name)
-    _check(files)
-    return Inputs(folder, files)
+    files = _without_tables_of_tars(sorted(files, key=lambda file: file.name))
+    _check(files, folder)
+    return Inputs(folder, files, sorted(set(of_earlier.values())))
 
 
 def shown(given: Given) -> str:
@@ -165,7 +179,16 @@ def _equal(one: Sequence[str], other: Sequence[str]) -> int:
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _check(files: Sequence[InputFile]) -> None:
+def _without_tables_of_tars(files: list[InputFile]) -> list[InputFile]:
+    """The tars alone, if each Parquet file is of one of them: img2dataset writes its rows beside a tar."""
+    tars = {ENDING.sub("", file.name) for file in files if file.form == "tar"}
+    of_tars = all(
+        file.form == "tar" or (file.form == "parquet" and ENDING.sub("", file.name) in tars) for file in files
+    )
+    return [file for file in files if file.form == "tar"] if tars and of_tars else files
+
+
+def _check(files: Sequence[InputFile], folder: str) -> None:
     for file in files:
         if not {"", ".", ".."}.isdisjoint(file.name.split("/")):  # keys of an object store may be anything
             raise UsageError(
@@ -176,10 +199,18 @@ def _check(files: Sequence[InputFile]) -> None:
             file.name.encode()
         except UnicodeEncodeError:
             raise UsageError(f"the name {file.name!r} is not UTF-8: rename the file or folder") from None
+        if file.output_name.endswith(BESIDE):
+            raise UsageError(
+                f"the answers to {file.name!r} would be in {file.output_name!r}, which is a name of other files of a "
+                "run: rename the input file"
+            )
     forms = {file.form: file.name for file in reversed(files)}
     if len(forms) > 1:
         names = " and ".join(f"{name!r} ({form})" for form, name in sorted(forms.items(), key=lambda item: item[1])[:2])
-        raise UsageError(f"the input has files of several forms, {names}: give those of one form, such as '*.tar'")
+        ending = files[0].name.rpartition(".")[2]
+        raise UsageError(
+            f"the input has files of several forms, {names}: give those of one form, such as '{folder}*.{ending}'"
+        )
     ((output_name, times),) = Counter(file.output_name for file in files).most_common(1)
     if times > 1:
         one, other, *_ = (file.name for file in files if file.output_name == output_name)

@@ -3,13 +3,15 @@
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
 
 import polars as pl
 
 from vllm_annotate.errors import ImageFailure, InputFault, UsageError
-from vllm_annotate.inputs.source import json_rows
+from vllm_annotate.inputs.polars_faults import polars_faults
+from vllm_annotate.inputs.source import holds_bytes, json_rows
 from vllm_annotate.storage.file_states import Version, file_version
 from vllm_annotate.storage.json_text import dumped
 
@@ -18,6 +20,7 @@ from vllm_annotate.storage.json_text import dumped
 BLOCK_BYTES = 64 * 1024**2
 BLOCKS = 3  # in memory: rows are asked in order, a few lag behind, and the next block is decoded ahead
 HEAD_ROWS = 100
+METADATA_BYTES = 1 << 16  # at the end of the file
 
 
 def columns_with_images(path: Path) -> list[str]:
@@ -75,10 +78,11 @@ def _images(path: Path, column: str, first: int, rows: int) -> pl.Series:
     return images.struct.field("bytes") if isinstance(images.dtype, pl.Struct) else images
 
 
-def image_paths(path: Path, column: str, name: str) -> list[str]:
+def image_paths(path: Path, column: str, name: str, *, prefixed: bool = False) -> list[str]:
     """Returns the image path of each row: its own if that is the only one of its name, else `<name>/<row from 0>`.
 
-    Also if its own begins like that.
+    Also if its own begins like that. Where they are `prefixed`, its own is `<name>/<own>`: of several files each may
+    have the same ones.
     """
     rows = pl.scan_parquet(path, glob=False)
     dtype = rows.collect_schema()[column]
@@ -86,11 +90,14 @@ def image_paths(path: Path, column: str, name: str) -> list[str]:
         own = rows.select(pl.col(column).struct.field("path")).collect(engine="streaming").to_series().to_list()
     else:
         own = [None] * int(rows.select(pl.len()).collect().item())
-    times = Counter(own)
-    return [
-        own_path if own_path and times[own_path] == 1 and not own_path.startswith(f"{name}/") else f"{name}/{row}"
-        for row, own_path in enumerate(own)
-    ]
+    times, prefix = Counter(own), f"{name}/" if prefixed else ""
+
+    def is_usable(own_path: str | None) -> bool:
+        if not own_path or times[own_path] > 1:
+            return False
+        return not (own_path.isdecimal() if prefixed else own_path.startswith(f"{name}/"))
+
+    return [f"{prefix}{own_path}" if is_usable(own_path) else f"{name}/{row}" for row, own_path in enumerate(own)]
 
 
 def lines_of(path: Path, paths: list[str]) -> Iterator[bytes]:
@@ -101,15 +108,32 @@ def lines_of(path: Path, paths: list[str]) -> Iterator[bytes]:
         yield b"{" + members + (b"," if len(row) > len("{}") else b"") + row.encode()[1:] + b"\n"
 
 
+def content_of(path: Path) -> str:
+    """A digest of a file's size and metadata, which have the places and sizes of all columns: its copy has it, too."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - METADATA_BYTES))
+        return blake2b(f"{size} ".encode() + file.read(), digest_size=16).hexdigest()
+
+
 class ParquetImages:
     """The images of a column, decoded in blocks of rows."""
 
     is_remote = False
 
-    def __init__(self, path: Path, column: str, paths: list[str], name: str, version: Version) -> None:
-        """The images of these paths, one for each row, in the file of this name and version."""
-        self.where = path
-        self.version = version
+    def __init__(
+        self, path: Path, column: str, paths: list[str], name: str, where: Path | str, version: Version
+    ) -> None:
+        """The images of these paths, one for each row, in the file of this name.
+
+        `where` is that of which it is a copy, in this version; or the path itself.
+        """
+        self.path, self.where, self.version = path, where, version
+        self.content = content_of(path)
+        schema = pl.scan_parquet(path, glob=False).collect_schema()
+        self.left_out = [name for name, dtype in schema.items() if name != column and holds_bytes(dtype)]
+        self.replaced = [name for name in schema if name == "image_path" != column]
+        self._version = file_version(path)
         self.is_numbered = any(own == f"{name}/{row}" for row, own in enumerate(paths))
         self._column = column
         self._rows = {image_path: row for row, image_path in enumerate(paths)}
@@ -126,10 +150,16 @@ class ParquetImages:
         row = self._rows.get(image_path)
         if row is None:
             raise ImageFailure("missing", f"no row of {self} has the image path {image_path!r:.300}")
+        number, place = divmod(row, self._block_rows)
         try:
-            image = self._block(row // self._block_rows, row % self._block_rows).result()[row % self._block_rows]
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            with polars_faults(self.path):
+                image = self._block(number, place).result()[place]
+        except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            with self._lock:  # the next image may find the disk well again
+                self._blocks.pop(number, None)
             self._check_version()
+            if isinstance(error, OSError):
+                raise
             raise ImageFailure("unreadable", f"row {row} of {self} is corrupt ({error!s:.200}): restore it") from None
         if image is None:
             raise ImageFailure("missing", f"row {row} of {self} has no image in column {self._column!r}")
@@ -151,7 +181,7 @@ class ParquetImages:
         return self._blocks[number]
 
     def _decoded(self, number: int) -> pl.Series:
-        images = _images(self.where, self._column, number * self._block_rows, self._block_rows)
+        images = _images(self.path, self._column, number * self._block_rows, self._block_rows)
         self._check_version()
         return images
 
@@ -160,12 +190,12 @@ class ParquetImages:
         return sorted(range(len(image_paths)), key=lambda at: self._rows.get(image_paths[at], 0))
 
     def _check_version(self) -> None:
-        if file_version(self.where) != self.version:
+        if file_version(self.path) != self._version:
             raise InputFault(f"{self} was replaced while it was read: run again")
 
     def is_empty(self) -> bool:
         """Whether the file is gone."""
-        return not self.where.exists()
+        return not self.path.exists()
 
     def has(self, image_path: str) -> bool:
         """Whether a row has this image path."""

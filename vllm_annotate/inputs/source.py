@@ -92,7 +92,7 @@ def check_source(source: Source) -> list[str]:
         raise UsageError(f"input {str(given)!r} {what}: give a .jsonl (also .gz, .zst), .parquet or .tar file")
     try:
         head = _head(source)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         kind = "Parquet" if source.is_parquet else "JSON lines"
         raise UsageError(
             f"input {str(given)!r} cannot be read as {kind} ({error!s:.300}): if it is truncated or corrupt, restore it"
@@ -124,7 +124,7 @@ def left_out(source: Source) -> list[str]:
     if not source.is_parquet:
         return []
     schema = pl.scan_parquet(source.path, glob=False).collect_schema()
-    return [name for name, dtype in schema.items() if _holds_bytes(dtype)]
+    return [name for name, dtype in schema.items() if holds_bytes(dtype)]
 
 
 def not_utf_8(source: Source) -> int:
@@ -237,15 +237,15 @@ def json_rows(path: Path, but: str) -> Iterator[str]:
 
 
 def _writable(schema: pl.Schema) -> list[str]:
-    return [name for name, dtype in schema.items() if not _holds_bytes(dtype)]
+    return [name for name, dtype in schema.items() if not holds_bytes(dtype)]
 
 
-def _holds_bytes(dtype: pl.DataType) -> bool:
+def holds_bytes(dtype: pl.DataType) -> bool:
     """Whether a column cannot be written as JSON: images in Parquet files are often {bytes, path}."""
     if isinstance(dtype, pl.Struct):
-        return any(_holds_bytes(field.dtype) for field in dtype.fields)  # type: ignore[arg-type]
+        return any(holds_bytes(field.dtype) for field in dtype.fields)  # type: ignore[arg-type]
     if isinstance(dtype, pl.List | pl.Array):
-        return _holds_bytes(dtype.inner)  # type: ignore[arg-type]
+        return holds_bytes(dtype.inner)  # type: ignore[arg-type]
     return dtype == pl.Binary or dtype == pl.Object
 
 

@@ -21,6 +21,7 @@ from vllm_annotate.pipeline.found_input import FoundInput, find_input, found_ima
 from vllm_annotate.results.files import Files
 from vllm_annotate.results.lines import OUR_FIELDS
 from vllm_annotate.results.output_files import output_files
+from vllm_annotate.results.shard_files import check_count
 from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.shard import Shard
 from vllm_annotate.storage.workspace import Workspace, own_paths
@@ -101,6 +102,7 @@ async def run_files(job: Job, say: Callable[[str], None], warn: Callable[[str], 
                 yield several
             return
         check_single(job)
+        await run_to_end(check_count, job.output, Shard.parse(job.shard).count if job.shard else 0)
         folder = stack.enter_context(TemporaryDirectory(prefix="vllm-annotate-"))
         looking = partial(find_input, job, Path(folder), files.workspace.retried, stopped)
         found = await run_to_end(looking, give_up=stopped.set)
@@ -112,6 +114,9 @@ async def run_files(job: Job, say: Callable[[str], None], warn: Callable[[str], 
 def _several(job: Job, files: Files, warn: Callable[[str], None]) -> RunFiles:
     """The files of a run over the files of an input. They are opened one by one, later."""
     inputs = input_files(job)
+    if inputs.of_runs:
+        outputs = ", ".join(inputs.of_runs[:3]) + (", …" if len(inputs.of_runs) > 3 else "")
+        warn(f"what earlier runs wrote is no input: {outputs}, and the files beside")
     return RunFiles(None, several_images(job, inputs), files, warn, inputs)
 
 
@@ -148,9 +153,10 @@ def warn_about(found: FoundInput, job: Job, warn: Callable[[str], None]) -> None
     if endings := getattr(found.images, "passed_over", ()):
         some = ", ".join(f".{ending}" for ending in endings[:5])
         warn(f"images whose names have further dots are passed over beside that of their key: {some}")
-    if replaced := [name for name in found.columns if name in replaced_columns(source)]:
+    own = getattr(found.images, "replaced", [])  # their rows are written with another
+    if replaced := [*own, *(name for name in found.columns if name in replaced_columns(source))]:
         warn(f"the output replaces these input columns with its own: {', '.join(map(repr, replaced))}")
-    if missing := left_out(source):
+    if missing := [*left_out(source), *getattr(found.images, "left_out", ())]:
         warn(f"the output leaves out input columns with bytes, as JSON has none: {', '.join(map(repr, missing))}")
     if rows := not_utf_8(source):
         warn(

@@ -29,12 +29,19 @@ class FoundInput:
 
 
 def find_input(
-    job: Job, folder: Path, retried: Path | None = None, stopped: threading.Event | None = None, name: str = ""
+    job: Job,
+    folder: Path,
+    retried: Path | None = None,
+    stopped: threading.Event | None = None,
+    name: str = "",
+    *,
+    prefixed: bool = False,
 ) -> FoundInput:
     """The input of a job, one file, downloaded if needed. The rows of one with images inside are written to the folder.
 
-    `retried` is where a retry has its rows; paths of images inside begin with `name`. Setting `stopped` cancels a
-    download. Raises UsageError if input or image root cannot be read, or a column is missing.
+    `retried` is where a retry has its rows; paths of images inside begin with `name`, also own ones if they are
+    `prefixed`. Setting `stopped` cancels a download. Raises UsageError if input or image root cannot be read, or a
+    column is missing.
     """
     if isinstance(job.input, list):
         raise UsageError(f"input {shown(job.input)!r} are several files: name one")
@@ -46,7 +53,9 @@ def find_input(
     rows, stopped = folder / "rows.jsonl", stopped or threading.Event()
     dropped = tuple({job.image_column, job.caption_column} - {"image_path", "caption", ""})
     dropped = dropped if job.own_names == "drop" else ()
-    inside = open_inside(job.input, column, job.caption_column, rows, stopped, name, guess=root is None)
+    inside = open_inside(
+        job.input, column, job.caption_column, rows, stopped, name, guess=root is None, prefixed=prefixed
+    )
     if inside is not None:
         source = Source(rows, DEFAULT_COLUMN, job.caption_column, shard, dropped=dropped)
         source = replace(source, origin=inside.where, origin_version=inside.version, origin_column=job.image_column)

@@ -5,35 +5,28 @@ import threading
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from threading import Lock
 
 from vllm_annotate.errors import ServerFault, UsageError
 from vllm_annotate.inputs.done_index import count_lines
 from vllm_annotate.inputs.input_images import InputImages
-from vllm_annotate.inputs.listing import InputFile
+from vllm_annotate.inputs.listing import InputFile, output_name
 from vllm_annotate.inputs.plan import input_has_changed, keep_plan, remove_plan
 from vllm_annotate.inputs.plan_file import Counts
 from vllm_annotate.pipeline.annotating import Fatal, Logger, MakeRunner, start_chunks
 from vllm_annotate.pipeline.planned_file import PlannedFile, plan_file
 from vllm_annotate.pipeline.session import Run, record_run
 from vllm_annotate.report.report import InputFiles
-from vllm_annotate.results.finished import (
-    Finished,
-    compact,
-    is_current,
-    note_finished,
-    read_finished,
-    shards_and_whole,
-)
+from vllm_annotate.results.common_folder import agree_on_folder
+from vllm_annotate.results.finished import Finished, compact, is_current, note_finished, read_finished
 from vllm_annotate.results.merge import Merge
 from vllm_annotate.results.merged import Merged
 from vllm_annotate.results.publishing import compose_failures, publish, remove_leftovers, remove_state
-from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.disk_errors import stops_the_run
 from vllm_annotate.storage.workspace import Workspace
 from vllm_annotate.threads import run_to_end
 
+HOPELESS = 10  # files that cannot be read, the first ones: a setting is wrong, and the others will fail too
 AT_ONCE = 2  # files that are planned at the same time: most of a plan uses one core
 
 
@@ -71,6 +64,7 @@ class ManyInputs:
         self._stopping = threading.Event()
         self._at_once = 1
         self._said: set[str] = set()
+        self._prefixed = True  # own paths of Parquet rows
 
     def _is_current(self, file: InputFile) -> bool:
         entry, output = self._entries.get(file.name), self._output.output_version(file.output_name)
@@ -123,28 +117,12 @@ class ManyInputs:
 
         Raises UsageError if the names of the files are others than before.
         """
-        self._check_folder()
+        self._prefixed = agree_on_folder(self._workspace, self._inputs.folder)
         record_run(self._run, images_are_inside=isinstance(self._run.files.image_root, InputImages))
         remove_leftovers(self._workspace)
         todo = len(self._todo)
         self._logger.info("%d input files: %d are finished, %d to do", len(self._all), self._finished, todo)
         self._first = await self._next_open()
-
-    def _check_folder(self) -> None:
-        """Raises UsageError if the input files lay in another folder: they would be taken for these, or be new."""
-        path, folder = self._workspace.common_folder, self._inputs.folder
-        places = [self._workspace, *shards_and_whole(self._workspace)]
-        known = [place.common_folder for place in places if place.common_folder.exists()]
-        before = known[0].read_text() if known else folder
-        is_around = before.startswith(folder) or folder.startswith(before)
-        if before != folder and (is_around or "://" in before or Path(before).is_dir()):
-            raise UsageError(
-                f"the names of the input files began below {before} before, and begin below {folder} now: give the "
-                "input as before, or choose another --output; if it is the same corpus elsewhere, delete "
-                f"{', '.join(dict.fromkeys(map(str, known)))}, in a bucket too"
-            )
-        with replacing(path) as file:
-            file.write(folder.encode())
 
     async def annotate(self, make_runner: MakeRunner) -> None:
         """Runs all chunks of all files; see `Work`."""
@@ -186,7 +164,13 @@ class ManyInputs:
         return self._merged
 
     def _compose(self, files: list[InputFile]) -> None:
-        compose_failures(self._workspace, (self._of(file) for file in files))
+        states = [self._of(file) for file in files]
+        if self._workspace.whole is None:  # files that are not given this time have failures, too
+            names = {file.name for file in self._all}
+            others = (entry.name for entry in self._entries.values() if entry.failures and entry.name not in names)
+            there = (name for name in others if self._inputs.has(name))
+            states += [self._workspace.of_input(name, output_name(name)) for name in there]
+        compose_failures(self._workspace, states)
 
     def _of(self, file: InputFile) -> Workspace:
         return self._workspace.of_input(file.name, file.output_name)
@@ -195,6 +179,9 @@ class ManyInputs:
         """The next file with an open image; those without one are finished at once."""
         while self._plan_ahead():
             planned = await self._planning.popleft()
+            if len(self._failed) >= HOPELESS and not (self._planned_bytes or self._finished):
+                why = next(iter(self._failed.values()))
+                raise UsageError(f"none of the first {HOPELESS} input files can be read: {why}")
             if planned is not None and not planned.plan.rows:
                 self._begin(planned)
                 await self._finished_now(planned)
@@ -225,8 +212,10 @@ class ManyInputs:
     def _plan(self, file: InputFile) -> PlannedFile | None:
         """Plans a file, or resumes it; returns None if it cannot be read."""
         try:
-            entry = self._entries.get(file.name)
-            planned = plan_file(self._run, file, self._left, entry, self._stopping, self._warn_once)
+            planned = plan_file(
+                self._run, file, self._left, self._entries.get(file.name), self._stopping, self._warn_once,
+                prefixed=self._prefixed,
+            )  # fmt: skip
         except (UsageError, OSError) as error:
             if self._stopping.is_set():
                 return None
@@ -280,6 +269,7 @@ class ManyInputs:
         entry = Finished(
             file.name, planned.version, self._output.output_version(file.output_name), run.job.columns,
             {"limit": run.job.limit, "sample": file.sample}, plan.counts, count_lines(workspace), failures,
+            getattr(planned.run.files.image_root, "content", ""),
         )  # fmt: skip
         with self._lock:
             note_finished(self._workspace, entry)

@@ -4,10 +4,10 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.listing import InputFile
+from vllm_annotate.inputs.parquet_images import ParquetImages
 from vllm_annotate.inputs.plan_file import Plan
 from vllm_annotate.inputs.selection import Selection
 from vllm_annotate.pipeline.files import RunFiles, warn_about
@@ -42,8 +42,8 @@ class PlannedFile:
     def remove_copy(self) -> None:
         """Removes the copy of a file from an object store: a corpus may be larger than this disk."""
         source = self.run.source
-        copy = source.path if source.origin is None else source.origin
-        if isinstance(self.file.where, str) and isinstance(copy, Path):
+        copy = source.path if source.origin is None else getattr(self.run.files.image_root, "path", None)
+        if isinstance(self.file.where, str) and copy is not None:
             for path in (copy, copy.with_name(f"{copy.name}.version")):
                 path.unlink(missing_ok=True)
 
@@ -55,8 +55,10 @@ def plan_file(
     entry: Finished | None,
     stopped: threading.Event,
     warn: Callable[[str], None],
+    *,
+    prefixed: bool,
 ) -> PlannedFile:
-    """Plans an input file, or resumes it. `entry` is of the time when it was finished.
+    """Plans an input file, or resumes it. `entry` is of the time when it was finished; `prefixed` as in `find_input`.
 
     Locks it, as another run may be at work on other files of this output. Raises UsageError if one has this file, or
     if it cannot be read. Setting `stopped` ends it.
@@ -67,7 +69,7 @@ def plan_file(
         workspace = output.workspace
         settle_growing(workspace)
         job = run.job.model_copy(update={"input": file.where, "limit": limit, "shard": ""})
-        found = find_input(job, workspace.work, stopped=stopped, name=file.name)
+        found = find_input(job, workspace.work, stopped=stopped, name=file.name, prefixed=prefixed)
         if entry is not None and workspace.final is not None and workspace.final.exists():
             check_numbers(file, found, entry, workspace)
         warn_about(found, job, warn)
@@ -81,7 +83,10 @@ def plan_file(
 
 def check_numbers(file: InputFile, found: FoundInput, entry: Finished, workspace: Workspace) -> None:
     """Raises UsageError if image paths in the output are row numbers of another version of the file."""
-    if getattr(found.images, "is_numbered", False) and entry.version != found.source.origin_version:
+    images = found.images
+    if not isinstance(images, ParquetImages) or not images.is_numbered:
+        return
+    if entry.version != images.version and entry.content != images.content:
         raise UsageError(
             f"{file.where} has changed, and its rows are known by their numbers, which may be those of other images "
             f"now: restore it, or move {workspace.final} away to annotate it again"

@@ -4,18 +4,27 @@ from typing import Any
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.storage.atomic import read_json, replacing, write_json
+from vllm_annotate.storage.shard import shards_folder
 from vllm_annotate.storage.workspace import FOLDER_FORMAT, FORMAT, Workspace
 
 
 def guard_recipe(workspace: Workspace, settings: dict[str, Any], recipe_fingerprint: str) -> None:
-    """Raises UsageError if another recipe wrote the answers in this workspace.
+    """Raises UsageError if another recipe wrote answers of this output, also in one of its shards.
 
     An output without a `recipe.json` comes from an older script and is accepted.
     """
-    if workspace.whole is not None:
-        guard_recipe(Workspace(workspace.whole), settings, recipe_fingerprint)
-    answers = [workspace.output, *workspace.parts.glob("*.jsonl"), *workspace.states.glob("*")]
-    if not any(path.exists() and path.stat().st_size for path in answers):
+    whole = Workspace(workspace.whole or workspace.output)
+    works = shards_folder(whole.output).glob("*.work")
+    endings = "" if whole.is_folder else ".jsonl"
+    shards = (Workspace(work.with_suffix(endings), whole=whole.output) for work in sorted(works))
+    for each in (whole, *shards):
+        _guard(each, settings, recipe_fingerprint)
+
+
+def _guard(workspace: Workspace, settings: dict[str, Any], recipe_fingerprint: str) -> None:
+    """Guards the answers of one workspace; those of a folder may be of any of its shards."""
+    answers = [workspace.answers, *workspace.parts.glob("*.jsonl"), *workspace.states.glob("*")]
+    if not any(any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size for path in answers):
         return
     known = read_recipe(workspace)
     if known is not None and known["fingerprint"] != recipe_fingerprint:

@@ -98,7 +98,7 @@ class Report(Figures):
     images: Images
     skipped_lines: SkippedLines = SkippedLines()
     failures: dict[str, int]  # by kind
-    failures_left_alone: int = 0  # of kinds that were not retried
+    failures_left_alone: int = 0  # that were not asked again
     failed_chunks: list[str]
     started: str  # ISO 8601, UTC
     seconds: float = Field(ge=0)

@@ -38,7 +38,7 @@ def sentence(report: Report) -> str:
     else:
         parts.append("0 failed")
     if report.failures_left_alone:
-        parts.append(f"{report.failures_left_alone} failures of other kinds not retried")
+        parts.append(f"{report.failures_left_alone} earlier failures not asked again")
     if images.without_caption:
         parts.append(f"{images.without_caption} without a caption")
     if images.annotations_error:

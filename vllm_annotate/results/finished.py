@@ -27,6 +27,7 @@ class Finished:
     counts: Counts
     rows: int  # lines of the file with its answers
     failures: dict[str, int] = field(default_factory=dict)  # by kind
+    content: str = ""  # of a Parquet file with images inside: a digest, which a copy of it has, too
 
 
 FINISHED = TypeAdapter(Finished)

@@ -161,7 +161,7 @@ class FolderMirror(RemoteFiles):
         for path in {*shared, workspace.failures, workspace.finished, workspace.common_folder}:
             copies.fetch(path)
         self._pull_minor()
-        names = (workspace.finished.name, workspace.common_folder.name)
+        names = (workspace.finished.name, workspace.common_folder.name, workspace.recipe.name)
         of_shards = [name for name in copies.found(shards_folder(whole.output)) if name.endswith(names)]
         states = copies.found(workspace.states)
         for name in states:

@@ -15,13 +15,12 @@ from fsspec import AbstractFileSystem
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.job import remembered_job
-from vllm_annotate.results.written import BESIDE
 from vllm_annotate.storage.atomic import write_json
 from vllm_annotate.storage.disk_errors import disk_is_full, explained
 from vllm_annotate.storage.downloads import POLL_SECONDS, download
 from vllm_annotate.storage.locations import file_system, name_of, output_location, reaching, unreachable, without_login
 from vllm_annotate.storage.lock import AlreadyLockedError, locked
-from vllm_annotate.storage.packed import ENDINGS
+from vllm_annotate.storage.packed import BESIDE, ENDINGS
 from vllm_annotate.storage.state_folder import state_folder
 from vllm_annotate.storage.uploads import upload, version_there
 from vllm_annotate.storage.workspace import Workspace

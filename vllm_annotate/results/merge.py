@@ -186,14 +186,17 @@ def _merged_rows(workspace: Workspace) -> int:
 
 
 def _set_aside(workspace: Workspace) -> dict[str, bytes]:
-    """Returns the failures that a retry does not send, by image path, without images answered since.
+    """Returns the failures that a retry or a selection leaves alone, by image path, without images answered since.
 
     Reads the current failures file: another run may have finished since the retry chose its rows.
     """
     with whole_lines(workspace.set_aside) as aside:
         lines = dict(aside)
     written = read_plan_file(workspace)
-    if written is not None and written.source.get("path") == str(workspace.retried) and workspace.failures.exists():
+    is_partial = written is not None and (
+        written.source.get("path") == str(workspace.retried) or bool(written.source.get("selection"))
+    )
+    if is_partial and workspace.failures.exists():
         with workspace.failures.open("rb") as failures:
             lines |= {image_path: line for line in failures if (image_path := path_of(line)) is not None}
     if lines:

@@ -13,7 +13,7 @@ class Merged:
 
     answered: int = 0
     annotations_error: int = 0
-    left_alone: int = 0  # failures of kinds that were not retried
+    left_alone: int = 0  # failures that were not asked again
     failures: Counter[str] = field(default_factory=Counter)
     quality: Quality = field(default_factory=Quality)
 

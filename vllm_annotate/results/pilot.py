@@ -11,7 +11,7 @@ from vllm_annotate.inputs.source import Source
 from vllm_annotate.job import images_known, remembered_job
 from vllm_annotate.recipe.guard import read_recipe
 from vllm_annotate.results.lines import begins_with_row, path_of
-from vllm_annotate.results.numbers import numbers_of
+from vllm_annotate.results.numbers import is_same, numbers_of
 from vllm_annotate.results.part_file import PartFile
 from vllm_annotate.results.parts import answers_path, row_of
 from vllm_annotate.storage.workspace import Workspace
@@ -35,7 +35,7 @@ def take_pilot(
         recipe = None
     if recipe is None or recipe["fingerprint"] != recipe_fingerprint:
         return 0
-    if images_known(remembered_job(pilot.output)) != images or numbers_of(pilot) != numbers_of(workspace):
+    if images_known(remembered_job(pilot.output)) != images or not is_same(numbers_of(pilot), numbers_of(workspace)):
         return 0
     with pilot.output.open("rb") as file:
         answers = {path: line for line in file if line.endswith(b"\n") and (path := path_of(line)) is not None}

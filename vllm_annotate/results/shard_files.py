@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from vllm_annotate.errors import UsageError
 from vllm_annotate.results.files import Files
 from vllm_annotate.results.folder_mirror import FolderMirror
 from vllm_annotate.results.mirror import Mirror, RemoteFiles
@@ -71,3 +72,15 @@ def shards_left(output: Path | str) -> set[tuple[int, int]]:
             names = [name for name, info in fs.find(path, detail=True).items() if info["size"]]
     found = (re.search(r"/(\d+)-of-(\d+)(?:\.failures)?(?:\.jsonl|\.work/parts/.*\.jsonl)$", name) for name in names)
     return {(int(match[1]), int(match[2])) for match in found if match}
+
+
+def check_count(output: Path | str, count: int = 0) -> None:
+    """Raises UsageError if shards of another count hold answers, which this run would request again.
+
+    Without a count, it is a run of the whole.
+    """
+    if others := {of for _, of in shards_left(output)} - {count}:
+        raise UsageError(
+            f"{output} has unmerged answers from a run in {min(others)} shards: go on with {min(others)} shards, or "
+            "merge them first (vllm-annotate merge-shards)"
+        )

@@ -10,9 +10,7 @@ from vllm_annotate.errors import UsageError
 from vllm_annotate.inputs.source import Source, input_rows
 from vllm_annotate.results.table import lines_of_table
 from vllm_annotate.storage.atomic import replacing_path
-from vllm_annotate.storage.packed import ENDINGS, TABLE, is_packed
-
-BESIDE = (".failures.jsonl", ".audit.jsonl", ".reviewed.jsonl")  # what commands write beside an output
+from vllm_annotate.storage.packed import BESIDE, ENDINGS, TABLE, is_packed
 
 
 def written_files(output: Path) -> list[Path]:
@@ -20,7 +18,8 @@ def written_files(output: Path) -> list[Path]:
     if not output.is_dir():
         return [output] if output.is_file() else []
     found = (path for path in output.rglob("*.*") if path.name.endswith(ENDINGS))
-    return sorted(path for path in found if not path.name.endswith(BESIDE))
+    # A folder has the name of an input folder, which Spark ends like a file.
+    return sorted(path for path in found if not path.name.endswith(BESIDE) and path.is_file())
 
 
 def lines_of(path: Path) -> Iterator[bytes]:

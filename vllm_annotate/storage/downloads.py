@@ -49,6 +49,11 @@ def local_copy(where: Path | str, folder: Path, stopped: threading.Event) -> Pat
     return copy
 
 
+def copied_version(copy: Path) -> str:
+    """The version of the object that a copy is of."""
+    return copy.with_name(f"{copy.name}.version").read_text()
+
+
 @contextmanager
 def _exclusive(copy: Path, stopped: threading.Event) -> Iterator[None]:
     """Waits for other runs on this machine that download the same file."""

@@ -4,6 +4,7 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from vllm_annotate.errors import UsageError
 from vllm_annotate.storage.packed import may_be_output
@@ -28,8 +29,11 @@ def check_regular(*files: Path, folder: Path) -> None:
 
 
 def check_replaceable(output: Path) -> None:
-    """Raises OSError if `output` cannot be written, without changing it."""
-    if output.exists():
+    """Raises OSError if `output`, a file or a folder, cannot be written, without changing it."""
+    if output.is_dir():
+        with TemporaryFile(dir=output):
+            pass
+    elif output.exists():
         with output.open("rb+"):
             pass
 

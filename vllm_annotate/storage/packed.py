@@ -8,6 +8,7 @@ import zstandard
 from vllm_annotate.storage.atomic import replacing_path
 
 PLAIN, ZSTD, TABLE = ENDINGS = (".jsonl", ".jsonl.zst", ".parquet")  # of output files
+BESIDE = (".failures.jsonl", ".audit.jsonl", ".reviewed.jsonl")  # what commands write beside an output
 ROW = "row"  # column of a Parquet output: the whole row as JSON
 LEVEL = 6  # rows with the stand-in's answers become an eighth; level 12 saves a tenth more, in three times the time
 

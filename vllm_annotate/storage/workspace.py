@@ -117,8 +117,7 @@ class Workspace(OutputPaths):
         with ExitStack() as held:
             try:
                 self._enter_lock(held)
-                if not self.is_folder:
-                    check_replaceable(self.output)
+                check_replaceable(self.answers)
             except AlreadyLockedError as holder:
                 raise UsageError(
                     f"output {self.output} is being written by another run ({holder}); "
@@ -170,7 +169,7 @@ def own_paths(output: Path | str) -> list[Path | str]:
         base = name.removesuffix(PILOT)
         if base not in ("", name) and read_object(f"{folder}/{base}.work/job.json"):
             own.append(Workspace(Path(base)))
-        return [f"{folder}/{path.name}" for each in own for path in _written(each)]
+        return [f"{folder}/{path.name}" for each in own for path in written_by(each)]
     whole = Workspace(Path(os.path.realpath(output)))
     bases = [whole.output.with_name(whole.output.name.removesuffix(PILOT) or whole.output.name)]
     if (above := whole.output.parent).suffix == SWEEP:  # it may be a variant
@@ -179,10 +178,11 @@ def own_paths(output: Path | str) -> list[Path | str]:
     for each in map(Workspace, bases):
         own += [other for other in (each, each.pilot) if other.work.exists()]
         own += [Workspace(work.with_suffix("")) for work in each.sweep.glob("*.work")]
-    return [path for each in own for path in _written(each)]
+    return [path for each in own for path in written_by(each)]
 
 
-def _written(whole: Workspace) -> list[Path]:
+def written_by(whole: Workspace) -> list[Path]:
+    """What runs and commands write of an output, as far as it has the form of an input."""
     shards = shards_folder(whole.output)
     beside = [whole.failures, whole.reviewed, whole.audited, whole.asked_again]
     return [whole.output, whole.work, *beside, shards]
