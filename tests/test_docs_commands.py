@@ -180,7 +180,7 @@ def test_inputs(place: Place) -> None:
     place.folder.joinpath("laion").mkdir()
     for name in ("00000.tar", "00001.tar"):
         shutil.copy(place.folder / "00000.tar", place.folder / "laion" / name)
-    tar, parquet, several = commands("inputs.md")
+    tar, parquet, several, unpack = commands("inputs.md")
     for command in (tar, parquet, several):
         place.run(command, more=" --without-prefect")
     assert [row["image_path"] for row in lines_of(place.folder / "00000.jsonl")] == paths
@@ -189,6 +189,8 @@ def test_inputs(place: Place) -> None:
     listed = next(block.text for block in blocks_of(BY_PAGE["inputs.md"]) if block.text.startswith("laion/"))
     written = {Path(word).name for word in listed.split() if word.startswith("labeled")}
     assert {path.name for path in found} == written - {"labeled.failures.jsonl"}
+    place.run(unpack)
+    assert all((place.folder / "unpacked" / path).is_file() for path in paths)
 
 
 def test_output(place: Place) -> None:

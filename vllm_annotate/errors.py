@@ -2,6 +2,7 @@
 
 AnnotateError
 ├── UsageError            a parameter, the input or the workspace; nothing is written, the message has the remedy
+│   └── EmptyInput        an input file that is whole and has no images; among several it is finished
 ├── ImageFailure          one image has no answer; recorded by kind, the run continues
 ├── UnparsableAnswer      the model's text contains no annotation; the text is saved
 ├── ServerFault           the server, never an image
@@ -56,6 +57,10 @@ class AnnotateError(Exception):
 
 class UsageError(AnnotateError):
     """A bad parameter, input file or workspace. The message gives the value, the rule and the remedy."""
+
+
+class EmptyInput(UsageError):
+    """An input file is whole, and has no images."""
 
 
 class ImageFailure(AnnotateError):

@@ -319,3 +319,25 @@ def test_a_bucket_of_parquet_files_is_run_again_and_retried(
     assert "2 are finished, 0 to do" in job.run_with([*given, "--without-prefect"]).stderr
     assert max(stand_in.asked().values()) <= 2
     assert sum(len(lines_of(path)) for path in output.iterdir()) == 6
+
+
+def test_of_several_files_one_without_images_is_finished(make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(4)
+    folder, output = job.folder / "in", job.folder / "labeled"
+    folder.mkdir()
+    write_webdataset(folder / "0.tar", job)
+    write_tar(folder / "1.tar", {})
+    given = ["--input", str(folder), "--output", str(output), "--api-base", f"{stand_in.url}/v1", "--without-prefect"]
+    done = job.run_with(given)
+    assert done.returncode == 0, done.stderr
+    assert f"input '{folder}/1.tar' has no images" in done.stderr
+    assert "4 images: 4 answered, 0 failed; 2 of 2 input files are finished" in done.stderr
+    assert [path.name for path in output.iterdir()] == ["0.jsonl"]
+    again = job.run_with(given)
+    assert "2 input files: 2 are finished, 0 to do" in again.stderr
+    write_webdataset(folder / "1.tar", job)
+    done = job.run_with(given)
+    assert "8 images: 4 answered, 4 already answered" in done.stderr, done.stderr
+    write_tar(folder / "2.tar", {})
+    folder.joinpath("2.tar").write_bytes(b"\x1f\x8b" + bytes(2000))
+    assert "2.tar' is a compressed tar: unpack it, as with gunzip" in job.run_with(given).stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from vllm_annotate.errors import UsageError
+from vllm_annotate.errors import EmptyInput, UsageError
 from vllm_annotate.inputs.parquet_images import (
     ParquetImages,
     check_bytes,
@@ -29,6 +29,7 @@ from vllm_annotate.storage.state_folder import state_folder
 
 DEFAULT_COLUMN = "image_path"
 PACKED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
+GZIP = b"\x1f\x8b"
 Inside = TarImages | ParquetImages
 
 
@@ -106,6 +107,16 @@ def _in_parquet(
     return ParquetImages(path, column, paths, name, *of)
 
 
+def _without_images(where: Path | str, broken: str) -> UsageError:
+    if not broken:
+        return EmptyInput(f"input {str(where)!r} has no images")
+    if isinstance(where, Path):
+        with where.open("rb") as file:
+            if file.read(len(GZIP)) == GZIP:
+                return UsageError(f"input {str(where)!r} is a compressed tar: unpack it, as with gunzip")
+    return UsageError(f"input {str(where)!r} is truncated or corrupt ({broken:.200}): restore it")
+
+
 def _in_tar(
     where: Path | str,
     name: str,
@@ -124,8 +135,7 @@ def _in_tar(
             raise unreachable(where, error) from None
         raise UsageError(f"input {str(where)!r} cannot be read: {error.strerror or error}") from None
     if not found.samples:
-        why = f"is truncated or corrupt ({found.broken:.200}): restore it" if found.broken else "has no images"
-        raise UsageError(f"input {str(where)!r} {why}")
+        raise _without_images(where, found.broken)
     places: dict[str, Place | str] = {}
 
     def lines() -> Iterator[bytes]:

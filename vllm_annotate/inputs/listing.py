@@ -232,7 +232,8 @@ def _here(item: Path) -> tuple[str, list[Found]]:
         base = Path(*path.parts[:fixed])
         found = [name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)]  # noqa: PTH113, PTH207
     else:
-        raise UsageError(f"input {str(item)!r} does not exist: {SAYS}")
+        braces = "; braces are no pattern: write * or ?, such as '*.tar'" if "{" in str(item) else ""
+        raise UsageError(f"input {str(item)!r} does not exist: {SAYS}{braces}")
     versions = ((name, file_version(Path(name))) for name in found)
     return str(base), [(name, version, version[0]) for name, version in versions if version is not None]
 

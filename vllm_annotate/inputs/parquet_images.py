@@ -9,7 +9,7 @@ from threading import Lock
 
 import polars as pl
 
-from vllm_annotate.errors import ImageFailure, InputFault, UsageError
+from vllm_annotate.errors import EmptyInput, ImageFailure, InputFault, UsageError
 from vllm_annotate.inputs.polars_faults import polars_faults
 from vllm_annotate.inputs.source import holds_bytes, json_rows
 from vllm_annotate.storage.file_states import Version, file_version
@@ -55,7 +55,7 @@ def check_bytes(path: Path, column: str) -> None:
     """Raises UsageError if no row has an image: a column of {bytes, path} may hold paths alone."""
     head = _images(path, column, 0, HEAD_ROWS)
     if not len(head):
-        raise UsageError(f"input {str(path)!r} has no rows: write one per image")
+        raise EmptyInput(f"input {str(path)!r} has no rows: write one per image")
     if head.is_null().all() and not _has_bytes(path, column):
         raise UsageError(
             f"column {column!r} of {path} has no bytes, but paths at most: write the "

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import polars as pl
 
-from vllm_annotate.errors import UsageError
+from vllm_annotate.errors import EmptyInput, UsageError
 from vllm_annotate.inputs.hints import remedy
 from vllm_annotate.inputs.selection import ALL, Selection
 from vllm_annotate.inputs.sharding import in_shard
@@ -98,7 +98,7 @@ def check_source(source: Source) -> list[str]:
             f"input {str(given)!r} cannot be read as {kind} ({error!s:.300}): if it is truncated or corrupt, restore it"
         ) from None
     if source.is_parquet and not len(head):
-        raise UsageError(f"input {str(given)!r} has no rows: write one per image")
+        raise EmptyInput(f"input {str(given)!r} has no rows: write one per image")
     rows = [row for row in map(json_object, head["row"]) if row]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if not rows or head["row"][0].strip() == "[":  # the last row of an array may be an object, on its own line

@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import replace
 from threading import Lock
 
-from vllm_annotate.errors import ServerFault, UsageError
+from vllm_annotate.errors import EmptyInput, ServerFault, UsageError
 from vllm_annotate.inputs.done_index import count_lines
 from vllm_annotate.inputs.input_images import InputImages
-from vllm_annotate.inputs.listing import InputFile, output_name
+from vllm_annotate.inputs.listing import InputFile
 from vllm_annotate.inputs.plan import input_has_changed, keep_plan, remove_plan
 from vllm_annotate.inputs.plan_file import Counts
 from vllm_annotate.pipeline.annotating import Fatal, Logger, MakeRunner, start_chunks
@@ -18,7 +18,7 @@ from vllm_annotate.pipeline.planned_file import PlannedFile, plan_file
 from vllm_annotate.pipeline.session import Run, record_run
 from vllm_annotate.report.report import InputFiles
 from vllm_annotate.results.common_folder import agree_on_folder
-from vllm_annotate.results.finished import Finished, compact, is_current, note_finished, read_finished
+from vllm_annotate.results.finished import Finished, compact, is_current, not_given, note_finished, read_finished
 from vllm_annotate.results.merge import Merge
 from vllm_annotate.results.merged import Merged
 from vllm_annotate.results.publishing import compose_failures, publish, remove_leftovers, remove_state
@@ -164,13 +164,8 @@ class ManyInputs:
         return self._merged
 
     def _compose(self, files: list[InputFile]) -> None:
-        states = [self._of(file) for file in files]
-        if self._workspace.whole is None:  # files that are not given this time have failures, too
-            names = {file.name for file in self._all}
-            others = (entry.name for entry in self._entries.values() if entry.failures and entry.name not in names)
-            there = (name for name in others if self._inputs.has(name))
-            states += [self._workspace.of_input(name, output_name(name)) for name in there]
-        compose_failures(self._workspace, states)
+        states, given = [self._of(file) for file in files], {file.name for file in self._all}
+        compose_failures(self._workspace, states + not_given(self._workspace, self._entries, given, self._inputs.has))
 
     def _of(self, file: InputFile) -> Workspace:
         return self._workspace.of_input(file.name, file.output_name)
@@ -222,7 +217,10 @@ class ManyInputs:
             for each in (error, error.__context__):  # a full disk is no fault of the file
                 if isinstance(each, OSError) and stops_the_run(each):
                     raise each from None
-            self._fail(file, error)
+            if isinstance(error, EmptyInput):
+                self._pass_over_empty(file, error)
+            else:
+                self._fail(file, error)
             with self._lock:
                 self._bytes -= file.size
             return None
@@ -232,6 +230,17 @@ class ManyInputs:
             self._planned_bytes, self._planned_rows = self._planned_bytes + file.size, self._planned_rows + rows
         self._logger.info("%s: %d of %d images are open", file.name, rows, found)
         return planned
+
+    def _pass_over_empty(self, file: InputFile, why: EmptyInput) -> None:
+        """Takes a file without images for finished: a tar whose downloads all failed is no fault of the run."""
+        self._run.files.warn(str(why))
+        output = self._output.output_version(file.output_name)
+        entry = Finished(file.name, file.version, output, self._run.job.columns, {}, Counts(), 0)
+        with self._lock:
+            note_finished(self._workspace, entry)
+            self._entries[file.name] = entry
+            self._finished += 1
+        remove_state(self._of(file))
 
     def _fail(self, file: InputFile, error: BaseException) -> None:
         self._failed[file.name] = str(error)

@@ -1,6 +1,6 @@
 """Which input files of a folder are finished: their entries tell a run what it need not open."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -76,6 +76,16 @@ def is_current(entry: Finished | None, file: InputFile, output: Version, columns
 def is_finished(entry: Finished | None, file: InputFile, output: Version) -> bool:
     """Whether all images of a file have an answer or a failure, as far as the versions of it and its output tell."""
     return entry is not None and entry.version == file.version and entry.output == output
+
+
+def not_given(
+    workspace: Workspace, entries: Mapping[str, Finished], given: Container[str], is_there: Callable[[str], bool]
+) -> list[Workspace]:
+    """Files with failures that a run over the whole was not given this time, and that are still there."""
+    if workspace.whole is not None:
+        return []
+    names = (entry.name for entry in entries.values() if entry.failures and entry.name not in given)
+    return [workspace.of_input(name, output_name(name)) for name in names if is_there(name)]
 
 
 def note_finished(workspace: Workspace, entry: Finished) -> None:
