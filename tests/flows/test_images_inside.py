@@ -120,6 +120,8 @@ def test_the_commands_after_a_run_find_the_images(make_job: MakeJob, stand_in: S
     retried = command("retry", "--output", job.output, "--without-prefect")
     assert retried.returncode == 0, retried.stderr
     assert sorted(row["image_path"] for row in lines_of(job.output)) == paths
+    tasks = command("review", "--output", job.output, "--to", job.folder / "tasks.json", "--most", 2)
+    assert "The images are inside the input: docs/inputs.md says how to unpack them" in tasks.stdout
     page = job.folder / "labeled.report.html"
     page.unlink()
     report = command("report", "--output", job.output)
@@ -341,3 +343,21 @@ def test_of_several_files_one_without_images_is_finished(make_job: MakeJob, stan
     write_tar(folder / "2.tar", {})
     folder.joinpath("2.tar").write_bytes(b"\x1f\x8b" + bytes(2000))
     assert "2.tar' is a compressed tar: unpack it, as with gunzip" in job.run_with(given).stderr
+
+
+def test_an_input_that_has_moved_is_found_where_the_image_root_says(make_job: MakeJob, stand_in: StandIn) -> None:
+    job = make_job(4)
+    folder, output = job.folder / "in", job.folder / "labeled"
+    for name in "ab":
+        folder.joinpath(name).mkdir(parents=True)
+        write_webdataset(folder / name / f"{name}.tar", job)
+    given = ["--input", str(folder), "--output", str(output), "--api-base", f"{stand_in.url}/v1", "--without-prefect"]
+    assert job.run_with(given).returncode == 0
+    folder.rename(job.folder / "moved")
+    page = job.folder / "labeled.report.html"
+    page.unlink()
+    report = command("report", "--output", output, "--image-root", job.folder / "moved")
+    assert report.returncode == 0, report.stderr
+    assert page.read_text().count("data:image/jpeg;base64,") == 8
+    audit = command("audit", "--output", output, "--sample", 2, "--image-root", job.folder / "moved")
+    assert audit.returncode == 0, audit.stderr

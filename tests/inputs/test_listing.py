@@ -1,6 +1,9 @@
 """The files of an input, and their names."""
 
 import os
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -164,3 +167,22 @@ def test_a_name_whose_answers_would_be_taken_for_something_else_is_refused(tmp_p
     tmp_path.joinpath("a.jsonl").write_text("{}")
     with pytest.raises(UsageError, match="is a name of other files of a run: rename the input file"):
         names(tmp_path)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_files_of_a_web_server_have_sizes_and_other_versions_once_they_change(tmp_path: Path) -> None:
+    for name in ("0.tar", "1.tar"):
+        tmp_path.joinpath(name).write_bytes(bytes(10))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/*.tar"
+        before = list_inputs(url).files
+        os.utime(tmp_path / "1.tar", (1e9, 1e9))
+        after = list_inputs(url).files
+        server.shutdown()
+    assert [(file.name, file.size) for file in before] == [("0.tar", 10), ("1.tar", 10)]
+    assert [one.version == other.version for one, other in zip(before, after, strict=True)] == [True, False]

@@ -23,7 +23,7 @@ EPILOGUE = (
 
 def app() -> App:
     """The command's options."""
-    text = "Write a rationale and named boxes for every image of a JSONL or Parquet file. Run it again to resume."
+    text = "Write a rationale and named boxes for every image of JSONL, Parquet or tar files. Run it again to resume."
     dry = option("dry_run", "Only say how many images are open; needs no server, and writes nothing.", bool)
     return command("annotate", text, [*job_options(), *run_options(), dry], EPILOGUE)
 

@@ -6,6 +6,7 @@ nothing written.
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from vllm_annotate.export.export import Export
 
 FORMATS = ("coco", "odvg", "ms-swift", "label-studio", "parquet")
+OF_FILES = FORMATS[:-1]  # they name image files
 REQUIRED = ("output", "format", "to")
 
 
@@ -80,7 +82,18 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
         for path, place in zip(unfinished, cards, strict=True):
             path.write_text(card(done, output.path, place), "utf-8")
     _show(done, console)
+    if name in OF_FILES:
+        say_if_inside(where, given.get("image_root"), console)
     return 0 if done.is_complete else 1
+
+
+def say_if_inside(where: Path | str, image_root: str | None, console: Console) -> None:
+    """Says how other programs find images that are inside the input."""
+    from vllm_annotate.job import remembered_job
+
+    with suppress(UsageError):  # of an output that is a file in another, or that no run wrote
+        if image_root is None and (had := remembered_job(where)) and not had.get("image_root"):
+            console.show("The images are inside the input: docs/inputs.md says how to unpack them for other programs.")
 
 
 def existing(path: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 from cyclopts import App
 
 from vllm_annotate.cli.console import Console
-from vllm_annotate.cli.export import count_of, existing, image_root_of, new_file
+from vllm_annotate.cli.export import count_of, existing, image_root_of, new_file, say_if_inside
 from vllm_annotate.cli.interrupts import Interrupts
 from vllm_annotate.cli.options import command, option
 from vllm_annotate.errors import UsageError
@@ -65,6 +65,7 @@ def _write(where: Path | str, given: Mapping[str, Any], console: Console) -> int
     console.show(f"{images} images to review: {to}\nlabelling config: {to.with_suffix('.xml')}")
     if without_size:
         console.show(f"left out: {without_size} without width and height; set --image-root")
+    say_if_inside(where, given.get("image_root"), console)
     return 1 if without_size else 0
 
 

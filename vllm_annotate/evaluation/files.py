@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.inputs.input_images import images_inside
-from vllm_annotate.inputs.inside import DEFAULT_COLUMN, image_root_at
+from vllm_annotate.inputs.input_images import images_at, images_inside
 from vllm_annotate.job import remembered_job
 from vllm_annotate.results.written import written_files
 from vllm_annotate.storage.image_roots import ImageRoot
@@ -19,10 +18,7 @@ def image_root_of(output: Path, given: Path | str | None) -> ImageRoot | None:
     known = had.get("image_root") if given is None else given
     root: ImageRoot | None
     try:
-        if known is None:
-            root = images_inside(had)
-        else:
-            root = image_root_at(location(known), had.get("image_column", DEFAULT_COLUMN))
+        root = images_inside(had) if known is None else images_at(location(known), had)
     except ValueError as error:
         raise UsageError(f"--image-root {str(known)!r}: {error}") from None
     except UsageError:  # of a file with images inside

@@ -2,7 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from vllm_annotate.errors import ImageFailure, UsageError
@@ -10,6 +12,7 @@ from vllm_annotate.inputs.inside import DEFAULT_COLUMN, Inside, image_root_at, o
 from vllm_annotate.inputs.listing import InputFile, list_inputs, names_one_file
 from vllm_annotate.storage.image_roots import ImageRoot
 from vllm_annotate.storage.locations import location, locations
+from vllm_annotate.storage.output_paths import names_folder
 from vllm_annotate.storage.workspace import own_paths
 
 OPEN_FILES = 4
@@ -25,6 +28,18 @@ def images_inside(fields: Mapping[str, Any]) -> ImageRoot | None:
         return image_root_at(found, column)
     own = own_paths(location(fields["output"])) if fields.get("output") else ()
     return InputImages(list_inputs(found, own).files, column)
+
+
+def images_at(where: Path | str, fields: Mapping[str, Any]) -> ImageRoot:
+    """The images of a job with these fields at a path or URL: it is their folder, or its input lies there now.
+
+    Raises UsageError.
+    """
+    column, output = fields.get("image_column", DEFAULT_COLUMN), fields.get("output")
+    if output and names_folder(output) and not fields.get("image_root"):
+        with suppress(UsageError):  # they may be unpacked there
+            return InputImages(list_inputs(where).files, column)
+    return image_root_at(where, column)
 
 
 class InputImages:

@@ -269,6 +269,9 @@ def _there(url: str) -> tuple[str, list[Found]]:
             else:
                 base = path.rstrip("/")
                 found = {name: info for name, info in fs.find(path, detail=True).items() if ENDING.search(name)}
+            for name, info in found.items():
+                if info.get("size") is None and info.get("type") == "file":  # as a web server lists it
+                    found[name] = info | fs.info(name)
     except FileNotFoundError:
         raise UsageError(f"input {url!r} does not exist: {SAYS}") from None
     except OSError as error:

@@ -5,8 +5,7 @@ from pathlib import Path
 from jinja2 import UndefinedError
 
 from vllm_annotate.errors import UsageError
-from vllm_annotate.inputs.input_images import images_inside
-from vllm_annotate.inputs.inside import DEFAULT_COLUMN, image_root_at
+from vllm_annotate.inputs.input_images import images_at, images_inside
 from vllm_annotate.job import remembered_job
 from vllm_annotate.report.about import language_of
 from vllm_annotate.report.figures import telemetry_charts
@@ -28,8 +27,7 @@ def remake_page(output: Path | str, image_root: Path | str | None = None, shard:
     """
     had = remembered_job(output)
     where = image_root or had.get("image_root")
-    column = had.get("image_column", DEFAULT_COLUMN)
-    images = images_inside(had) if where is None else image_root_at(location(where), column)
+    images = images_inside(had) if where is None else images_at(location(where), had)
     if images is None:
         raise UsageError(f"no run of {output} is recorded beside it: correct the output, or set image_root")
     with output_files(output, shard) as files, files.workspace.locked():

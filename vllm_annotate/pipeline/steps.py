@@ -14,6 +14,7 @@ from vllm_annotate.report.page import write_page
 from vllm_annotate.report.report import Report, write_report
 from vllm_annotate.report.whole import with_last_run, with_whole
 from vllm_annotate.results.merged import Merged
+from vllm_annotate.results.retry import examples_of
 from vllm_annotate.telemetry.bottleneck import UNIMPORTANT
 from vllm_annotate.threads import run_to_end
 
@@ -45,6 +46,8 @@ async def publish_report(
     except Exception as error:  # the output is complete: a missing page must not fail the run
         logger.warning("Could not write report.html: %r", error)
     await run.files.publish()
+    for example in examples_of(run.workspace.failures) if merged.failures else ():
+        logger.info("Failed, for example: %s", example)
     if (verdict := telemetry.bottleneck.verdict()).kind not in UNIMPORTANT:
         logger.info("Bottleneck: %s (%s). What to do: %s", verdict.title, verdict.evidence, verdict.advice)
     return report

@@ -20,12 +20,12 @@ def take_out_asked(workspace: Workspace, *parts: Path) -> None:
     if not failures.exists():
         return
     images = output_lines(*parts) if parts else pl.scan_parquet(workspace.plan_rows, glob=False)
-    asked = _numbers(output_lines(failures).join(images.select("image_path"), on="image_path", how="semi"))
+    asked = line_numbers(output_lines(failures).join(images.select("image_path"), on="image_path", how="semi"))
     if asked.is_empty():
         return
     with replacing(workspace.asked_failures) as file:
-        file.writelines(_lines(failures, asked, chosen=True))
-    _replace(failures, _lines(failures, asked, chosen=False))
+        file.writelines(lines_with(failures, asked, chosen=True))
+    _replace(failures, lines_with(failures, asked, chosen=False))
 
 
 def put_back_asked(workspace: Workspace) -> None:
@@ -34,17 +34,18 @@ def put_back_asked(workspace: Workspace) -> None:
     if not asked.exists():
         return
     known = pl.concat([done_paths(*workspace.outputs), done_paths(failures)])
-    open_ones = _numbers(output_lines(asked).join(known, on="image_path", how="anti"))
+    open_ones = line_numbers(output_lines(asked).join(known, on="image_path", how="anti"))
     nothing = pl.Series(dtype=pl.UInt32)
-    _replace(failures, _lines(failures, nothing, chosen=False), _lines(asked, open_ones, chosen=True))
+    _replace(failures, lines_with(failures, nothing, chosen=False), lines_with(asked, open_ones, chosen=True))
     asked.unlink()
 
 
-def _numbers(lines: pl.LazyFrame) -> pl.Series:
+def line_numbers(lines: pl.LazyFrame) -> pl.Series:
+    """The numbers of lines of a file, rising."""
     return lines.select("line").collect(engine="streaming")["line"].sort()
 
 
-def _lines(path: Path, numbers: pl.Series, *, chosen: bool) -> Iterator[bytes]:
+def lines_with(path: Path, numbers: pl.Series, *, chosen: bool) -> Iterator[bytes]:
     """Yields the lines with these numbers (from 1, rising), or all others."""
     if not path.exists():
         return

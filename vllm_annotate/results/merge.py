@@ -12,10 +12,10 @@ from vllm_annotate.errors import ImageFailure, UsageError
 from vllm_annotate.inputs.done_index import vouch
 from vllm_annotate.inputs.plan import POLARS_ERRORS, open_plan, output_versions, read_chunk, read_chunks
 from vllm_annotate.inputs.plan_file import Chunk, Plan, read_plan_file
-from vllm_annotate.inputs.source import done_paths
+from vllm_annotate.inputs.source import done_paths, output_lines
 from vllm_annotate.results.append import NewLines, OutputChangedError, appending, retry_if_changed
-from vllm_annotate.results.asked_failures import put_back_asked, take_out_asked
-from vllm_annotate.results.lines import failure_line, path_of
+from vllm_annotate.results.asked_failures import line_numbers, lines_with, put_back_asked, take_out_asked
+from vllm_annotate.results.lines import failure_line
 from vllm_annotate.results.merged import Merged
 from vllm_annotate.results.part_file import whole_lines
 from vllm_annotate.results.parts import answer_files, answers_path, failures_path, part_lines
@@ -129,19 +129,18 @@ class Merge:
         else:
             merged.answered = _merged_rows(workspace) - self._merged_before
         self._take_out()
-        set_aside = _set_aside(workspace)
+        left_alone = _left_alone(workspace)
         with appending(workspace, before) as output, replacing(workspace.failures) as failures:
             for chunk, rows in read_chunks(workspace, plan.chunks):
-                for image_path in rows.filter(~pl.col("merged"))["image_path"] if set_aside else ():
-                    set_aside.pop(image_path, None)  # it was sent after all
                 with part_lines(workspace, chunk) as (answers, failed):
                     appended = chunk.number <= self._appended
                     for image_path, failure in _open_rows(rows, answers, failed, self._why(chunk), appended=appended):
                         line = answers[image_path] if failure is None else failure
                         (output if failure is None else failures).write(line)
                         merged.add(line, is_answer=failure is None)
-            failures.writelines(set_aside.values())
-            merged.left_alone = len(set_aside)
+            for path, numbers in left_alone:
+                failures.writelines(lines_with(path, numbers, chosen=True))
+                merged.left_alone += len(numbers)
         return merged
 
     def _why(self, chunk: Chunk) -> ImageFailure:
@@ -185,25 +184,26 @@ def _merged_rows(workspace: Workspace) -> int:
     return int(pl.scan_parquet(workspace.plan_rows, glob=False).select(pl.col("merged").sum()).collect().item())
 
 
-def _set_aside(workspace: Workspace) -> dict[str, bytes]:
-    """Returns the failures that a retry or a selection leaves alone, by image path, without images answered since.
+def _left_alone(workspace: Workspace) -> list[tuple[Path, pl.Series]]:
+    """The failures that a retry or a selection does not ask again: files, and the numbers of their lines.
 
-    Reads the current failures file: another run may have finished since the retry chose its rows.
+    Without images that were answered since, or are asked after all. Of the current failures file, as another run may
+    have finished since a retry chose its rows.
     """
-    with whole_lines(workspace.set_aside) as aside:
-        lines = dict(aside)
     written = read_plan_file(workspace)
     is_partial = written is not None and (
         written.source.get("path") == str(workspace.retried) or bool(written.source.get("selection"))
     )
-    if is_partial and workspace.failures.exists():
-        with workspace.failures.open("rb") as failures:
-            lines |= {image_path: line for line in failures if (image_path := path_of(line)) is not None}
-    if lines:
-        answered = done_paths(*workspace.outputs).filter(pl.col("image_path").is_in(list(lines))).collect()
-        for image_path in answered["image_path"]:
-            del lines[image_path]
-    return lines
+    files = [
+        path for path in (workspace.failures if is_partial else None, workspace.set_aside) if path and path.exists()
+    ]
+    open_ones = pl.scan_parquet(workspace.plan_rows, glob=False).filter(~pl.col("merged")).select("image_path")
+    known, found = pl.concat([done_paths(*workspace.outputs), open_ones]), []
+    for path in files:
+        lines = output_lines(path).filter(pl.col("image_path").is_not_null()).unique("image_path", keep="last")
+        found.append((path, line_numbers(lines.join(known, on="image_path", how="anti"))))
+        known = pl.concat([known, lines.select("image_path")])
+    return found
 
 
 def settle(workspace: Workspace, plan: Plan | None) -> int:

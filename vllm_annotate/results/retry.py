@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from vllm_annotate.errors import UsageError
@@ -10,6 +12,8 @@ from vllm_annotate.results.output_files import output_files
 from vllm_annotate.storage.atomic import replacing
 from vllm_annotate.storage.json_text import json_object
 from vllm_annotate.storage.workspace import Workspace
+
+EXAMPLES_IN = 10_000  # lines
 
 
 def chosen_failures(output: Path | str, kinds: Sequence[str]) -> tuple[Workspace, Counter[str], Counter[str]]:
@@ -50,6 +54,18 @@ def split_failures(workspace: Workspace, kinds: Sequence[str]) -> tuple[Counter[
             else:
                 others[kind] += 1
     return chosen, others
+
+
+def examples_of(failures: Path) -> list[str]:
+    """The first failure of each kind in a failures file, of its first 10,000 lines: image path, kind and message."""
+    found: dict[str, str] = {}
+    with suppress(FileNotFoundError), failures.open("rb") as lines:
+        for line in islice(lines, EXAMPLES_IN):
+            row = json_object(line) or {}
+            if isinstance(failure := row.get("failure"), dict):
+                why = f"{row.get('image_path')!r:.200} ({failure.get('kind')}): {failure.get('message')!s:.300}"
+                found.setdefault(str(failure.get("kind")), why)
+    return list(found.values())
 
 
 def counted(kinds: Counter[str]) -> str:
