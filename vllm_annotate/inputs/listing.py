@@ -140,10 +140,9 @@ def list_inputs(given: Given, but: Sequence[Path | str] = ()) -> Inputs:
         place = where if "://" in where else f"{real(folder)}/{name}"
         if any(f"{place}/".startswith(f"{path}/") for path in but):
             del places[where]
-    named = {str(item) for item in items}
     earlier = outputs_in((base, [where for where, _, _ in files]) for base, files in listed)
-    of_earlier = {where: output for where, output in of_outputs(places, earlier).items() if where not in named}
-    if len(of_earlier) < len(places):  # else they are meant
+    of_earlier = of_outputs(places, earlier)
+    if len(of_earlier) < len(places):  # else they are meant; a list may be what a shell made of a pattern
         places = {where: found for where, found in places.items() if where not in of_earlier}
     else:
         of_earlier = {}
