@@ -120,14 +120,22 @@ def test_the_server_is_proven(vllm: str) -> None:
     assert finding["points"]["mean_iou"] > 0.7  # of other scenes each time: about 0.98, less 0.08 for each missed shape
 
 
+def names_the_family(finding: dict[str, Any]) -> None:
+    """By its boxes; or by its grid, as of images that are not on it the tiny model may know no shape."""
+    if finding["points"]["verdict"] == "unproven":
+        assert "of 28×28 pixels, not 32×32 as with qwen3-vl: correct the recipe's family" in finding["refused"]
+        return
+    assert finding["points"]["family"] == "qwen2.5-vl"
+    assert "set the recipe's family to qwen2.5-vl" in finding["refused"]
+
+
 @pytest.mark.parametrize("family", ["qwen2-vl", "qwen3-vl", "glm-v"])
 def test_a_recipe_with_another_family_is_refused(tmp_path: Path, vllm: str, family: str) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(yaml.safe_load(TINY_GROUNDER_RECIPE.read_text()) | {"family": family}))
     code, finding = proof_of(vllm, "--recipe", str(recipe))
     assert code == 2
-    assert finding["points"]["family"] == "qwen2.5-vl"
-    assert "set the recipe's family to qwen2.5-vl" in finding["refused"]
+    names_the_family(finding)
 
 
 def test_a_smaller_budget_and_a_name_of_another_family_are_refused(tmp_path: Path) -> None:
@@ -146,7 +154,7 @@ def test_a_smaller_budget_and_a_name_of_another_family_are_refused(tmp_path: Pat
         code, finding = proof_of(url, "--recipe", str(recipe))
         assert code == 2
         assert finding["family"] == "qwen3-vl"
-        assert finding["points"]["family"] == "qwen2.5-vl"
+        names_the_family(finding)
         write_small_folder(tmp_path, 2, 1)
         job = Job(tmp_path, [])
         run = job.run(url, "--recipe", str(TINY_GROUNDER_RECIPE))

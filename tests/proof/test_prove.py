@@ -84,6 +84,15 @@ async def test_boxes_that_fit_no_space_are_unproven_and_not_refused(stand_in: St
     assert not finding.is_proven
 
 
+async def test_boxes_that_fit_no_space_are_refused_if_the_grid_is_another_familys(
+    stand_in: StandIn, prove: Prove
+) -> None:
+    stand_in.set_faults({"kind": "text", "text": "I like it.", "count": None, "proof": True})
+    finding = await prove(stand_in, "qwen3-vl")
+    assert (finding.sees.verdict, finding.points.verdict) == ("differs", "unproven")
+    assert "of 28×28 pixels, not 32×32 as with qwen3-vl: correct the recipe's family" in finding.refused
+
+
 async def test_passing_faults_of_a_server_do_not_matter(stand_in: StandIn, prove: Prove) -> None:
     stand_in.set_faults(*({"kind": kind, "count": 2, "proof": True} for kind in ("503", "500", "reset")))
     assert (await prove(stand_in, "qwen2.5-vl")).is_proven

@@ -50,7 +50,13 @@ def find(recipe: Recipe, family: Family, sees: Sight, points: Pointing) -> Findi
         finding.refused = _other_space(finding)
     elif sees.verdict == "differs" and family.space == "pixels":
         finding.refused = f"{finding.advice}; boxes in pixels would lie elsewhere"
+    elif points.verdict == "unproven" and not points.why and _has_another_grid(sees, family):
+        finding.refused = f"{finding.advice}; its boxes fit drawn scenes in no space"
     return finding
+
+
+def _has_another_grid(sees: Sight, family: Family) -> bool:
+    return sees.verdict == "differs" and sees.grid not in (None, family.factor)
 
 
 def _sees(finding: Finding) -> str:
@@ -99,7 +105,7 @@ def _other_space(finding: Finding) -> str:
 def _differs(sees: Sight, recipe: Recipe, family: Family) -> str:
     """What the server does to images, and what to set."""
     pixels = family.factor**2
-    if sees.grid not in (None, family.factor):
+    if _has_another_grid(sees, family):
         return (
             f"its visual tokens are of {sees.grid}×{sees.grid} pixels, not {family.factor}×{family.factor} as with "
             f"{family.name}: correct the recipe's family"
