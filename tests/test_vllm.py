@@ -120,6 +120,19 @@ def test_the_server_is_proven(vllm: str) -> None:
     assert finding["points"]["mean_iou"] > 0.7  # of other scenes each time: about 0.98, less 0.08 for each missed shape
 
 
+def refused(url: str, recipe: Path) -> dict[str, Any]:
+    """The finding of the first proof that refuses.
+
+    Of images that are not on its grid the tiny model may know no shape: about one proof in twenty says "unproven".
+    """
+    for _ in range(5):
+        code, finding = proof_of(url, "--recipe", str(recipe))
+        assert code != 0, "never proven"
+        if code == 2:
+            return finding
+    raise AssertionError("five proofs refused nothing")
+
+
 def names_the_family(finding: dict[str, Any]) -> None:
     """By its boxes; or by its grid, as of images that are not on it the tiny model may know no shape."""
     if finding["points"]["verdict"] == "unproven":
@@ -133,9 +146,7 @@ def names_the_family(finding: dict[str, Any]) -> None:
 def test_a_recipe_with_another_family_is_refused(tmp_path: Path, vllm: str, family: str) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(yaml.safe_load(TINY_GROUNDER_RECIPE.read_text()) | {"family": family}))
-    code, finding = proof_of(vllm, "--recipe", str(recipe))
-    assert code == 2
-    names_the_family(finding)
+    names_the_family(refused(vllm, recipe))
 
 
 def test_a_smaller_budget_and_a_name_of_another_family_are_refused(tmp_path: Path) -> None:
@@ -151,8 +162,7 @@ def test_a_smaller_budget_and_a_name_of_another_family_are_refused(tmp_path: Pat
         del fields["family"]
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(yaml.safe_dump(fields))
-        code, finding = proof_of(url, "--recipe", str(recipe))
-        assert code == 2
+        finding = refused(url, recipe)
         assert finding["family"] == "qwen3-vl"
         names_the_family(finding)
         write_small_folder(tmp_path, 2, 1)
