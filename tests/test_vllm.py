@@ -146,7 +146,9 @@ def names_the_family(finding: dict[str, Any]) -> None:
 def test_a_recipe_with_another_family_is_refused(tmp_path: Path, vllm: str, family: str) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(yaml.safe_load(TINY_GROUNDER_RECIPE.read_text()) | {"family": family}))
-    names_the_family(refused(vllm, recipe))
+    finding = refused(vllm, recipe)
+    assert finding["family"] == family
+    names_the_family(finding)
 
 
 def test_a_smaller_budget_and_a_name_of_another_family_are_refused(tmp_path: Path) -> None:

@@ -33,10 +33,9 @@ def run(given: Mapping[str, Any], console: Console, _interrupts: Interrupts) -> 
     from vllm_annotate.report.summary import sentence
 
     found = fields_after_run(given, (*OPTIONS, "caption_column"))
-    unknown = (
-        {} if remembered_job(location(found["output"])) else {"caption_column": ""}
-    )  # the input may have no such column
-    job = job_of(unknown | found)
+    if not remembered_job(location(found["output"])):  # the input may have no column of the default name
+        found.setdefault("caption_column", "")
+    job = job_of(found)
     check_distinct(job.input, job.output)
     report = merge_and_publish(job, [], console.say)
     console.show(sentence(report))

@@ -51,15 +51,15 @@ def open_inside(
     `stopped` ends it. Raises UsageError if the file cannot be read.
     """
     name, stopped = name or name_of(where), stopped or threading.Event()
+    is_named = guess or image_column != DEFAULT_COLUMN
     if PACKED_TAR.search(name):
-        raise UsageError(f"input {str(where)!r} is a compressed tar: unpack it, as with gunzip")
+        raise _compressed(where)
     if isinstance(where, str):
         if where.lower().endswith(".tar"):
             return _in_tar(where, name, image_column, caption_column, rows, stopped)
         if not where.lower().endswith(PARQUET_SUFFIXES):
             return None
         copy = local_copy(where, state_folder() / "inputs", stopped)
-        is_named = guess or image_column != DEFAULT_COLUMN
         of = (where, copied_version(copy))
         return _in_parquet(copy, name, image_column, rows, of, prefixed=prefixed) if is_named else None
     where = where.expanduser()
@@ -67,7 +67,6 @@ def open_inside(
         return None
     if is_tar(where):
         return _in_tar(where, name, image_column, caption_column, rows, stopped)
-    is_named = guess or image_column != DEFAULT_COLUMN
     if not (is_named and is_parquet(where)):
         return None
     return _in_parquet(where, name, image_column, rows, (where, file_version(where)), prefixed=prefixed)
@@ -107,13 +106,17 @@ def _in_parquet(
     return ParquetImages(path, column, paths, name, *of)
 
 
+def _compressed(where: Path | str) -> UsageError:
+    return UsageError(f"input {str(where)!r} is a compressed tar: unpack it, as with gunzip")
+
+
 def _without_images(where: Path | str, broken: str) -> UsageError:
     if not broken:
         return EmptyInput(f"input {str(where)!r} has no images")
     if isinstance(where, Path):
         with where.open("rb") as file:
             if file.read(len(GZIP)) == GZIP:
-                return UsageError(f"input {str(where)!r} is a compressed tar: unpack it, as with gunzip")
+                return _compressed(where)
     return UsageError(f"input {str(where)!r} is truncated or corrupt ({broken:.200}): restore it")
 
 
