@@ -16,6 +16,7 @@ from datasets.table import embed_table_storage
 from tests.conftest import Job
 from vllm_annotate.errors import ImageFailure, UsageError
 from vllm_annotate.inputs.inside import Inside, open_inside
+from vllm_annotate.inputs.source import Source, check_source
 
 
 def opened(path: Path, column: str = "image_path") -> tuple[list[dict[str, Any]], Inside]:
@@ -174,3 +175,20 @@ def test_a_copy_has_the_content_of_its_file_and_another_file_has_not(tmp_path: P
     one, copy, other = (getattr(opened(path)[1], "content", None) for path in files)
     assert one == copy
     assert one != other
+
+
+def test_a_table_with_any_wrong_bytes_is_read_or_refused(tmp_path: Path, rng: random.Random) -> None:
+    path = tmp_path / "t.parquet"
+    rows = {"image_path": [f"{n}.jpg" for n in range(200)], "caption": ["c"] * 200, "l": [["a", "b"]] * 200}
+    pl.DataFrame(rows).write_parquet(path)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(150):
+        content = bytearray(whole)
+        for _ in range(rng.choice((1, 2, 8))):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        path.write_bytes(content)
+        try:
+            check_source(Source(path))
+        except UsageError:  # also where Polars panics
+            refused += 1
+    assert 0 < refused < 150
